@@ -1,0 +1,156 @@
+"""Parameters as flat named arrays, and the one safetensors file that holds them with their config.
+
+Three forms of the same parameters:
+  flat     {"visual.transformer.resblocks.0.ln_1.scale": [d], ...}: on disk, one entry a layer
+  nested   the same as nested dicts: what `reference` reads
+  stacked  flat, but "resblocks.ln_1.scale" [layers, d]: what the Flax modules hold
+Names are compared here, once: modules themselves would accept permuted layers without a word.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxclip.config import ClipConfig
+
+FORMAT = "jaxclip-1"
+Flat: TypeAlias = dict[str, np.ndarray]
+_LAYER = re.compile(r"^(.*\bresblocks)\.(\d+)\.(.*)$")
+_STACK = re.compile(r"^(.*\bresblocks)\.(.*)$")
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, leaf = path.split(".")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a.b": x}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat.update(flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def stack(flat: Mapping[str, np.ndarray]) -> Flat:
+    """One entry a layer -> one entry a stack, in the order of the layers' numbers.
+
+    ValueError when the layers of a stack are not numbered 0, 1, 2, ... without a gap.
+    """
+    stacked: Flat = {}
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    for path, value in flat.items():
+        match = _LAYER.match(path)
+        if match is None:
+            stacked[path] = value
+        else:
+            layers.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = value
+    for path, by_number in layers.items():
+        if sorted(by_number) != list(range(len(by_number))):
+            raise ValueError(
+                f"{path}: layers {sorted(by_number)} came, expected 0 to {len(by_number) - 1}; "
+                "the file is not a whole checkpoint"
+            )
+        stacked[path] = np.stack([by_number[i] for i in range(len(by_number))])
+    return stacked
+
+
+def unstack(stacked: Mapping[str, np.ndarray]) -> Flat:
+    """One entry a stack -> one entry a layer: the inverse of `stack`."""
+    flat: Flat = {}
+    for path, value in stacked.items():
+        match = _STACK.match(path)
+        if match is None:
+            flat[path] = value
+        else:
+            flat.update({f"{match[1]}.{i}.{match[2]}": layer for i, layer in enumerate(value)})
+    return flat
+
+
+def check(expected: Mapping[str, tuple[int, ...]], came: Mapping[str, np.ndarray]) -> None:
+    """ValueError listing every path that is missing (-), not expected (+) or of a wrong shape."""
+    faults = [f"- {path} {expected[path]}" for path in sorted(expected.keys() - came.keys())]
+    faults += [f"+ {path} {came[path].shape}" for path in sorted(came.keys() - expected.keys())]
+    for path in sorted(expected.keys() & came.keys()):
+        if tuple(came[path].shape) != tuple(expected[path]):
+            faults.append(f"{path}: shape {came[path].shape} came, {expected[path]} expected")
+    if faults:
+        raise ValueError("parameters do not fit the config: " + "; ".join(faults))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all; OSError when the disk does not take it."""
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    with replacing(path) as temporary:
+        try:
+            save_file(ordered, temporary, metadata)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"cannot write {path}: {error}; nothing was changed") from None
+
+
+def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
+    """All arrays of a safetensors file, copied, and its metadata; ValueError if it is not one."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}); expected a checkpoint that "
+            "jaxclip wrote"
+        ) from None
+
+
+def save(
+    path: Path, flat: Mapping[str, np.ndarray], config: ClipConfig, notes: Mapping[str, Any]
+) -> None:
+    """Write parameters (one entry a layer), their config and where they came from as one file."""
+    metadata = {"format": FORMAT, "config": config.to_json(), "notes": json.dumps(dict(notes))}
+    save_arrays(path, flat, metadata)
+
+
+def load(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
+    """(flat parameters in float32, config, notes) of a file that `save` wrote."""
+    arrays, metadata = load_arrays(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: format {metadata.get('format')!r} came, {FORMAT!r} is what this version "
+            "reads; use a checkpoint that this version of jaxclip wrote"
+        )
+    config = ClipConfig.from_json(metadata["config"])
+    wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return wide, config, json.loads(metadata.get("notes", "{}"))

@@ -1,0 +1,1 @@
+"""Where pictures with words come from, and how they become batches."""

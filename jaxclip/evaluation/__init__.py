@@ -1,0 +1,1 @@
+"""How well a model does: zero-shot, retrieval and linear probe, with the released prompts."""

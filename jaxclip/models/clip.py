@@ -1,0 +1,110 @@
+"""The whole model: two towers and a temperature (`clip/model.py: CLIP`), to and from flat arrays."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclip import checkpoint
+from jaxclip.config import ClipConfig
+from jaxclip.losses import l2_normalize
+from jaxclip.models.layers import Numerics
+from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
+from jaxclip.models.vit import VisionTransformer
+
+Array = jax.Array
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
+
+
+class Clip(nnx.Module):
+    """Image tower, text tower and the log temperature; a pytree that goes straight into jax.jit."""
+
+    def __init__(
+        self,
+        config: ClipConfig,
+        *,
+        rngs: nnx.Rngs,
+        remat: bool = True,
+        numerics: Numerics = Numerics(),
+    ) -> None:
+        towers = {"numerics": numerics, "rngs": rngs}
+        self.visual = VisionTransformer(config, remat=remat, **towers)
+        self.text = (
+            ContinuousBagOfWords(config, **towers)
+            if config.text.kind == "cbow"
+            else TextTransformer(config, remat=remat, **towers)
+        )
+        self.logit_scale = nnx.Param(jnp.float32(INITIAL_LOGIT_SCALE))
+        self.config = config
+
+    def encode_image(self, images: Array) -> Array:
+        """images [n, h, w, c] -> image_features [n, e], not normalised."""
+        return self.visual(images)[0]
+
+    def encode_text(self, tokens: Array) -> Array:
+        """tokens [n, l] -> text_features [n, e], not normalised."""
+        return self.text(tokens)[0]
+
+    def embed(self, images: Array, tokens: Array) -> tuple[Array, Array]:
+        """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32."""
+        image_features, text_features = self.encode_image(images), self.encode_text(tokens)
+        wide = jnp.promote_types(image_features.dtype, jnp.float32)
+        I_e = l2_normalize(image_features.astype(wide))
+        return I_e, l2_normalize(text_features.astype(wide))
+
+    def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
+        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], its transpose)."""
+        I_e, T_e = self.embed(images, tokens)
+        logits_per_image = jnp.exp(self.logit_scale[...]) * I_e @ T_e.T
+        return logits_per_image, logits_per_image.T
+
+
+def create(
+    config: ClipConfig, seed: int = 0, *, remat: bool = True, numerics: Numerics = Numerics()
+) -> Clip:
+    """A model with fresh random weights, initialised as the released code does."""
+    make = jax.jit(lambda key: Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics))
+    return make(jax.random.key(seed))
+
+
+def abstract(
+    config: ClipConfig, *, remat: bool = True, numerics: Numerics = Numerics()
+) -> Clip:
+    """A model whose leaves are shapes: no weight is drawn, no memory taken."""
+    return nnx.eval_shape(
+        lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics)
+    )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+    return ".".join(part.lstrip(".") for part in parts if part not in (".value", "value"))
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments): stacked."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def to_flat(tree: Any) -> checkpoint.Flat:
+    """A model's (or a gradient's) arrays by official name, one entry a layer, as NumPy."""
+    stacked = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+    return checkpoint.unstack(stacked)
+
+
+def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
+    """Fill a tree shaped like `like` (a model or `abstract` one) from arrays by official name.
+
+    ValueError lists every path that is missing, unknown or of the wrong shape.
+    """
+    stacked = checkpoint.stack(flat)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    expected = {_name(path): leaf for path, leaf in leaves}
+    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, stacked)
+    filled = [jnp.asarray(stacked[name], leaf.dtype) for name, leaf in expected.items()]
+    return jax.tree_util.tree_unflatten(structure, filled)

@@ -1,0 +1,73 @@
+"""The Vision Transformer image tower (`clip/model.py: VisionTransformer`; paper section 2.4)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclip.config import ClipConfig
+from jaxclip.models.layers import LayerNorm, Numerics, Transformer, normal
+
+Array = jax.Array
+
+
+class PatchConvolution(nnx.Module):
+    """Convolution whose stride is its size, without bias, as one matrix product."""
+
+    def __init__(self, patch: int, width: int, *, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        fan_in = patch * patch * 3
+        self.kernel = normal(rngs, (patch, patch, 3, width), (3 * fan_in) ** -0.5)
+        self.numerics = numerics
+
+    def __call__(self, images: Array) -> Array:
+        """images [n, h, w, c] -> [n, patches, d], patches row by row."""
+        n, h, w, c = images.shape
+        kernel = self.kernel[...]
+        p, d = kernel.shape[0], kernel.shape[-1]
+        x = images.reshape(n, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(n, (h // p) * (w // p), p * p * c)  # [n, patches, ppc]
+        return self.numerics.dot(x, kernel.reshape(p * p * c, d))
+
+
+class VisionTransformer(nnx.Module):
+    """Patches and a class token, normalised before the blocks; the class token is projected."""
+
+    def __init__(
+        self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
+    ) -> None:
+        v = config.vision
+        std = v.width**-0.5
+        self.conv1 = PatchConvolution(v.patch_size, v.width, numerics=numerics, rngs=rngs)
+        self.class_embedding = normal(rngs, (v.width,), std)
+        self.positional_embedding = normal(rngs, (v.tokens, v.width), std)
+        self.ln_pre = LayerNorm(v.width)
+        self.transformer = Transformer(
+            v.width,
+            v.heads,
+            v.layers,
+            config.activation,
+            remat=remat,
+            numerics=numerics,
+            rngs=rngs,
+        )
+        self.ln_post = LayerNorm(v.width)
+        self.proj = normal(rngs, (v.width, config.embed_dim), std)
+        self.numerics = numerics
+
+    def __call__(
+        self, images: Array, *, intermediates: bool = False
+    ) -> tuple[Array, dict[str, Array]]:
+        """images [n, h, w, c] -> (image_features [n, e], named intermediates or an empty dict).
+
+        Intermediates: `stem` [n, l, d] (what the first block sees), `hidden` [layers, n, l, d],
+        `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection).
+        """
+        x = self.conv1(images)  # [n, p, d]
+        n, _, d = x.shape
+        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (n, 1, d))
+        x = jnp.concatenate([first, x], axis=1)  # [n, l, d]
+        stem = self.ln_pre(x + self.positional_embedding[...].astype(x.dtype))
+        x, seen = self.transformer(stem, intermediates=intermediates)
+        pooled = self.ln_post(x[:, 0])  # [n, d]
+        if intermediates:
+            seen = {"stem": stem, **seen, "pooled": pooled}
+        return self.numerics.dot(pooled, self.proj[...]), seen  # [n, e]

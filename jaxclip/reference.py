@@ -1,0 +1,380 @@
+"""CLIP in NumPy, to be read beside the paper and to judge every other implementation in float64.
+
+The paper is Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+Supervision", arXiv 2103.00020. The file opens with its pseudocode (Figure 3), goes on with the
+two towers that the pseudocode calls, then their blocks, then the primitives.
+
+Parameters are a nested dict whose keys are the official ones. The dtype of a result is that of
+the inputs. Nothing is written in place and no branch looks at a value, so that the functions also
+run, unchanged, with `np` replaced by `jax.numpy`, under `jax.jit` and `jax.grad`.
+
+Letters in shapes: n batch, h w c image, p patches, l m tokens, d width, a heads, k per-head
+width, e joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+Params = dict[str, Any]
+Taps = dict[str, Array] | None
+
+
+# The pseudocode: Figure 3 -------------------------------------------------------------------------
+
+
+def figure_3(
+    images: Array,  # [n, h, w, c], minibatch of aligned images
+    texts: Array,  # [n, l], minibatch of aligned texts
+    image_encoder: Callable[[Array], Array],  # ResNet or Vision Transformer
+    text_encoder: Callable[[Array], Array],  # CBOW or Text Transformer
+    W_i: Array,  # [d_i, e], learned projection of image to embedding
+    W_t: Array,  # [d_t, e], learned projection of text to embedding
+    t: Array,  # [], learned temperature parameter
+) -> Array:
+    """Figure 3, whole: from a minibatch of pairs to the loss; its second half is the next function.
+
+    The paper keeps the projections W_i and W_t outside the encoders. The released code has them
+    inside (`visual.proj`, `text_projection`), and so have the towers below.
+    """
+    # extract feature representations of each modality
+    I_f = image_encoder(images)  # [n, d_i]
+    T_f = text_encoder(texts)  # [n, d_t]
+
+    # joint multimodal embedding
+    I_e = l2_normalize(I_f @ W_i, axis=1)  # [n, e]
+    T_e = l2_normalize(T_f @ W_t, axis=1)  # [n, e]
+
+    return contrastive_loss(I_e, T_e, t)
+
+
+def contrastive_loss(image_embeds: Array, text_embeds: Array, logit_scale: Array | float) -> Array:
+    """Symmetric cross-entropy over the pairwise similarities of n aligned pairs (Figure 3).
+
+    Args:
+        image_embeds: I_e [n, e], of unit length.
+        text_embeds: T_e [n, e], of unit length; row i belongs to image i.
+        logit_scale: t, the logarithm of what the similarities are multiplied by.
+
+    Returns:
+        The loss, a scalar.
+
+    Example:
+        >>> pairs = np.eye(4)
+        >>> round(float(contrastive_loss(pairs, pairs, 0.0)), 4)
+        0.7437
+    """
+    I_e, T_e = image_embeds, text_embeds
+    n = I_e.shape[0]
+    t = np.asarray(logit_scale, dtype=I_e.dtype)
+
+    # scaled pairwise cosine similarities: row i is an image, column j a text
+    logits = I_e @ T_e.T * np.exp(t)  # [n, n]
+
+    # symmetric loss function. `axis` is the softmax's: loss_i picks the image of each text, loss_t
+    # the text of each image. openai/CLIP ships no loss; after its names the latter, the rows of
+    # logits_per_image, is the image's loss (so in Hugging Face's code). The mean is the same.
+    labels = np.arange(n)  # [n]
+    loss_i = cross_entropy_loss(logits, labels, axis=0)
+    loss_t = cross_entropy_loss(logits, labels, axis=1)
+    loss = (loss_i + loss_t) / 2
+    return loss
+
+
+def contrastive_loss_gradient(
+    image_embeds: Array, text_embeds: Array, logit_scale: Array | float
+) -> tuple[Array, Array, Array]:
+    """The gradient of `contrastive_loss`, derived by hand.
+
+    Write S = I_e T_e^T [n, n], L = exp(t) S for the logits, P for the softmax of L along axis 0
+    (each column sums to one) and Q for the softmax along axis 1 (each row does).
+
+    1. loss_i = mean_j (log sum_i exp L_ij - L_jj), so d loss_i / dL = (P - 1) / n, where 1 is
+       the identity; likewise d loss_t / dL = (Q - 1) / n, and the mean of the two is
+           G = dloss / dL = (P + Q - 2 * 1) / 2n.
+    2. L_ij = exp(t) sum_e I_ie T_je, so
+           dloss / dI_e = exp(t) G T_e        and        dloss / dT_e = exp(t) G^T I_e.
+    3. dL_ij / dt = L_ij, so dloss / dt = sum_ij G_ij L_ij.
+
+    The embeddings count as free variables: the step through `l2_normalize` is not included.
+
+    Returns:
+        dloss / dI_e [n, e], dloss / dT_e [n, e] and dloss / dt, a scalar.
+    """
+    I_e, T_e = image_embeds, text_embeds
+    n = I_e.shape[0]
+    t = np.asarray(logit_scale, dtype=I_e.dtype)
+    L = I_e @ T_e.T * np.exp(t)  # [n, n]
+    P = softmax(L, axis=0)
+    Q = softmax(L, axis=1)
+    G = (P + Q - 2 * np.eye(n, dtype=I_e.dtype)) / (2 * n)  # [n, n]
+    return np.exp(t) * G @ T_e, np.exp(t) * G.T @ I_e, np.sum(G * L)
+
+
+# The model and its towers -------------------------------------------------------------------------
+
+
+def clip(
+    images: Array,
+    tokens: Array,
+    params: Params,
+    *,
+    vision_heads: int,
+    text_heads: int,
+    activation: str = "quick_gelu",
+) -> tuple[Array, Array]:
+    """Every image against every text: cosine similarities times exp(logit_scale).
+
+    Args:
+        images: [n, h, w, c], preprocessed.
+        tokens: [m, l], token ids.
+        params: the whole model: `visual`, `text` and `logit_scale`.
+        vision_heads, text_heads: attention heads; d / 64 in the released models.
+        activation: a key of `ACTIVATIONS`.
+
+    Returns:
+        logits_per_image [n, m] and its transpose, logits_per_text [m, n].
+    """
+    visual, text = params["visual"], params["text"]
+    image_features = vision_transformer(images, visual, heads=vision_heads, activation=activation)
+    if "transformer" in text:
+        text_features = text_transformer(tokens, text, heads=text_heads, activation=activation)
+    else:
+        text_features = continuous_bag_of_words(tokens, text)
+    image_embeds = l2_normalize(image_features)  # [n, e]
+    text_embeds = l2_normalize(text_features)  # [m, e]
+    logits_per_image = image_embeds @ text_embeds.T * np.exp(params["logit_scale"])  # [n, m]
+    return logits_per_image, logits_per_image.T
+
+
+def vision_transformer(
+    images: Array, params: Params, *, heads: int, activation: str = "quick_gelu", taps: Taps = None
+) -> Array:
+    """The image tower: Dosovitskiy et al. 2020 (arXiv 2010.11929) with one more layer norm.
+
+    The addition, `ln_pre`, is CLIP's (section 2.4).
+
+    Args:
+        images: [n, h, w, c], preprocessed.
+        params: the branch `visual`.
+        heads, activation: of a block; `ACTIVATIONS` has the names.
+        taps: a dict to be filled with the named stages, in order.
+
+    Returns:
+        image_features [n, e], not normalised.
+    """
+    taps = {} if taps is None else taps
+    kernel = params["conv1"]["kernel"]  # [patch, patch, c, d]
+    patch, width = kernel.shape[0], kernel.shape[-1]
+
+    # a convolution whose stride is its size is one matrix product for each patch; it has no bias
+    x = patchify(images, patch) @ kernel.reshape(-1, width)  # [n, p, d]
+    taps["conv1"] = x
+    class_token = np.broadcast_to(params["class_embedding"], (x.shape[0], 1, width))
+    x = np.concatenate([class_token, x], axis=1)  # [n, 1 + p, d]
+    x = x + params["positional_embedding"]
+    x = layer_norm(x, **params["ln_pre"])
+    taps["stem"] = x
+    x = transformer(x, params["transformer"], heads, activation, mask=None, taps=taps)
+    x = layer_norm(x[:, 0], **params["ln_post"])  # [n, d], the class token
+    taps["ln_post"] = x
+    x = x @ params["proj"]  # [n, e]
+    taps["features"] = x
+    return x
+
+
+def text_transformer(
+    tokens: Array, params: Params, *, heads: int, activation: str = "quick_gelu", taps: Taps = None
+) -> Array:
+    """The text tower: a causal transformer read at the end-of-text token (section 2.4).
+
+    Texts may be shorter than the context the model was trained with: attention is causal, so
+    what follows the end of a text cannot change its features, and there is no padding mask.
+
+    Args:
+        tokens: [n, l] token ids, l at most the context length.
+        params: the branch `text`.
+        heads, activation, taps: as in `vision_transformer`.
+
+    Returns:
+        text_features [n, e], not normalised.
+    """
+    taps = {} if taps is None else taps
+    n, length = tokens.shape
+    x = np.take(params["token_embedding"]["embedding"], tokens, axis=0)  # [n, l, d]
+    x = x + params["positional_embedding"][:length]
+    taps["stem"] = x
+    mask = np.tri(length, dtype=bool)  # [l, m], true where token l may look at token m <= l
+    x = transformer(x, params["transformer"], heads, activation, mask=mask, taps=taps)
+    x = layer_norm(x, **params["ln_final"])
+    taps["ln_final"] = x
+    x = x[np.arange(n), end_of_text(tokens)]  # [n, d]
+    x = x @ params["text_projection"]  # [n, e]
+    taps["features"] = x
+    return x
+
+
+def continuous_bag_of_words(tokens: Array, params: Params, *, taps: Taps = None) -> Array:
+    """The other text encoder that Figure 3 names: a projected mean of word embeddings.
+
+    The paper says "CBOW" and no more. We chose: the mean over the positions from the start token
+    up to and including the first end-of-text, then the projection; no positional embedding, no
+    layer norm, no bias.
+
+    Args:
+        tokens: [n, l] token ids.
+        params: the branch `text`, of which `token_embedding` and `text_projection`.
+        taps: a dict to be filled with the named stages, in order.
+
+    Returns:
+        text_features [n, e], not normalised.
+    """
+    taps = {} if taps is None else taps
+    x = np.take(params["token_embedding"]["embedding"], tokens, axis=0)  # [n, l, d]
+    taps["stem"] = x
+    in_text = np.arange(tokens.shape[1]) <= end_of_text(tokens)[:, None]  # [n, l]
+    x = np.mean(x, axis=1, where=in_text[:, :, None])  # [n, d]
+    taps["mean"] = x
+    x = x @ params["text_projection"]  # [n, e]
+    taps["features"] = x
+    return x
+
+
+def end_of_text(tokens: Array) -> Array:
+    """The position [n] of the first end-of-text in tokens [n, l]: its id is the largest of all."""
+    return np.argmax(tokens, axis=1)
+
+
+# Blocks -------------------------------------------------------------------------------------------
+
+
+def transformer(
+    x: Array, params: Params, heads: int, activation: str, mask: Array | None, taps: dict
+) -> Array:
+    """Residual attention blocks, one after the other: [n, l, d] -> [n, l, d]."""
+    blocks = params["resblocks"]
+    for i in range(len(blocks)):  # by number: sorted as strings, "10" would come before "2"
+        x = residual_attention_block(x, blocks[str(i)], heads, activation, mask)
+        taps[f"block.{i}"] = x
+    return x
+
+
+def residual_attention_block(
+    x: Array, params: Params, heads: int, activation: str, mask: Array | None = None
+) -> Array:
+    """Pre-norm: each half adds to x what it makes of the normalised x; [n, l, d] -> [n, l, d]."""
+    x = x + attention(layer_norm(x, **params["ln_1"]), params["attn"], heads, mask)
+    x = x + mlp(layer_norm(x, **params["ln_2"]), params["mlp"], activation)
+    return x
+
+
+def attention(x: Array, params: Params, heads: int, mask: Array | None = None) -> Array:
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2): [n, l, d] -> [n, l, d].
+
+    `mask` [l, m] is true where token l may attend to token m. In the packed projection the
+    outputs lie as all of q, then all of k, then all of v, each split into heads in turn.
+    """
+    n, length, width = x.shape
+    qkv = x @ params["in_proj_kernel"] + params["in_proj_bias"]  # [n, l, 3d]
+    qkv = qkv.reshape(n, length, 3, heads, width // heads)  # [n, l, 3, a, k]
+    q, k, v = np.moveaxis(qkv, (2, 3), (0, 2))  # 3 times [n, a, l, k]
+    scores = q @ np.swapaxes(k, -1, -2) * (width // heads) ** -0.5  # [n, a, l, m]
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    x = softmax(scores, axis=-1) @ v  # [n, a, l, k]
+    x = np.moveaxis(x, 1, 2).reshape(n, length, width)  # [n, l, d]
+    return x @ params["out_proj"]["kernel"] + params["out_proj"]["bias"]
+
+
+def mlp(x: Array, params: Params, activation: str) -> Array:
+    """Two layers, four times as wide inside as outside: [..., d] -> [..., d]."""
+    x = x @ params["c_fc"]["kernel"] + params["c_fc"]["bias"]  # [..., 4d]
+    x = ACTIVATIONS[activation](x)
+    return x @ params["c_proj"]["kernel"] + params["c_proj"]["bias"]  # [..., d]
+
+
+def patchify(images: Array, patch: int) -> Array:
+    """Cut images [n, h, w, c] into squares, row by row: [n, p, patch * patch * c].
+
+    What is left over at the right and at the bottom is dropped, as a convolution drops it.
+    """
+    n, h, w, c = images.shape
+    rows, columns = h // patch, w // patch
+    x = images[:, : rows * patch, : columns * patch]
+    x = x.reshape(n, rows, patch, columns, patch, c)
+    x = np.swapaxes(x, 2, 3)  # [n, rows, columns, patch, patch, c]
+    return x.reshape(n, rows * columns, patch * patch * c)
+
+
+# Primitives ---------------------------------------------------------------------------------------
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-5) -> Array:
+    """Ba et al. 2016 (arXiv 1607.06450) over the last axis, with the released code's epsilon."""
+    mean = np.mean(x, axis=-1, keepdims=True)
+    variance = np.mean((x - mean) ** 2, axis=-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + eps) * scale + bias
+
+
+def l2_normalize(x: Array, axis: int = -1) -> Array:
+    """x divided by its Euclidean length; no epsilon, as in the released code."""
+    return x / np.sqrt(np.sum(x**2, axis=axis, keepdims=True))
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """The logarithm of `softmax`; taking the maximum off first keeps exp from overflowing."""
+    x = x - np.max(x, axis=axis, keepdims=True)
+    return x - np.log(np.sum(np.exp(x), axis=axis, keepdims=True))
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """exp(x) divided by its sum along `axis`; a score of minus infinity gets weight zero."""
+    x = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    return x / np.sum(x, axis=axis, keepdims=True)
+
+
+def cross_entropy_loss(logits: Array, labels: Array, axis: int) -> Array:
+    """Mean of -log softmax(logits) at the labels; the classes of logits [n, n] lie along `axis`."""
+    log_probabilities = log_softmax(logits, axis=axis)
+    return -np.mean(np.take_along_axis(log_probabilities, np.expand_dims(labels, axis), axis))
+
+
+def quick_gelu(x: Array) -> Array:
+    """x sigmoid(1.702 x), the activation of all released models (clip/model.py: QuickGELU)."""
+    return x * np.exp(-np.logaddexp(0, -1.702 * x))  # log sigmoid(z) = -log(1 + exp(-z))
+
+
+def gelu(x: Array) -> Array:
+    """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    return x * (1 + erf(x / 2**0.5)) / 2
+
+
+def gelu_tanh(x: Array) -> Array:
+    """The approximation to `gelu` of the same paper's section 2; the default of `jax.nn.gelu`."""
+    return x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+
+
+def erf(x: Array) -> Array:
+    """The error function, which NumPy lacks, to 1e-15 in float64.
+
+    erf(x) = 2/pi integral_0^inf exp(-s^2) sin(2xs) / s ds. The trapezoidal rule with step pi/12
+    turns the integral into
+
+        erf(x) = x/6 + 2/pi sum_{i>=1} exp(-(i pi/12)^2) sin(i pi x/6) / i,
+
+    the Fourier series of a function that equals erf but for its neighbour's tail, erfc(12 - |x|),
+    and rounding. Beyond 6, where erf is within 2e-17 of 1, x is clipped; term 25 is below 1e-20.
+    """
+    x = np.clip(x, -6, 6)
+    total = x / 6
+    for i in range(1, 25):
+        weight = 2 / (np.pi * i) * np.e ** -((i * np.pi / 12) ** 2)
+        total = total + weight * np.sin(i * np.pi / 6 * x)
+    return total
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh}

@@ -1,0 +1,1 @@
+"""The paper's optimiser, one training step in its several forms, and the loop around it."""
