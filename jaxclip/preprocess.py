@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxclip.pictures import open_image as open_image  # half of what users come here for
+from jaxclip.pictures import (
+    open_image as open_image,
+)  # file to picture; the rest: picture to pixels
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# A resized picture with more pixels than this is never made: only its middle square is computed.
+# An enlarged picture of more pixels than this is never made: only its middle square is computed.
 _MOST_PIXELS = 1 << 24
 _MOST_STEPS = 1 << 24  # beyond, Pillow's own result would take gigabytes
 
@@ -57,7 +59,7 @@ def _thin_square(
     used = image.crop((left, top, int(x.max()) + 1, int(y.max()) + 1))
     pixels = np.asarray(used).T  # [w, h]
     if image.mode == "I;16B":
-        pixels = pixels.view("<u2")  # so does Pillow, which mixes the bytes of these up
+        pixels = pixels.view("<u2")  # as Pillow reads them, the wrong way round
     columns = _weigh(pixels, x - left, x_weights).T  # [h, size]
     square = _weigh(columns, y - top, y_weights)  # [size, size]
     # Pillow makes a picture of this mode, with its palette; then the pixels are put into it.
@@ -111,7 +113,7 @@ def _weigh(pixels: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.nd
         total = np.clip(total >> 22, 0, 255)
     elif pixels.dtype.kind in "iu":  # halves go away from zero
         total = np.trunc(total + np.copysign(0.5, total))
-        if pixels.dtype.kind == "u":
+        if pixels.dtype.kind == "u":  # 16 bits; Pillow before 13 lets what is above 65535 wrap
             total = np.clip(total, 0, 65535)
     with np.errstate(invalid="ignore"):  # 32-bit values may overflow; Pillow lets them
         return total.astype(pixels.dtype)

@@ -51,6 +51,148 @@ class _Patterns(NamedTuple):
     white_space: Any
 
 
+def _byte_letters() -> dict[str, int]:
+    """The letter that spells each byte in the merges, in the order of the ids.
+
+    Visible Latin-1 characters spell themselves and come first; the others, which could not be seen
+    in a text file, follow as the characters from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    spelled = {chr(byte): byte for byte in visible}
+    return spelled | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+@cache
+def _tables() -> _Tables:
+    letters = _byte_letters()
+    spelled = [*letters, *(letter + _END_OF_WORD for letter in letters)]
+    ids = {token: number for number, token in enumerate(spelled)}
+    pieces = [bytes([byte]) for byte in letters.values()]
+    pieces += [piece + _END_OF_WORD.encode() for piece in pieces]
+    merges = {}
+    for line in gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines():
+        left, right = line.split(" ")
+        pair = ids[left], ids[right]
+        merges[pair] = ids[left + right] = len(pieces)
+        pieces.append(pieces[pair[0]] + pieces[pair[1]])
+    pieces += [mark.encode() for mark in _SPECIALS]
+    by_byte = {byte: number for number, byte in enumerate(letters.values())}
+    byte_ids = [by_byte[byte] for byte in range(256)]
+    return _Tables([*byte_ids, *(256 + number for number in byte_ids)], merges, pieces)
+
+
+@cache
+def _patterns() -> _Patterns:
+    import regex  # here and not above: nothing is loaded before it is used
+
+    return _Patterns(
+        split=regex.compile(_SPLIT, regex.IGNORECASE),
+        plain=regex.compile(_PLAIN),
+        white_space=regex.compile(r"\s+"),
+    )
+
+
+def _clean(text: str) -> str:
+    """Repair the text, undo HTML escapes, collapse white space to single spaces, lower the case."""
+    patterns = _patterns()
+    if patterns.plain.fullmatch(text):
+        return " ".join(text.split()).lower()
+    import ftfy  # here: plain text does not wait for it to load
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
+    return str(patterns.white_space.sub(" ", text)).strip().lower()
+
+
+def _merge(word: bytes) -> list[int]:
+    """Byte-pair encoding of a word: join the pair of the best (earliest) merge until none is left.
+
+    A heap holds (merged id, place) of every pair that can be joined, so that a long run of letters
+    does not cost its square. No merge makes a better one possible: its parts are always older.
+    """
+    byte_ids, merges, _ = _tables()
+    ids = [byte_ids[byte] for byte in word[:-1]]
+    ids.append(byte_ids[256 + word[-1]])
+    ids.append(_GONE)  # a sentinel after the end and, as ids[-1], before the start
+    after = [*range(1, len(ids)), 0]  # the places of the neighbours that are left
+    before = list(range(-1, len(ids) - 1))
+    heap = [(merges[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in merges]
+    heapify(heap)
+    while heap:
+        merged, left = heappop(heap)
+        right = after[left]
+        if merges.get((ids[left], ids[right])) != merged:
+            continue  # one of the two has been joined to another in the meantime
+        ids[left], ids[right] = merged, _GONE
+        after[left] = after[right]
+        before[after[right]] = left
+        for start in (before[left], left):
+            pair = ids[start], ids[after[start]]
+            if pair in merges:
+                heappush(heap, (merges[pair], start))
+    return [token for token in ids if token != _GONE]
+
+
+@lru_cache(maxsize=1 << 16)
+def _chunk_ids(chunk: str) -> tuple[int, ...]:
+    """The ids of a piece of clean text without white space."""
+    ids: list[int] = []
+    for word in _patterns().split.findall(chunk):
+        if word in _SPECIALS:
+            ids.append(_SPECIALS[word])
+        else:
+            ids.extend(_merge(word.encode("utf-8")))
+    return tuple(ids)
+
+
+def encode(text: str) -> list[int]:
+    """Turn one text into its ids, without the start and end marks.
+
+    As in the released tokenizer, a mark spelled out in the text ("<|endoftext|>") becomes the id of
+    that mark: in a stranger's caption it ends the caption early.
+
+    Args:
+        text: any text; empty text gives an empty list.
+
+    Returns:
+        Ids, each in `[0, VOCAB_SIZE)`.
+
+    Raises:
+        ValueError: `text` is not a str.
+
+    >>> encode("a photo of a cat")
+    [320, 1125, 539, 320, 2368]
+
+    Source: clip/simple_tokenizer.py: SimpleTokenizer.encode.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text is {type(text).__name__}; expected str")
+    ids: list[int] = []
+    # No alternative of the split reaches over white space, so it may be done chunk by chunk.
+    for chunk in _clean(text).split(" "):
+        ids.extend(_chunk_ids(chunk))
+    return ids
+
+
+def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, np.ndarray):
+        texts = texts.tolist()
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, (list, tuple)):
+        kind = type(texts).__name__
+        raise ValueError(f"texts is {kind}; expected a str or a list of str (try list(texts))")
+    return texts
+
+
+def _too_long(number: int, text: str, came: int, fit: int) -> str:
+    start = text if len(text) <= 40 else text[:37] + "..."
+    return (
+        f"texts[{number}] ({start!r}) is too long: {came} tokens with the two marks, "
+        f"but only {fit} fit; shorten it or pass truncate=True"
+    )
+
+
 def tokenize(
     texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
 ) -> np.ndarray:
@@ -93,35 +235,6 @@ def tokenize(
     return tokens
 
 
-def encode(text: str) -> list[int]:
-    """Turn one text into its ids, without the start and end marks.
-
-    As in the released tokenizer, a mark spelled out in the text ("<|endoftext|>") becomes the id of
-    that mark: in a stranger's caption it ends the caption early.
-
-    Args:
-        text: any text; empty text gives an empty list.
-
-    Returns:
-        Ids, each in `[0, VOCAB_SIZE)`.
-
-    Raises:
-        ValueError: `text` is not a str.
-
-    >>> encode("a photo of a cat")
-    [320, 1125, 539, 320, 2368]
-
-    Source: clip/simple_tokenizer.py: SimpleTokenizer.encode.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"text is {type(text).__name__}; expected str")
-    ids: list[int] = []
-    # No alternative of the split reaches over white space, so it may be done chunk by chunk.
-    for chunk in _clean(text).split(" "):
-        ids.extend(_chunk_ids(chunk))
-    return ids
-
-
 def decode(ids: Iterable[int]) -> str:
     """Turn ids back into text: lower case, a space after each word, marks spelled out.
 
@@ -148,116 +261,3 @@ def decode(ids: Iterable[int]) -> str:
             )
         joined.append(pieces[token])
     return b"".join(joined).decode("utf-8", errors="replace").replace(_END_OF_WORD, " ")
-
-
-def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, np.ndarray):
-        texts = texts.tolist()
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, (list, tuple)):
-        kind = type(texts).__name__
-        raise ValueError(f"texts is {kind}; expected a str or a list of str (try list(texts))")
-    return texts
-
-
-def _too_long(number: int, text: str, came: int, fit: int) -> str:
-    start = text if len(text) <= 40 else text[:37] + "..."
-    return (
-        f"texts[{number}] ({start!r}) is too long: {came} tokens with the two marks, "
-        f"but only {fit} fit; shorten it or pass truncate=True"
-    )
-
-
-def _clean(text: str) -> str:
-    """Repair the text, undo HTML escapes, collapse white space to single spaces, lower the case."""
-    patterns = _patterns()
-    if patterns.plain.fullmatch(text):
-        return " ".join(text.split()).lower()
-    import ftfy  # here: plain text does not wait for it to load
-
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
-    return str(patterns.white_space.sub(" ", text)).strip().lower()
-
-
-@lru_cache(maxsize=1 << 16)
-def _chunk_ids(chunk: str) -> tuple[int, ...]:
-    """The ids of a piece of clean text without white space."""
-    ids: list[int] = []
-    for word in _patterns().split.findall(chunk):
-        if word in _SPECIALS:
-            ids.append(_SPECIALS[word])
-        else:
-            ids.extend(_merge(word.encode("utf-8")))
-    return tuple(ids)
-
-
-def _merge(word: bytes) -> list[int]:
-    """Byte-pair encoding of a word: join the pair of the best (earliest) merge until none is left.
-
-    A heap holds (merged id, place) of every pair that can be joined, so that a long run of letters
-    does not cost its square. No merge makes a better one possible: its parts are always older.
-    """
-    byte_ids, merges, _ = _tables()
-    ids = [byte_ids[byte] for byte in word[:-1]]
-    ids.append(byte_ids[256 + word[-1]])
-    ids.append(_GONE)  # a sentinel after the end and, as ids[-1], before the start
-    after = [*range(1, len(ids)), 0]  # the places of the neighbours that are left
-    before = list(range(-1, len(ids) - 1))
-    heap = [(merges[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in merges]
-    heapify(heap)
-    while heap:
-        merged, left = heappop(heap)
-        right = after[left]
-        if merges.get((ids[left], ids[right])) != merged:
-            continue  # one of the two has been joined to another in the meantime
-        ids[left], ids[right] = merged, _GONE
-        after[left] = after[right]
-        before[after[right]] = left
-        for start in (before[left], left):
-            pair = ids[start], ids[after[start]]
-            if pair in merges:
-                heappush(heap, (merges[pair], start))
-    return [token for token in ids if token != _GONE]
-
-
-@cache
-def _patterns() -> _Patterns:
-    import regex  # here and not above: nothing is loaded before it is used
-
-    return _Patterns(
-        split=regex.compile(_SPLIT, regex.IGNORECASE),
-        plain=regex.compile(_PLAIN),
-        white_space=regex.compile(r"\s+"),
-    )
-
-
-@cache
-def _tables() -> _Tables:
-    letters = _byte_letters()
-    spelled = [*letters, *(letter + _END_OF_WORD for letter in letters)]
-    ids = {token: number for number, token in enumerate(spelled)}
-    pieces = [bytes([byte]) for byte in letters.values()]
-    pieces += [piece + _END_OF_WORD.encode() for piece in pieces]
-    merges = {}
-    for line in gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines():
-        left, right = line.split(" ")
-        pair = ids[left], ids[right]
-        merges[pair] = ids[left + right] = len(pieces)
-        pieces.append(pieces[pair[0]] + pieces[pair[1]])
-    pieces += [mark.encode() for mark in _SPECIALS]
-    by_byte = {byte: number for number, byte in enumerate(letters.values())}
-    byte_ids = [by_byte[byte] for byte in range(256)]
-    return _Tables([*byte_ids, *(256 + number for number in byte_ids)], merges, pieces)
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letter that spells each byte in the merges, in the order of the ids.
-
-    Visible Latin-1 characters spell themselves and come first; the others, which could not be seen
-    in a text file, follow as the characters from U+0100 on.
-    """
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    spelled = {chr(byte): byte for byte in visible}
-    return spelled | {chr(256 + place): byte for place, byte in enumerate(hidden)}

@@ -41,8 +41,11 @@ def picture(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
         return Image.fromarray(dice.normal(100, 120, (height, width)).astype(np.float32))
     if mode == "I":
         return Image.fromarray(dice.integers(-99, 70_000, (height, width), dtype=np.int32))
-    bytes_a_pixel = 2 if mode.startswith("I;16") else len(Image.new(mode, (1, 1)).getbands())
-    image = Image.frombytes(mode, (width, height), dice.bytes(width * height * bytes_a_pixel))
+    if mode.startswith("I;16"):  # above 255 all turns white in RGB
+        values = dice.integers(0, 600, (height, width)).astype("<u2")
+        return Image.frombytes(mode, (width, height), values.tobytes())
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    image = Image.frombytes(mode, (width, height), dice.bytes(width * height * bands))
     if mode in ("P", "PA"):
         image.putpalette(list(dice.bytes(768)))
     return image

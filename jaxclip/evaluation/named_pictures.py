@@ -1,0 +1,99 @@
+"""How well a model knows named pictures: zero-shot, retrieval, and the floors beside them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxclip.data.loader import PROMPTS
+from jaxclip.data.sources import Pictures
+from jaxclip.evaluation.metrics import ranks, recall
+from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+from jaxclip.preprocess import Preprocess
+from jaxclip.tokenizer import tokenize
+
+NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
+
+
+def known(pictures: Pictures, names: Sequence[str]) -> Pictures:
+    """The pictures whose name is among `names`."""
+    there = set(names)
+    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in there]))
+
+
+def pixels(pictures: Pictures, size: int) -> np.ndarray:
+    """What a person's picture file would become: `safe` policy -> float32 [n, size, size, 3]."""
+    preprocess = Preprocess(size)
+    return np.stack([preprocess.safe(Image.fromarray(x)) for x in pictures.images])
+
+
+def encoders(
+    encode_image: Callable[[Any, Any], Any], encode_text: Callable[[Any, Any], Any]
+) -> tuple[Any, Any]:
+    """Both functions compiled, to be kept from one evaluation to the next."""
+    return jax.jit(encode_image), jax.jit(encode_text)
+
+
+class Evaluation:
+    """Zero-shot and retrieval on one set of pictures; the towers are compiled once.
+
+    Args:
+      pictures: what is asked about; each picture's name is the right answer.
+      classes: all names to choose from; every picture's name is among them.
+    """
+
+    def __init__(self, pictures: Pictures, classes: Sequence[str]) -> None:
+        self.pictures, self.classes = pictures, sorted(set(classes))
+        place = {name: i for i, name in enumerate(self.classes)}
+        self.answers = np.array([place[name] for name in pictures.names])
+        self.encode_image, self.encode_text = encoders(
+            lambda model, x: model.encode_image(x), lambda model, t: model.encode_text(t)
+        )
+        self._pixels: dict[int, np.ndarray] = {}
+
+    def embeds(self, model: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(image_embeds [n, e], one text embed a class [classes, e])."""
+        size, length = model.config.vision.image_size, model.config.text.context_length
+        if size not in self._pixels:
+            self._pixels[size] = pixels(self.pictures, size)
+        features = in_blocks(lambda x: self.encode_image(model, x), self._pixels[size], 256)
+
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            tokens = tokenize(texts, length, truncate=True)
+            return in_blocks(lambda t: self.encode_text(model, t), tokens, 256)
+
+        return unit(features), classifier(encode, self.classes, PROMPTS)
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Top-1 and top-5 over the classes, and recall both ways between pictures and names.
+
+        Retrieval is over one picture a name: picture to text among all names that have a picture,
+        and text to picture among those pictures.
+        """
+        I_e, T_e = self.embeds(model)
+        rank = ranks(I_e @ T_e.T, self.answers)
+        scores = {"top1": recall(rank, 1), "top5": recall(rank, 5)}
+        labels, first = np.unique(self.answers, return_index=True)
+        between = I_e[first] @ T_e[labels].T  # [m, m]
+        same = np.arange(len(labels))
+        for name, matrix in (("image_to_text", between), ("text_to_image", between.T)):
+            found = ranks(matrix, same)
+            scores |= {f"{name}_r{k}": recall(found, k) for k in (1, 5, 10)}
+        return scores
+
+
+def nearest_pixels(pictures: Pictures, training: Pictures) -> dict[str, float]:
+    """The floor without learning: the name of the training picture with the nearest pixels.
+
+    top-5 counts the first five different names. Distance is Euclidean over RGB on white.
+    """
+    asked = pixels(pictures, NEAREST_SIZE).reshape(len(pictures.names), -1)
+    there = pixels(training, NEAREST_SIZE).reshape(len(training.names), -1)
+    distance = (there**2).sum(1) - 2 * asked @ there.T  # [n, m], less the constant |asked|^2
+    hits = np.zeros(5)
+    for row, name in zip(np.argsort(distance, axis=1), pictures.names, strict=True):
+        names = list(dict.fromkeys(training.names[i] for i in row[:200]))[:5]
+        hits += np.array([name in names[: k + 1] for k in range(5)])
+    return {"top1": hits[0] / len(asked), "top5": hits[4] / len(asked)}

@@ -1,0 +1,83 @@
+"""The pictures of a run: loss curve, similarity matrix, sheet of right and wrong answers."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxclip.data.sources import Pictures
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # imported late: it costs half a second
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=100)
+
+
+def on_white(image: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 4] -> uint8 [h, w, 3]."""
+    opacity = image[..., 3:] / 255
+    return np.round(image[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+
+
+def loss_curve(metrics: Path, chance: float, out: Path) -> None:
+    """Loss against step beside the chance level ln(batch), and validation top-1, from a log."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    scores = [(line["step"], 100 * line["top1"]) for line in lines if "top1" in line]
+    figure = _figure(7, 4)
+    left = figure.add_subplot()
+    left.plot(*zip(*losses, strict=True), label="loss")
+    left.axhline(chance, color="grey", linestyle=":", label="chance, ln(batch)")
+    left.set(xlabel="step", ylabel="contrastive loss")
+    handles = left.get_legend_handles_labels()
+    if scores:
+        right = left.twinx()
+        right.plot(*zip(*scores, strict=True), "o-", color="tab:orange", label="validation top-1")
+        right.set_ylabel("validation top-1 (%)")
+        handles = tuple(a + b for a, b in zip(handles, right.get_legend_handles_labels(), strict=True))
+    left.legend(*handles, loc="center right")
+    figure.savefig(out)
+
+
+def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, out: Path) -> None:
+    """Cosines [n, n] of n pictures (across) with n captions (down)."""
+    n = len(names)
+    figure = _figure(1 + 0.9 * n, 1 + 0.8 * n)
+    grid = figure.add_gridspec(2, n, height_ratios=[1, n])
+    for i, image in enumerate(images):
+        axes = figure.add_subplot(grid[0, i])
+        axes.imshow(on_white(image))
+        axes.axis("off")
+    axes = figure.add_subplot(grid[1, :])
+    axes.imshow(cosines.T, cmap="viridis", aspect="auto")
+    axes.set_yticks(range(n), [textwrap.shorten(name, 28) for name in names])
+    axes.set_xticks([])
+    for i, j in np.ndindex(n, n):
+        axes.text(i, j, f"{cosines[i, j]:.2f}", ha="center", va="center", color="white")
+    figure.savefig(out)
+
+
+def answer_sheet(
+    pictures: Pictures, classes: Sequence[str], scores: np.ndarray, out: Path, rows: int = 4
+) -> None:
+    """Some pictures answered right (green) and as many answered wrong (red): scores [n, classes]."""
+    said = np.array(classes)[scores.argmax(axis=1)]
+    right = said == np.array(pictures.names)
+    rng = np.random.default_rng(0)
+    figure = _figure(13, 3.6 * rows / 2)
+    columns = 8
+    for half, which in enumerate((right, ~right)):
+        candidates = np.flatnonzero(which)
+        chosen = rng.permutation(candidates)[: columns * rows // 2]
+        for k, i in enumerate(chosen):
+            axes = figure.add_subplot(rows, columns, half * columns * rows // 2 + k + 1)
+            axes.imshow(on_white(pictures.images[i]))
+            axes.axis("off")
+            colour = "tab:green" if right[i] else "tab:red"
+            title = said[i] if right[i] else f"{said[i]}\n(is: {pictures.names[i]})"
+            axes.set_title("\n".join(textwrap.wrap(title, 20)[:4]), fontsize=7, color=colour)
+    figure.savefig(out)
