@@ -102,9 +102,11 @@ class ClipConfig:
             raise ValueError(message) from None
 
 
+# Small enough for two cores: sixteen patches a picture, and the bag of words, which costs next to
+# nothing and starts to learn at once, where a text transformer first spends a hundred steps.
 EMOJI = ClipConfig(
-    vision=VisionConfig(image_size=48, patch_size=8, width=192, layers=6, heads=3),
-    text=TextConfig(width=128, layers=3, heads=2, context_length=32),
+    vision=VisionConfig(image_size=48, patch_size=12, width=192, layers=4, heads=3),
+    text=TextConfig(width=128, context_length=32, kind="cbow"),
     embed_dim=192,
 )
 
@@ -113,11 +115,11 @@ EMOJI = ClipConfig(
 class TrainConfig:
     """Everything that a training run on the embedded emoji depends on; its run folder holds it."""
 
-    steps: int = 700
+    steps: int = 600
     """Updates of the weights."""
     batch_size: int = 256
     """Pairs a step, over all devices."""
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 3e-3
     """Greatest learning rate, reached after the warm-up."""
     warmup: int = 40
     """Steps of linear warm-up."""
@@ -165,4 +167,4 @@ class TrainConfig:
             raise ValueError(message) from None
 
 
-PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=6000, evaluate_every=500)}
+PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=2400, evaluate_every=300)}

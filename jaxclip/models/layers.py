@@ -211,5 +211,4 @@ class Transformer(nnx.Module):
             return x, ({"hidden": x, "attention": weights} if intermediates else {})
 
         body = jax.checkpoint(visit, prevent_cse=False) if self.remat else visit
-        import os
-        return jax.lax.scan(body, x, self.resblocks, unroll=bool(int(os.environ.get("UNROLL","0"))))
+        return jax.lax.scan(body, x, self.resblocks)
