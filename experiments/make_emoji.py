@@ -2,7 +2,7 @@
 
 Question:  which openly licensed pictures with words can travel inside the repository?
 Command:   pip install -e '.[recipes]' && python -m experiments.make_emoji      (needs npm)
-Result:    jaxclip/data_files/emoji.zip (one lossless WebP a picture, `pictures.jsonl`) and examples/.
+Result:    jaxclip/data_files/emoji.zip (one lossless WebP a picture, `pictures.jsonl`), examples/.
 
 Four artists are for training; the fifth, Fluent, is only ever tested on. Skin-tone variants are
 left out: they repeat one drawing in six colours. Every picture keeps its transparency, so that
@@ -29,7 +29,9 @@ from rich.progress import track
 TRAINING = {"noto": "1.2.9", "noto-v1": "1.2.5", "twemoji": "1.2.5", "emojione": "1.2.3"}
 TEST = {"fluent-emoji-flat": "1.2.6"}
 CLDR = ("cldr-annotations-full", "48.2.0")
-SKIN_TONE = re.compile(r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?(?=-|$)|-tone[1-5]")
+SKIN_TONE = re.compile(
+    r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?(?=-|$)|-tone[1-5]"
+)
 EXAMPLES = ("cat-face", "rocket", "hot-beverage", "bicycle")
 VALIDATION_SHARE = 16  # one training picture in 16
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     import jaxclip.convert as convert
     from jaxclip import losses as losses
     from jaxclip import reference as reference
-    from jaxclip.hub import available_models as available_models
     from jaxclip.hub import load as load
     from jaxclip.preprocess import Preprocess as Preprocess
     from jaxclip.tokenizer import tokenize as tokenize
@@ -21,7 +20,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Preprocess",
     "__version__",
-    "available_models",
     "convert",
     "load",
     "losses",
@@ -31,7 +29,6 @@ __all__ = [
 
 _HOMES = {
     "Preprocess": "jaxclip.preprocess",
-    "available_models": "jaxclip.hub",
     "load": "jaxclip.hub",
     "tokenize": "jaxclip.tokenizer",
 }

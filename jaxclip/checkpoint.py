@@ -68,6 +68,9 @@ def stack(flat: Mapping[str, np.ndarray]) -> Flat:
                 f"{path}: layers {sorted(by_number)} came, expected 0 to {len(by_number) - 1}; "
                 "the file is not a whole checkpoint"
             )
+        shapes = {layer.shape for layer in by_number.values()}
+        if len(shapes) > 1:
+            raise ValueError(f"{path}: layers of one shape were expected, {sorted(shapes)} came")
         stacked[path] = np.stack([by_number[i] for i in range(len(by_number))])
     return stacked
 
@@ -114,7 +117,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write a safetensors file whole or not at all; OSError when the disk does not take it."""
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    # not ascontiguousarray: it makes a vector of a scalar
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     with replacing(path) as temporary:
         try:
             save_file(ordered, temporary, metadata)
@@ -128,7 +132,8 @@ def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    # the last two: how the library reports a dtype that NumPy lacks (bfloat16, float8)
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); expected a checkpoint that "
             "jaxclip wrote"
@@ -151,6 +156,9 @@ def load(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
             f"{path}: format {metadata.get('format')!r} came, {FORMAT!r} is what this version "
             "reads; use a checkpoint that this version of jaxclip wrote"
         )
-    config = ClipConfig.from_json(metadata["config"])
+    try:
+        config = ClipConfig.from_json(metadata.get("config", ""))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     wide = {name: array.astype(np.float32) for name, array in arrays.items()}
     return wide, config, json.loads(metadata.get("notes", "{}"))

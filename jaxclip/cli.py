@@ -64,7 +64,7 @@ def classify(
         raise UsageError("no picture was given; name one or more picture files")
     from jaxclip import hub
     from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
-    from jaxclip.preprocess import open_image
+    from jaxclip.pictures import open_image
     from jaxclip.tokenizer import tokenize
 
     clip, preprocess = hub.load(model)
@@ -220,7 +220,9 @@ def _unseen_artist(model: Any) -> tuple[dict[str, Any], Any]:
     floor = nearest_pixels(test, training)
     count = len(evaluation.classes)
     chance = {"top1": 1 / count, "top5": 5 / count}
-    chance |= {f"{way}_r{k}": k / count for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    chance |= {
+        f"{way}_r{k}": k / count for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+    }
     scores = {"model": evaluation(model), "pixel nearest neighbour": floor, "chance": chance}
     return {"classes": count, "pictures": len(test.names), "scores": scores}, evaluation
 
@@ -256,7 +258,9 @@ def _report(model: Any, config: TrainConfig, out: Path) -> None:
     print(f"wrote {out}: try it with  jaxclip classify examples/*.png --model {out} --labels ...")
 
 
-def tokenize(texts: Annotated[tuple[str, ...], tyro.conf.Positional], as_json: AsJson = False) -> int:
+def tokenize(
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional], as_json: AsJson = False
+) -> int:
     """Show the tokens of texts, as the released tokenizer cuts them.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a model is, in numbers: frozen dataclasses for the towers and the whole, and JSON both ways."""
+"""What a model and a run are, in numbers: frozen dataclasses, and JSON both ways."""
 
 import dataclasses
 import json
@@ -18,12 +18,15 @@ def _require_positive(config: Any) -> None:
         value = getattr(config, field.name)
         if field.type in (int, "int"):
             ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _require(ok, f"{type(config).__name__}.{field.name} must be a positive integer, {value!r} came")
+            _require(
+                ok,
+                f"{type(config).__name__}.{field.name} must be a positive integer, {value!r} came",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Vision Transformer: square pictures of `image_size` pixels cut into patches of `patch_size`."""
+    """Vision Transformer: pictures of `image_size` pixels a side, cut into patches."""
 
     image_size: int
     patch_size: int
@@ -167,4 +170,4 @@ class TrainConfig:
             raise ValueError(message) from None
 
 
-PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=2400, evaluate_every=300)}
+PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=1200, evaluate_every=300)}

@@ -57,7 +57,9 @@ class Model:
     def _tokens(self, tokens: np.ndarray | jax.Array) -> jax.Array:
         longest = self.config.text.context_length
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(f"tokens {tokens.shape} {tokens.dtype} came, whole numbers [n, l] expected")
+            raise ValueError(
+                f"tokens {tokens.shape} {tokens.dtype} came, whole numbers [n, l] expected"
+            )
         if np.any(np.asarray(tokens[:, longest:])):
             raise ValueError(f"a text is longer than the model's {longest} tokens; shorten it")
         return jnp.asarray(tokens[:, :longest])

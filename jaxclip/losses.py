@@ -1,4 +1,4 @@
-"""The contrastive loss, literally as the paper's Figure 3 writes it (NumPy twin: `reference.py`)."""
+"""The contrastive loss, literally as Figure 3 of the paper (NumPy twin: `reference.py`)."""
 
 import jax
 import jax.numpy as jnp

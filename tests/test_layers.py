@@ -10,12 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # A room is a module or a folder directly under jaxclip/; to each, the rooms it may import from.
-BASE = {"config", "losses", "tokenizer", "preprocess", "data", "reference"}
+BASE = {"config", "losses", "tokenizer", "pictures", "preprocess", "data", "reference"}
 MIDDLE = {"checkpoint", "models", "training", "evaluation", "convert"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
+    "preprocess": {"pictures"},  # from picture to pixels begins with opening the file
     "checkpoint": {"config"},
-    "models": {"checkpoint", "config"},
+    "models": {"checkpoint", "config", "losses"},  # losses: l2_normalize, which Clip ends in
     "convert": {"checkpoint", "config"},
     # checkpoint and config: what the models rest on, and what a run folder is written with
     "training": {"models", "losses", "data", "tokenizer", "preprocess", "checkpoint", "config"},

@@ -14,10 +14,10 @@ from jaxclip.data.sources import Pictures
 
 # Used for training; evaluation averages the classifiers that all of them make.
 PROMPTS = ("{}", "an emoji of {}", "a drawing of {}", "a picture of {}")
-NAME_SHARE = 0.6  # of captions that are the name in a prompt; the others are keywords
-MOST_KEYWORDS = 4
+NAME_SHARE = 0.9  # of captions that are the name in a prompt; the others are keywords
+FEWEST_KEYWORDS, MOST_KEYWORDS = 3, 5  # one or two alone ("face") fit hundreds of pictures
 # A mirrored picture of these would no longer be what its name says.
-SIDED = re.compile(r"\b(left|right|clock|arrow|letters?|flag|button|o’clock|thirty|keycap)\b")
+SIDED = re.compile(r"\b(left|right|clock|arrow|letters?|flag|button|o.clock|thirty|keycap)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,4 +67,4 @@ class Batches:
         keywords = self.pictures.keywords[index]
         if not keywords or rng.random() < NAME_SHARE:
             return PROMPTS[rng.integers(len(PROMPTS))].format(self.pictures.names[index])
-        return " ".join(rng.permutation(keywords)[: rng.integers(1, MOST_KEYWORDS + 1)])
+        return " ".join(rng.permutation(keywords)[: rng.integers(FEWEST_KEYWORDS, MOST_KEYWORDS + 1)])

@@ -28,10 +28,12 @@ class Pictures:
 
     def select(self, chosen: np.ndarray) -> "Pictures":
         """The pictures at the indices `chosen` [m], in that order."""
-        names, keywords, files = (
-            tuple(column[i] for i in chosen) for column in (self.names, self.keywords, self.files)
+        return Pictures(
+            self.images[chosen],
+            tuple(self.names[i] for i in chosen),
+            tuple(self.keywords[i] for i in chosen),
+            tuple(self.files[i] for i in chosen),
         )
-        return Pictures(self.images[chosen], names, keywords, files)
 
 
 def _decode(content: bytes) -> np.ndarray:

@@ -38,7 +38,9 @@ def loss_curve(metrics: Path, chance: float, out: Path) -> None:
         right = left.twinx()
         right.plot(*zip(*scores, strict=True), "o-", color="tab:orange", label="validation top-1")
         right.set_ylabel("validation top-1 (%)")
-        handles = tuple(a + b for a, b in zip(handles, right.get_legend_handles_labels(), strict=True))
+        handles = tuple(
+            a + b for a, b in zip(handles, right.get_legend_handles_labels(), strict=True)
+        )
     left.legend(*handles, loc="center right")
     figure.savefig(out)
 
@@ -64,7 +66,7 @@ def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, ou
 def answer_sheet(
     pictures: Pictures, classes: Sequence[str], scores: np.ndarray, out: Path, rows: int = 4
 ) -> None:
-    """Some pictures answered right (green) and as many answered wrong (red): scores [n, classes]."""
+    """As many pictures answered right (green) as wrong (red): scores [n, classes]."""
     said = np.array(classes)[scores.argmax(axis=1)]
     right = said == np.array(pictures.names)
     rng = np.random.default_rng(0)

@@ -1,10 +1,11 @@
-"""Zero-shot classification with prompt ensembles (paper section 3.1.4): normalise, mean, normalise."""
+"""Zero-shot classification with prompt ensembles (paper section 3.1.4)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-Encode = Callable[[np.ndarray], np.ndarray]
+Encode = Callable[[np.ndarray], Any]
 
 
 def in_blocks(encode: Encode, rows: np.ndarray, block: int) -> np.ndarray:
@@ -27,7 +28,9 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def classifier(
-    encode_text: Callable[[Sequence[str]], np.ndarray], labels: Sequence[str], prompts: Sequence[str]
+    encode_text: Callable[[Sequence[str]], np.ndarray],
+    labels: Sequence[str],
+    prompts: Sequence[str],
 ) -> np.ndarray:
     """One unit vector a label, the normalised mean over prompts -> [classes, e].
 

@@ -1,4 +1,4 @@
-"""The whole model: two towers and a temperature (`clip/model.py: CLIP`), to and from flat arrays."""
+"""The whole model: two towers and a temperature (`clip/model.py: CLIP`), to and from arrays."""
 
 import math
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Clip(nnx.Module):
         remat: bool = True,
         numerics: Numerics = Numerics(),
     ) -> None:
-        towers = {"numerics": numerics, "rngs": rngs}
+        towers: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
         self.visual = VisionTransformer(config, remat=remat, **towers)
         self.text = (
             ContinuousBagOfWords(config, **towers)
@@ -57,7 +57,7 @@ class Clip(nnx.Module):
         return I_e, l2_normalize(text_features.astype(wide))
 
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
-        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], its transpose)."""
+        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
         I_e, T_e = self.embed(images, tokens)
         logits_per_image = jnp.exp(self.logit_scale[...]) * I_e @ T_e.T
         return logits_per_image, logits_per_image.T
@@ -71,13 +71,9 @@ def create(
     return make(jax.random.key(seed))
 
 
-def abstract(
-    config: ClipConfig, *, remat: bool = True, numerics: Numerics = Numerics()
-) -> Clip:
+def abstract(config: ClipConfig, *, remat: bool = True, numerics: Numerics = Numerics()) -> Clip:
     """A model whose leaves are shapes: no weight is drawn, no memory taken."""
-    return nnx.eval_shape(
-        lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics)
-    )
+    return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -7,6 +7,7 @@ and their attribute paths are its parameter names. `reference.py` holds the NumP
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -119,12 +120,14 @@ class Attention(nnx.Module):
         # Heads before tokens: the batched products run up to 1.9 times faster on CPU this way.
         query, key, value = qkv.reshape(n, l, 3, a, k).transpose(2, 0, 3, 1, 4)  # 3 x [n, a, l, k]
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        product = {"precision": self.numerics.precision, "preferred_element_type": wide}
-        scores = jnp.einsum("nalk,namk->nalm", query / math.sqrt(k), key, **product)
+        product = partial(
+            jnp.einsum, precision=self.numerics.precision, preferred_element_type=wide
+        )
+        scores = product("nalk,namk->nalm", query / math.sqrt(k), key)
         if mask is not None:
             scores = scores + mask
         weights = jax.nn.softmax(scores, axis=-1)  # [n, a, l, m]
-        mixed = jnp.einsum("nalm,namk->nalk", weights.astype(x.dtype), value, **product)
+        mixed = product("nalm,namk->nalk", weights.astype(x.dtype), value)
         mixed = mixed.astype(x.dtype).transpose(0, 2, 1, 3).reshape(n, l, d)
         return self.out_proj(mixed), weights
 

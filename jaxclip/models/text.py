@@ -22,7 +22,7 @@ class TokenEmbedding(nnx.Module):
 
 
 class TextTransformer(nnx.Module):
-    """Causal transformer; the row at the end of text is projected (`clip/model.py: encode_text`)."""
+    """Causal transformer; the row at the end of text is projected (`clip/model.py`)."""
 
     def __init__(
         self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs

@@ -31,7 +31,12 @@ from jaxclip.training.optimizer import adamw
 from jaxclip.training.state import State
 from jaxclip.training.step import data_mesh, sharded_step
 
-STATE, METRICS, CONFIG, MODEL = "state.safetensors", "metrics.jsonl", "config.json", "model.safetensors"
+STATE, METRICS, CONFIG, MODEL = (
+    "state.safetensors",
+    "metrics.jsonl",
+    "config.json",
+    "model.safetensors",
+)
 Metrics = dict[str, Any]
 
 

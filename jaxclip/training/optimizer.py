@@ -34,9 +34,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW with the paper's constants for a Vision Transformer (beta2 0.98, epsilon 1e-6)."""
     rate = schedule(learning_rate, warmup, steps)
-    return optax.adamw(
-        rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed
-    )
+    return optax.adamw(rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed)
 
 
 def hold_logit_scale(model: Any) -> Any:

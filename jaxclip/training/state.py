@@ -13,7 +13,7 @@ FORMAT = "jaxclip-state-1"
 
 
 class State(NamedTuple):
-    """`step` updates have been made; the next batch and the next key follow from it and the seed."""
+    """`step` updates have been made; the next batch and key follow from it and the seed."""
 
     model: Any
     opt_state: Any

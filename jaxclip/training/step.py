@@ -22,9 +22,7 @@ Batch = dict[str, Any]  # drawings uint8 [n, h, w, 4], mirrorable bool [n], toke
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """All devices along one axis named `data`."""
     chosen = devices or jax.devices()
-    return jax.make_mesh(
-        (len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen
-    )
+    return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def spread(embeds: Array) -> Array:
@@ -47,7 +45,12 @@ def gradients(model: Clip, images: Array, tokens: Array) -> tuple[Clip, dict[str
 
 
 def train_step(
-    model: Clip, opt_state: Any, batch: Batch, key: Array, *, optimizer: optax.GradientTransformation
+    model: Clip,
+    opt_state: Any,
+    batch: Batch,
+    key: Array,
+    *,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[Clip, Any, dict[str, Array]]:
     """Augment, differentiate, update, hold the temperature -> (model, opt_state, metrics)."""
     size = model.config.vision.image_size

@@ -1,0 +1,104 @@
+"""How far apart two results may lie: one table, with what was measured for every line of it.
+
+A value is about three times the largest departure that was measured; its reason says which, and
+how large the smallest deliberate mistake is (the negative twins in the tests commit it). Measured
+with jax 0.10.2 on CPU, on `tests/tiny.py` with seeds 0 to 2 and all three activations, against
+`jaxclip/reference.py` in float64, unless the reason says something else.
+
+`departure` is the measure: the largest difference, over the largest expected value of the array.
+It depends on no single small value, and 1e-7 of it is one rounding in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+TOLERANCES: dict[str, tuple[float, str]] = {
+    # float32 against float64, stage by stage, twelve blocks
+    "patches": (6e-7, "one product over 75 values: 1.9e-7; a picture moved by one pixel: 1.3"),
+    "stem": (7e-7, "patches, positions and ln_pre: 2.1e-7; epsilon 1e-6: 3.6e-3"),
+    "block": (
+        2.5e-6,
+        "worst of 24 blocks: 7.4e-7; gelu_tanh for gelu: 1.6e-4, epsilon 1e-6: 3.2e-3, q and k "
+        "swapped in the last block only: 6.4e-2",
+    ),
+    "pooled": (2e-6, "after the last layer norm: 6.5e-7; gelu_tanh for gelu: 1.1e-4"),
+    "features": (2e-6, "after the projection: 6.5e-7; gelu_tanh for gelu: 9.1e-5"),
+    "embeds": (1.6e-6, "of length one: 5.4e-7; gelu_tanh for gelu: 7.6e-5"),
+    "logits": (2e-6, "5.2e-7, of logits up to 8; gelu_tanh for gelu: 9e-5"),
+    "loss": (1.6e-6, "4.8e-7 of a loss near 2; gelu_tanh for gelu: 8.9e-6, epsilon 1e-6: 5.3e-4"),
+    "cbow": (5e-7, "a mean and one product: 1.6e-7; a mean over the padding too: 0.4"),
+    "attention": (1e-6, "row sums of a float32 softmax: 2.4e-7; unmasked rows miss by 0.1 to 1"),
+    # the gradient
+    "loss gradient": (
+        3e-6,
+        "with respect to embeddings and log temperature, worst array, at temperatures up to 100: "
+        "9e-7; one of the two directions only: 0.3",
+    ),
+    "gradient": (
+        5e-5,
+        "with respect to every parameter, worst array: 1.6e-5 (the log temperature's is a sum "
+        "that nearly cancels; all arrays together 1.9e-6); gelu_tanh for gelu: 1.9e-3 in the "
+        "worst array, gelu for quick_gelu: 8.6e-2",
+    ),
+    "remat": (
+        1e-5,
+        "gradients with and without jax.checkpoint, worst array: 3.1e-6, as XLA fuses the two "
+        "programs differently; gelu_tanh for gelu: 1.9e-3",
+    ),
+    "gradient float64": (
+        1e-12,
+        "Flax model and reference both in float64, worst array: 3e-14; one parameter off by 1e-6 "
+        "is seen",
+    ),
+    # other numerics
+    "bfloat16": (
+        0.05,
+        "embeddings: 1.4e-2, eight bits of mantissa through twelve blocks; permuted layers: 0.24; "
+        "epsilon and activation lie below it, which is why parity is asked of float32",
+    ),
+    # one step on many devices against the same step on one
+    "devices float64": (
+        1e-12,
+        "gradients on 2, 4, 8 devices, worst array: 1.3e-14; negatives from one's own device "
+        "only: 0.29 in the best array; reduced by psum: n - 1",
+    ),
+    "devices float32": (1e-5, "the same gradients in float32, worst array: 3.0e-6"),
+    "three steps float64": (
+        1e-11,
+        "parameters after three AdamW updates, worst array: 1.5e-12. Adam divides a gradient by "
+        "its size, so rounding of 1e-17 in a gradient that is zero (a key's bias) moves its "
+        "parameter by 1e-17 / epsilon = 1e-11 of the learning rate, 1e-2 here",
+    ),
+    "three steps float32": (
+        2e-3,
+        "the same in float32: 5.1e-4 at a learning rate of 1e-2, by the same amplification; a "
+        "step left out: 0.3",
+    ),
+    "pictures": (1e-6, "augmented pictures in 0..1, on one device and on eight: 0"),
+}
+
+
+def within(name: str) -> float:
+    """The tolerance of that name."""
+    return TOLERANCES[name][0]
+
+
+def departure(got: Any, expected: Any) -> float:
+    """max |got - expected| / max |expected|; shapes must be equal, anything not finite is infinite.
+
+    >>> departure([1.0, 2.0], [1.0, 4.0])
+    0.5
+    """
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == expected.shape, f"{got.shape} came, {expected.shape} expected"
+    value = np.abs(got - expected).max() / np.abs(expected).max()
+    return float(value) if np.isfinite(value) else np.inf
+
+
+def worst(got: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The largest departure over two dicts of arrays with the same names."""
+    assert got.keys() == expected.keys()
+    return max(departure(got[name], expected[name]) for name in expected)
