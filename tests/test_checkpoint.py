@@ -116,7 +116,7 @@ def test_a_scalar_stays_one(path):
 
 
 def test_the_order_of_memory_does_not_matter(path):
-    turned = {name: np.asfortranarray(value) for name, value in flat_params().items()}
+    turned = {name: np.asarray(value, order="F") for name, value in flat_params().items()}
     checkpoint.save(path, turned, SMALL, NOTES)
     assert same(checkpoint.load(path)[0], flat_params())
 

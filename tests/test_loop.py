@@ -35,7 +35,8 @@ from jaxclip.data.sources import emoji
 from jaxclip.training import loop
 run = Path(sys.argv[1])
 config = TrainConfig.from_json((run / "config.json").read_text())
-loop.train(config, emoji("validation"), run, resume=True, progress=lambda v: print(v["step"], flush=True))
+tell = lambda values: print(values["step"], flush=True)
+loop.train(config, emoji("validation"), run, resume=True, progress=tell)
 """
 
 
@@ -49,16 +50,19 @@ def child(run: Path) -> "subprocess.Popen[str]":
 
 def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert child(whole).wait() == 0
-    killed = child(broken)
-    assert killed.stdout is not None
-    for line in killed.stdout:
-        if int(line) == 5:  # saved after 4, one update is lost
-            killed.send_signal(signal.SIGKILL)
-            break
-    killed.wait()
+    with child(whole) as process:
+        process.communicate()
+        assert process.returncode == 0
+    with child(broken) as killed:
+        assert killed.stdout is not None
+        for line in killed.stdout:
+            if int(line) == 5:  # saved after 4, one update is lost
+                killed.send_signal(signal.SIGKILL)
+                break
     assert not (broken / loop.MODEL).exists()
-    assert child(broken).wait() == 0
+    with child(broken) as process:
+        process.communicate()
+        assert process.returncode == 0
     one, _ = checkpoint.load_arrays(whole / loop.STATE)
     two, _ = checkpoint.load_arrays(broken / loop.STATE)
     assert one.keys() == two.keys()

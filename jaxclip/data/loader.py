@@ -67,4 +67,5 @@ class Batches:
         keywords = self.pictures.keywords[index]
         if not keywords or rng.random() < NAME_SHARE:
             return PROMPTS[rng.integers(len(PROMPTS))].format(self.pictures.names[index])
-        return " ".join(rng.permutation(keywords)[: rng.integers(FEWEST_KEYWORDS, MOST_KEYWORDS + 1)])
+        count = rng.integers(FEWEST_KEYWORDS, MOST_KEYWORDS + 1)
+        return " ".join(rng.permutation(keywords)[:count])
