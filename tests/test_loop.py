@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -150,5 +149,5 @@ def test_metrics_hold_what_the_progress_bar_shows(tmp_path: Path) -> None:
     line = json.loads((tmp_path / loop.METRICS).read_text().splitlines()[0])
     names = {"loss", "grad_norm", "image_spread", "text_spread", "logit_scale", "step"}
     assert names <= line.keys()
-    assert line["loss"] == pytest.approx(np.log(8), rel=0.5)
-    assert len(jax.devices()) >= 1
+    assert line["logit_scale"] == pytest.approx(1 / 0.07, rel=0.01)  # hardly moved after one step
+    assert 0 < line["image_spread"] < 1 and 0 < line["text_spread"] < 1

@@ -41,7 +41,7 @@ def gradients(model: Clip, images: Array, tokens: Array) -> tuple[Clip, dict[str
     """(gradient of the loss, a tree like the model; metrics with `loss` and `grad_norm`)."""
     evaluate = jax.value_and_grad(loss_and_metrics, has_aux=True)
     (loss, metrics), grads = evaluate(model, images, tokens)
-    return grads, {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+    return grads, {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
 
 
 def train_step(
