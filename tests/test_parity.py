@@ -128,7 +128,7 @@ def test_every_stage_equals_the_reference(expected, activation):
     assert excess(got, expected[activation]) == {}
 
 
-@pytest.mark.parametrize(("right", "wrong"), permutations(ACTIVATIONS, 2))
+@pytest.mark.parametrize(("right", "wrong"), list(permutations(ACTIVATIONS, 2)))
 def test_another_activation_is_noticed_at_every_stage(expected, right, wrong):
     noticed = excess(run(model(PARAMS, config(wrong)), SINGLE, TOKENS), expected[right])
     assert noticed.keys() == expected[right].keys() - {"image stem", "text stem"}

@@ -46,6 +46,10 @@ def model(dtype: Any, config: ClipConfig = CONFIG, params: Any = PARAMS) -> clip
     return clip.from_flat(checkpoint.flatten(params), like)
 
 
+# Compiled without optimisation: half the time, and only the rounding differs.
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
 # Gradients on many devices ------------------------------------------------------------------------
 
 
@@ -54,10 +58,14 @@ def gradient_on(devices: int, dtype: Any) -> checkpoint.Flat:
     """`step.gradients` as `sharded_step` runs it: before the optimiser."""
     mesh = data_mesh(jax.devices()[:devices])
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    shardings = {"in_shardings": (everywhere, split, split), "out_shardings": everywhere}
+    compiled = jax.jit(
+        gradients,
+        in_shardings=(everywhere, split, split),
+        out_shardings=everywhere,
+        compiler_options=QUICKLY,
+    )
     with jax.enable_x64(dtype == jnp.float64):
-        grads, _ = jax.jit(gradients, **shardings)(model(dtype), IMAGES.astype(dtype), TOKENS)
-        return clip.to_flat(grads)
+        return clip.to_flat(compiled(model(dtype), IMAGES.astype(dtype), TOKENS)[0])
 
 
 Loss = Callable[[clip.Clip, Any, Any], Any]
@@ -73,8 +81,9 @@ def by_hand(devices: int, loss: Loss, reduce: Callable[[Any, str], Any]) -> chec
 
     with jax.enable_x64(True):
         split = (P(), P("data"), P("data"))
-        spread = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=P()))
-        return clip.to_flat(spread(model(jnp.float64), IMAGES, TOKENS))
+        spread = jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=P())
+        compiled = jax.jit(spread, compiler_options=QUICKLY)
+        return clip.to_flat(compiled(model(jnp.float64), IMAGES, TOKENS))
 
 
 def global_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
@@ -96,10 +105,9 @@ def test_gradients_do_not_depend_on_the_number_of_devices(devices):
 
 
 def test_gradients_do_not_depend_on_the_number_of_devices_in_float32():
-    one, many = gradient_on(1, jnp.float32), gradient_on(8, jnp.float32)
+    one, many = gradient_on(1, jnp.float64), gradient_on(8, jnp.float32)
     assert {value.dtype for value in many.values()} == {np.dtype(np.float32)}
-    assert worst(many, one) < within("devices float32")
-    assert worst(one, gradient_on(1, jnp.float64)) > within("devices float64")  # so 64 bits are 64
+    assert within("devices float64") < worst(many, one) < within("devices float32")
 
 
 def test_negatives_of_one_device_only_are_noticed():
@@ -108,11 +116,9 @@ def test_negatives_of_one_device_only_are_noticed():
 
 
 def test_a_gradient_n_times_too_large_is_noticed():
-    """The mistake of psum for pmean; written right, the same code gives the step's gradient."""
-    right = gradient_on(1, jnp.float64)
-    assert worst(by_hand(4, global_loss, jax.lax.pmean), right) < within("devices float64")
-    wrong = by_hand(4, global_loss, jax.lax.psum)
-    assert worst(wrong, {name: 4 * g for name, g in right.items()}) < within("devices float64")
+    """The mistake of psum for pmean, in a gradient that is right but for the factor."""
+    right, wrong = gradient_on(1, jnp.float64), by_hand(4, global_loss, jax.lax.psum)
+    assert worst({name: g / 4 for name, g in wrong.items()}, right) < within("devices float64")
     assert min(departure(wrong[name], right[name]) for name in right) > 2.9
 
 
@@ -122,11 +128,11 @@ def test_adam_would_hide_a_gradient_n_times_too_large():
     adamw = optimizer.adamw(1e-2, 0, 10)
     with jax.enable_x64(True):
         params = model(jnp.float64)
+        state = jax.jit(adamw.init)(params)
 
         def update(factor: float) -> np.ndarray:
-            scaled = {name: factor * g for name, g in right.items()}
-            grads = clip.from_flat(scaled, params)
-            updates, _ = adamw.update(grads, adamw.init(params), params)
+            grads = clip.from_flat({name: factor * g for name, g in right.items()}, params)
+            updates, _ = jax.jit(adamw.update)(grads, state, params)
             return np.concatenate([x.ravel() for x in clip.to_flat(updates).values()])
 
         once, eightfold = update(1.0), update(8.0)
@@ -165,9 +171,8 @@ def one_device() -> checkpoint.Flat:
     return stepped(1, jnp.float64)[0]
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_parameters_after_three_steps_do_not_depend_on_the_number_of_devices(devices, one_device):
-    many = stepped(devices, jnp.float64)[0]
+def test_parameters_after_three_steps_do_not_depend_on_the_number_of_devices(one_device):
+    many = stepped(8, jnp.float64)[0]
     assert {value.dtype for value in many.values()} == {np.dtype(np.float64)}
     assert worst(many, one_device) < within("three steps float64")
 
@@ -177,6 +182,7 @@ def test_a_step_left_out_is_noticed(one_device):
     assert worst(two, one_device) > 10 * within("three steps float32")
 
 
+@pytest.mark.slow
 def test_parameters_after_three_steps_do_not_depend_on_the_number_of_devices_in_float32():
     (one, seen), (many, also_seen) = stepped(1, jnp.float32), stepped(8, jnp.float32)
     assert worst(many, one) < within("three steps float32")
@@ -187,9 +193,9 @@ def test_parameters_after_three_steps_do_not_depend_on_the_number_of_devices_in_
 
 
 def test_the_temperature_is_held_after_the_step():
-    after, metrics = stepped(1, jnp.float32, steps=1, scale=5.0)
-    assert after["logit_scale"] == np.float32(math.log(100))
-    assert metrics["logit_scale"] == pytest.approx(100, rel=1e-6)
+    after, metrics = stepped(8, jnp.float64, steps=1, scale=5.0)
+    assert after["logit_scale"] == math.log(100)
+    assert metrics["logit_scale"] == pytest.approx(100, rel=1e-12)
 
 
 # The optimiser ------------------------------------------------------------------------------------
@@ -219,9 +225,14 @@ def test_decay_acts_on_matrices_and_embeddings_only():
 def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
     params = model(jnp.float32)
     adamw = optimizer.adamw(0.1, 0, 10, weight_decay=0.2)
-    nothing = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = adamw.update(nothing, adamw.init(params), params)
-    before, after = (clip.named_leaves(m) for m in (params, optax.apply_updates(params, updates)))
+
+    @jax.jit
+    def still(params: clip.Clip) -> clip.Clip:
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = adamw.update(nothing, adamw.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    before, after = (clip.named_leaves(m) for m in (params, still(params)))
     for name in before:
         factor = 1 - 0.1 * 0.2 if name in DECAYED else 1
         assert departure(after[name], factor * before[name]) < 1e-6, name

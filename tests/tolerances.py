@@ -60,21 +60,23 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     ),
     # one step on many devices against the same step on one
     "devices float64": (
-        1e-12,
+        4e-14,
         "gradients on 2, 4, 8 devices, worst array: 1.3e-14; negatives from one's own device "
-        "only: 0.29 in the best array; reduced by psum: n - 1",
+        "only: 0.46 in the best array; reduced by psum: n - 1",
     ),
-    "devices float32": (1e-5, "the same gradients in float32, worst array: 3.0e-6"),
+    "devices float32": (
+        2e-5,
+        "the gradient on 8 devices in float32 against that on one in float64, worst array: 6.4e-6",
+    ),
     "three steps float64": (
-        1e-11,
-        "parameters after three AdamW updates, worst array: 1.5e-12. Adam divides a gradient by "
-        "its size, so rounding of 1e-17 in a gradient that is zero (a key's bias) moves its "
-        "parameter by 1e-17 / epsilon = 1e-11 of the learning rate, 1e-2 here",
+        4e-12,
+        "parameters after three AdamW updates on 8 devices, worst array: 1.3e-12. Adam divides a "
+        "gradient by its size, so rounding of 1e-17 in a gradient that is zero (a key's bias) "
+        "becomes 1e-17 / epsilon = 1e-11 of the learning rate, 1e-2 here; a step left out: 0.34",
     ),
     "three steps float32": (
-        2e-3,
-        "the same in float32: 5.1e-4 at a learning rate of 1e-2, by the same amplification; a "
-        "step left out: 0.3",
+        3e-3,
+        "the same in float32: 9.3e-4, by the same amplification; a step left out: 0.34",
     ),
     "pictures": (1e-6, "augmented pictures in 0..1, on one device and on eight: 0"),
 }
