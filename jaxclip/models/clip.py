@@ -59,14 +59,16 @@ class Clip(nnx.Module):
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
         """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
         I_e, T_e = self.embed(images, tokens)
-        logits_per_image = jnp.exp(self.logit_scale[...]) * I_e @ T_e.T
+        precision = self.visual.numerics.precision
+        cosines = jnp.matmul(I_e, T_e.T, precision=precision)  # [n_i, n_t]
+        logits_per_image = jnp.exp(self.logit_scale[...]) * cosines
         return logits_per_image, logits_per_image.T
 
 
 def create(
     config: ClipConfig, seed: int = 0, *, remat: bool = True, numerics: Numerics = Numerics()
 ) -> Clip:
-    """A model with fresh random weights, initialised as the released code does."""
+    """A model with fresh random weights; blocks as the released code draws its text tower's."""
     make = jax.jit(lambda key: Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics))
     return make(jax.random.key(seed))
 
