@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from jaxclip.config import PRESETS, TrainConfig
+from jaxclip.data.loader import PROMPTS
 
 FAILED, USAGE = 1, 2
 DESCRIPTION = "CLIP in NumPy, JAX and Flax: classify pictures by words, train, evaluate."
@@ -47,7 +48,7 @@ def classify(
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional],
     labels: tuple[str, ...],
     model: str = "emoji",
-    prompts: tuple[str, ...] = ("{}", "an emoji of {}", "a drawing of {}", "a picture of {}"),
+    prompts: tuple[str, ...] = PROMPTS,
     as_json: AsJson = False,
 ) -> int:
     """Rank labels for pictures: which words fit best?

@@ -18,7 +18,7 @@ GREY = 0.05  # share of pictures without colour
 def warp(key: Array, image: Array, size: int, mirror: Array) -> Array:
     """One picture [h, w, c], turned, scaled, moved, mirrored if `mirror` -> [size, size, c].
 
-    What lies outside is zero. Bilinear, with a little blur from averaging when it shrinks.
+    What lies outside is zero. Bilinear, without averaging when it shrinks.
     """
     h = image.shape[0]
     turn, stretch, scale, shift = jax.random.split(key, 4)

@@ -1,6 +1,6 @@
 """How well a model knows named pictures: zero-shot, retrieval, and the floors beside them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,13 +29,6 @@ def pixels(pictures: Pictures, size: int) -> np.ndarray:
     return np.stack([preprocess.safe(Image.fromarray(x)) for x in pictures.images])
 
 
-def encoders(
-    encode_image: Callable[[Any, Any], Any], encode_text: Callable[[Any, Any], Any]
-) -> tuple[Any, Any]:
-    """Both functions compiled, to be kept from one evaluation to the next."""
-    return jax.jit(encode_image), jax.jit(encode_text)
-
-
 class Evaluation:
     """Zero-shot and retrieval on one set of pictures; the towers are compiled once.
 
@@ -48,9 +41,8 @@ class Evaluation:
         self.pictures, self.classes = pictures, sorted(set(classes))
         place = {name: i for i, name in enumerate(self.classes)}
         self.answers = np.array([place[name] for name in pictures.names])
-        self.encode_image, self.encode_text = encoders(
-            lambda model, x: model.encode_image(x), lambda model, t: model.encode_text(t)
-        )
+        self.encode_image = jax.jit(lambda model, images: model.encode_image(images))
+        self.encode_text = jax.jit(lambda model, tokens: model.encode_text(tokens))
         self._pixels: dict[int, np.ndarray] = {}
 
     def embeds(self, model: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -131,7 +131,7 @@ def train(
       should_stop: asked after every step; True saves the state and ends the run.
 
     Raises:
-      Diverged: loss or gradient is not a number; the last good state stays in `run`.
+      Diverged: loss or gradient is not a number; the state saved last stays in `run`.
       Stopped: `should_stop` said so, and the state was saved.
     """
     optimizer = adamw(config.learning_rate, config.warmup, config.steps, config.weight_decay)
@@ -153,7 +153,8 @@ def train(
             if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
                 raise Diverged(
                     f"step {done}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-                    f"the last good state is in {run / STATE}; try a lower --learning-rate"
+                    f"what was saved before it, if anything, is in {run / STATE}; "
+                    "try a lower --learning-rate"
                 )
             state = State(model, opt_state, done)
             if done % config.log_every == 0 or done == config.steps:
