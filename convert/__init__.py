@@ -1,4 +1,10 @@
-"""Foreign checkpoint files, read without torch and without running code.
+"""Foreign checkpoint files, read without torch and without running code, and written for others.
 
 Import it as `jaxclip.convert`: setup.cfg maps this folder there.
 """
+
+from .conversion import convert
+from .files import read
+from .loading import CONVERTER, Loaded, load
+
+__all__ = ["CONVERTER", "Loaded", "convert", "load", "read"]

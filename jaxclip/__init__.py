@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import jaxclip.convert as convert
     from jaxclip import losses as losses
     from jaxclip import reference as reference
+    from jaxclip.hub import available_models as available_models
     from jaxclip.hub import load as load
     from jaxclip.preprocess import Preprocess as Preprocess
     from jaxclip.tokenizer import tokenize as tokenize
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Preprocess",
     "__version__",
+    "available_models",
     "convert",
     "load",
     "losses",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Preprocess": "jaxclip.preprocess",
+    "available_models": "jaxclip.hub",
     "load": "jaxclip.hub",
     "tokenize": "jaxclip.tokenizer",
 }

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16, which safetensors asks for)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -132,7 +133,7 @@ def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, dict(file.metadata() or {})
-    # the last two: how the library reports a dtype that NumPy lacks (bfloat16, float8)
+    # the last two: how the library reports a dtype that NumPy lacks (float8)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); expected a checkpoint that "
@@ -148,8 +149,8 @@ def save(
     save_arrays(path, flat, metadata)
 
 
-def load(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
-    """(flat parameters in float32, config, notes) of a file that `save` wrote."""
+def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
+    """(flat parameters in their own number formats, config, notes) of a file that `save` wrote."""
     arrays, metadata = load_arrays(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
@@ -158,7 +159,28 @@ def load(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
         )
     try:
         config = ClipConfig.from_json(metadata.get("config", ""))
-    except ValueError as error:
+        notes = json.loads(metadata.get("notes", "{}"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
-    wide = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return wide, config, json.loads(metadata.get("notes", "{}"))
+    if not isinstance(notes, dict):
+        raise ValueError(f"{path}: its notes are no JSON object; get the file again")
+    return arrays, config, notes
+
+
+def load_notes(path: Path) -> dict[str, Any]:
+    """The notes of a file that `save` wrote, without its arrays; ValueError if there are none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        notes = json.loads(metadata.get("notes", "")) if metadata.get("format") == FORMAT else None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has no notes that can be read ({error})") from None
+    if not isinstance(notes, dict):
+        raise ValueError(f"{path} has no notes; a file that this version wrote was expected")
+    return notes
+
+
+def load(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
+    """(flat parameters in float32, config, notes) of a file that `save` wrote."""
+    arrays, config, notes = load_stored(path)
+    return {name: array.astype(np.float32) for name, array in arrays.items()}, config, notes

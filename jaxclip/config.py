@@ -47,6 +47,57 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Modified ResNet: stem of `width` channels, four stages of `layers` blocks, attention pool.
+
+    The towers of the paper's RN50x4, x16 and x64 differ from RN50 in all three numbers.
+    """
+
+    image_size: int
+    width: int
+    layers: tuple[int, int, int, int]
+    kind: Literal["resnet"] = "resnet"
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        size, width, layers = self.image_size, self.width, self.layers
+        whole = isinstance(layers, tuple) and all(type(blocks) is int for blocks in layers)
+        _require(
+            whole and len(layers) == 4 and min(layers) > 0,
+            f"ResNetConfig.layers must be four positive integers, {layers!r} came",
+        )
+        _require(self.kind == "resnet", f"vision kind {self.kind!r} is not 'resnet'")
+        _require(width % 2 == 0, f"ResNet width {width} is odd; the stem begins with half of it")
+        # the first convolution rounds up, and the released code, which counts on 32, then fails
+        _require(
+            size >= 32 and size % 32 != 31,
+            f"image_size {size} does not suit a ResNet: at least 32 and no multiple of 32 less one",
+        )
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention pool, 64 channels each (clip/model.py: CLIP)."""
+        return self.features // 64
+
+    @property
+    def features(self) -> int:
+        """Channels that the last stage hands to the attention pool."""
+        return self.width * 32
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the attention pool sees: one a cell of the last grid and their mean."""
+        return (self.image_size // 32) ** 2 + 1
+
+
+def _vision(data: dict[str, Any]) -> VisionConfig | ResNetConfig:
+    """The image tower's config from JSON: a ResNet names its kind, a transformer names none."""
+    if "kind" in data:
+        return ResNetConfig(**{**data, "layers": tuple(data["layers"])})
+    return VisionConfig(**data)
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Text transformer, or the pseudocode's other encoder, continuous bag of words.
 
@@ -76,7 +127,7 @@ class ClipConfig:
     the released models need `quick_gelu`, many others `gelu`.
     """
 
-    vision: VisionConfig
+    vision: VisionConfig | ResNetConfig
     text: TextConfig
     embed_dim: int
     activation: Activation = "quick_gelu"
@@ -98,17 +149,44 @@ class ClipConfig:
         """The config that `to_json` wrote; ValueError names what is wrong with any other text."""
         try:
             data = json.loads(text)
-            parts = {"vision": VisionConfig(**data["vision"]), "text": TextConfig(**data["text"])}
+            parts = {"vision": _vision(data["vision"]), "text": TextConfig(**data["text"])}
             return cls(**{**data, **parts})
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             message = f"not a model config ({error}); expected what ClipConfig.to_json writes"
             raise ValueError(message) from None
 
 
+def _resnet(
+    embed_dim: int, size: int, layers: tuple[int, int, int, int], width: int, text: int
+) -> ClipConfig:
+    return ClipConfig(
+        ResNetConfig(size, width, layers), TextConfig(text, heads=text // 64), embed_dim
+    )
+
+
+def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: int) -> ClipConfig:
+    vision = VisionConfig(size, patch, width, layers, heads=width // 64)
+    return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
+
+
+# The released models in the released order; all of them use quick_gelu.
+RELEASED: dict[str, ClipConfig] = {
+    "RN50": _resnet(1024, 224, (3, 4, 6, 3), 64, text=512),
+    "RN101": _resnet(512, 224, (3, 4, 23, 3), 64, text=512),
+    "RN50x4": _resnet(640, 288, (4, 6, 10, 6), 80, text=640),
+    "RN50x16": _resnet(768, 384, (6, 8, 18, 8), 96, text=768),
+    "RN50x64": _resnet(1024, 448, (3, 15, 36, 10), 128, text=1024),
+    "ViT-B/32": _vit(512, 224, 32, 768, 12, text=512),
+    "ViT-B/16": _vit(512, 224, 16, 768, 12, text=512),
+    "ViT-L/14": _vit(768, 224, 14, 1024, 24, text=768),
+    "ViT-L/14@336px": _vit(768, 336, 14, 1024, 24, text=768),
+}
+
+
 # Small enough for two cores: sixteen patches a picture, and the bag of words, which costs next to
 # nothing and starts to learn at once, where a text transformer first spends a hundred steps.
 EMOJI = ClipConfig(
-    vision=VisionConfig(image_size=48, patch_size=12, width=192, layers=4, heads=3),
+    vision=VisionConfig(image_size=32, patch_size=8, width=192, layers=4, heads=3),
     text=TextConfig(width=128, context_length=32, kind="cbow"),
     embed_dim=192,
 )
@@ -118,11 +196,11 @@ EMOJI = ClipConfig(
 class TrainConfig:
     """Everything that a training run on the embedded emoji depends on; its run folder holds it."""
 
-    steps: int = 600
+    steps: int = 320
     """Updates of the weights."""
-    batch_size: int = 256
+    batch_size: int = 512
     """Pairs a step, over all devices."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.5e-3
     """Greatest learning rate, reached after the warm-up."""
     warmup: int = 40
     """Steps of linear warm-up."""
@@ -130,7 +208,7 @@ class TrainConfig:
     """Decoupled weight decay, on matrices only."""
     seed: int = 0
     """Of the weights, the order of the data and the augmentation."""
-    text_length: int = 16
+    text_length: int = 20
     """Tokens of a caption that are kept in training; the longest name has 18."""
     log_every: int = 10
     """Steps from one line of metrics.jsonl to the next."""
@@ -170,4 +248,4 @@ class TrainConfig:
             raise ValueError(message) from None
 
 
-PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=1200, evaluate_every=300)}
+PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=2400, evaluate_every=200)}

@@ -1,5 +1,6 @@
 """From a name or a path to a model that is ready to use."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip import checkpoint
-from jaxclip.config import ClipConfig
+from jaxclip import checkpoint, convert
+from jaxclip.config import RELEASED, Activation, ClipConfig
+from jaxclip.downloads import RELEASED_FILES, cache_folder, fetch
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.preprocess import Preprocess
@@ -23,8 +25,11 @@ class Model:
     With `jit` the functions are compiled once a shape; without it they run op by op.
     """
 
-    def __init__(self, module: clip.Clip, *, jit: bool = True) -> None:
+    def __init__(
+        self, module: clip.Clip, *, jit: bool = True, notes: Mapping[str, Any] | None = None
+    ) -> None:
         self.module = module
+        self.notes = dict(notes or {})  # where the weights came from
         self.config: ClipConfig = module.config
         wrap: Any = jax.jit if jit else lambda function: function
         self._encode_image = wrap(lambda module, images: module.encode_image(images))
@@ -65,46 +70,100 @@ class Model:
         return jnp.asarray(tokens[:, :longest])
 
 
-def find(name_or_path: str | Path) -> Path:
-    """The weights file that a name or path stands for; ValueError says what would have been one."""
-    if str(name_or_path) == EMBEDDED:
+def available_models() -> list[str]:
+    """The nine released models, in the released order; `load` takes each by name.
+
+    >>> available_models()[5]
+    'ViT-B/32'
+    """
+    return list(RELEASED)
+
+
+def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """The file or folder that a name or path stands for; a released model is fetched if need be.
+
+    A released model is converted once: what comes back is our file, in the cache folder beside the
+    official one, which may then be deleted.
+
+    Raises:
+      ValueError: nothing is there; the message says what would have been a model.
+      OSError: it cannot be fetched or written.
+    """
+    name = str(name_or_path)
+    if name == EMBEDDED:
         return Path(str(files("jaxclip") / "data_files" / "emoji.safetensors"))
+    if name in RELEASED:
+        return _released(name, cache_dir)
     path = Path(name_or_path)
-    if path.is_dir():
-        if (path / "model.safetensors").is_file():
-            return path / "model.safetensors"
-        if (path / "state.safetensors").is_file():
+    if path.is_dir() and (path / "state.safetensors").is_file():
+        if not (path / "model.safetensors").is_file():
             raise ValueError(
                 f"{path} is a run that has not ended; finish it first: "
                 f"jaxclip train emoji --out {path} --resume"
             )
-        raise ValueError(f"{path} is no run folder: it holds no model.safetensors")
-    if not path.is_file():
+    elif not path.exists():
         raise ValueError(
-            f"no model is named {str(name_or_path)!r} and no such file is there; expected "
-            f"{EMBEDDED!r}, a run folder or a .safetensors file that jaxclip wrote"
+            f"no model is named {name!r} and no such file is there; expected {EMBEDDED!r}, one of "
+            f"{', '.join(RELEASED)}, a run folder, a Hugging Face folder or a checkpoint file"
         )
     return path
 
 
+def _released(name: str, cache_dir: str | Path | None) -> Path:
+    """Our file of a released model, made from the official one where it is not there yet."""
+    folder, official = cache_folder(cache_dir), RELEASED_FILES[name]
+    ours = folder / Path(official.file_name).with_suffix(".safetensors").name
+    if ours.is_file() and _is_made_from(ours, official.sha256):
+        return ours
+    convert.convert(fetch(name, cache_dir), ours, force=True)
+    return ours
+
+
+def _is_made_from(ours: Path, sha256: str) -> bool:
+    """Whether a file of the cache was converted, by this converter, from those very bytes."""
+    try:
+        notes = checkpoint.load_notes(ours)
+    except ValueError:
+        return False  # of another version or damaged: it is made anew
+    made = notes.get("converted", {}).get("converter") == convert.CONVERTER
+    return made and sha256 in notes.get("source", {}).get("sha256", {}).values()
+
+
 def load(
-    name_or_path: str | Path, *, jit: bool = True, dtype: Any = None
+    name_or_path: str | Path,
+    *,
+    jit: bool = True,
+    dtype: Any = None,
+    cache_dir: str | Path | None = None,
+    activation: Activation | None = None,
+    precision: str | None = None,
+    unroll: bool = False,
 ) -> tuple[Model, Preprocess]:
     """A model and what turns its pictures into pixels.
 
     Args:
-      name_or_path: "emoji" (the embedded model), a run folder, or a file that jaxclip wrote.
+      name_or_path: "emoji" (the embedded model), a name that `available_models` lists, a run
+        folder, a Hugging Face folder, or a file: ours, OpenAI's, open_clip's or Hugging Face's.
+        A path never uses the network.
       jit: compile; False runs op by op, with the same numbers.
       dtype: of activations and matrix products; float32 if not given.
+      cache_dir: where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
+      activation: of a file that does not say: "quick_gelu", "gelu" or "gelu_tanh".
+      precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
+        setting in force.
+      unroll: compile the blocks one after the other instead of once in a loop: slower to compile,
+        sometimes faster to run.
 
     Raises:
-      ValueError: nothing is there, or it is not a checkpoint of this version.
+      ValueError: nothing is there, or it is not a sound checkpoint of a CLIP model.
+      OSError: a released model cannot be fetched.
 
     >>> model, preprocess = load("emoji")
     >>> model.config.vision.image_size == preprocess.size
     True
     """
-    flat, config, _ = checkpoint.load(find(name_or_path))
-    numerics = Numerics(jnp.float32 if dtype is None else dtype)
-    module = clip.from_flat(flat, clip.abstract(config, remat=False, numerics=numerics))
-    return Model(module, jit=jit), Preprocess(config.vision.image_size)
+    loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
+    numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
+    empty = clip.abstract(loaded.config, remat=False, numerics=numerics)
+    model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)
+    return model, Preprocess(loaded.config.vision.image_size)

@@ -22,6 +22,7 @@ import numpy as np
 Array = np.ndarray
 Params = dict[str, Any]
 Taps = dict[str, Array] | None
+Norm = Callable[..., Array] | None
 
 
 # The pseudocode: Figure 3 -------------------------------------------------------------------------
@@ -133,14 +134,20 @@ def clip(
         images: [n, h, w, c], preprocessed.
         tokens: [m, l], token ids.
         params: the whole model: `visual`, `text` and `logit_scale`.
-        vision_heads, text_heads: attention heads; d / 64 in the released models.
-        activation: a key of `ACTIVATIONS`.
+        vision_heads, text_heads: attention heads; d / 64 in the released models, where d is what
+            the attention sees: of a ResNet 32 times the width of its stem.
+        activation: a key of `ACTIVATIONS`; a ResNet has none of them.
 
     Returns:
         logits_per_image [n, m] and its transpose, logits_per_text [m, n].
     """
     visual, text = params["visual"], params["text"]
-    image_features = vision_transformer(images, visual, heads=vision_heads, activation=activation)
+    if "transformer" in visual:
+        image_features = vision_transformer(
+            images, visual, heads=vision_heads, activation=activation
+        )
+    else:
+        image_features = modified_resnet(images, visual, heads=vision_heads)
     if "transformer" in text:
         text_features = text_transformer(tokens, text, heads=text_heads, activation=activation)
     else:
@@ -183,6 +190,44 @@ def vision_transformer(
     x = layer_norm(x[:, 0], **params["ln_post"])  # [n, d], the class token
     taps["ln_post"] = x
     x = x @ params["proj"]  # [n, e]
+    taps["features"] = x
+    return x
+
+
+def modified_resnet(
+    images: Array, params: Params, *, heads: int, norm: Norm = None, taps: Taps = None
+) -> Array:
+    """The other image tower: ResNet-50 (He et al. 2015, arXiv 1512.03385) with three changes.
+
+    Section 2.4: a stem of three convolutions (ResNet-D), strides made by average pooling
+    (anti-aliased; Zhang 2019, arXiv 1904.11486) and an attention pool in place of the last mean.
+
+    Args:
+        images: [n, h, w, c], preprocessed.
+        params: the branch `visual`.
+        heads: of the attention pool.
+        norm: what normalises, `batch_norm` unless given; takes its arguments. One that calls
+            `batch_norm_training` and keeps the new statistics makes this a training pass.
+        taps: a dict to be filled with the named stages, in order.
+
+    Returns:
+        image_features [n, e], not normalised.
+    """
+    taps = {} if taps is None else taps
+    norm = batch_norm if norm is None else norm
+    x = images
+    for i, stride in ((1, 2), (2, 1), (3, 1)):
+        x = convolve(x, params[f"conv{i}"]["kernel"], stride)  # [n, h / 2, w / 2, .]
+        x = relu(norm(x, **params[f"bn{i}"]))
+    x = average_pool(x, 2)  # [n, h / 4, w / 4, d]
+    taps["stem"] = x
+    for i in range(1, 5):  # [n, h / 4, w / 4, 4d] to [n, h / 32, w / 32, 32d]
+        blocks = params[f"layer{i}"]
+        for j in range(len(blocks)):
+            stride = 2 if i > 1 and j == 0 else 1
+            x = bottleneck(x, blocks[str(j)], stride, norm)
+        taps[f"layer{i}"] = x
+    x = attention_pool(x, params["attnpool"], heads, taps)  # [n, e]
     taps["features"] = x
     return x
 
@@ -297,6 +342,46 @@ def mlp(x: Array, params: Params, activation: str) -> Array:
     return x @ params["c_proj"]["kernel"] + params["c_proj"]["bias"]  # [..., d]
 
 
+def bottleneck(x: Array, params: Params, stride: int, norm: Callable[..., Array]) -> Array:
+    """Three convolutions beside a shortcut: [n, h, w, c] -> [n, h // stride, w // stride, 4d].
+
+    No convolution strides: an average pool comes before the last one, and before the shortcut's
+    (clip/model.py: Bottleneck).
+    """
+    y = relu(norm(convolve(x, params["conv1"]["kernel"]), **params["bn1"]))  # [n, h, w, d]
+    y = relu(norm(convolve(y, params["conv2"]["kernel"]), **params["bn2"]))
+    y = average_pool(y, stride)  # [n, h // stride, w // stride, d]
+    y = norm(convolve(y, params["conv3"]["kernel"]), **params["bn3"])
+    if "downsample" in params:
+        shortcut = params["downsample"]
+        x = convolve(average_pool(x, stride), shortcut["0"]["kernel"])
+        x = norm(x, **shortcut["1"])
+    return relu(x + y)
+
+
+def attention_pool(x: Array, params: Params, heads: int, taps: dict) -> Array:
+    """One query, the mean of all places, looks at itself and them: [n, h, w, d] -> [n, e].
+
+    clip/model.py: AttentionPool2d.
+    """
+    n, h, w, width = x.shape
+    x = x.reshape(n, h * w, width)  # row by row
+    x = np.concatenate([np.mean(x, axis=1, keepdims=True), x], axis=1)  # [n, l, d], l = 1 + hw
+    x = x + params["positional_embedding"]
+
+    def project(x: Array, name: str) -> Array:
+        y = x @ params[name]["kernel"] + params[name]["bias"]  # [n, l, d]
+        return np.swapaxes(y.reshape(n, -1, heads, width // heads), 1, 2)  # [n, a, l, k]
+
+    q = project(x[:, :1], "q_proj")  # [n, a, 1, k]
+    k, v = project(x, "k_proj"), project(x, "v_proj")
+    scores = q @ np.swapaxes(k, -1, -2) * (width // heads) ** -0.5  # [n, a, 1, l]
+    x = softmax(scores, axis=-1) @ v  # [n, a, 1, k]
+    x = x.reshape(n, width)  # [n, d]
+    taps["pooled"] = x
+    return x @ params["c_proj"]["kernel"] + params["c_proj"]["bias"]
+
+
 def patchify(images: Array, patch: int) -> Array:
     """Cut images [n, h, w, c] into squares, row by row: [n, p, patch * patch * c].
 
@@ -311,6 +396,65 @@ def patchify(images: Array, patch: int) -> Array:
 
 
 # Primitives ---------------------------------------------------------------------------------------
+
+
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution without bias: [n, h, w, i], kernel [s, s, i, o] -> [n, rows, columns, o].
+
+    There are s // 2 rows of zeros on each side and ceil(h / stride) rows come out. "Same" padding
+    is something else: at a stride of 2 it puts all zeros on one side of an even picture.
+    """
+    size = kernel.shape[0]
+    side = (size // 2, size // 2)
+    x = np.pad(x, ((0, 0), side, side, (0, 0)))
+    rows, columns = ((length - size) // stride + 1 for length in x.shape[1:3])
+    total = np.zeros((), x.dtype)
+    for i in range(size):
+        for j in range(size):
+            down = slice(i, i + rows * stride, stride)
+            along = slice(j, j + columns * stride, stride)
+            total = total + x[:, down, along] @ kernel[i, j]
+    return total
+
+
+def average_pool(x: Array, size: int) -> Array:
+    """Mean over squares: [n, h, w, c] -> [n, h // size, w // size, c]; what is left is dropped."""
+    n, h, w, c = x.shape
+    squares = patchify(x, size).reshape(n, h // size, w // size, size * size, c)
+    return np.mean(squares, axis=3)
+
+
+def batch_norm(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, eps: float = 1e-5
+) -> Array:
+    """Ioffe and Szegedy 2015 (arXiv 1502.03167) with the running statistics; any [..., c]."""
+    return (x - mean) / np.sqrt(var + eps) * scale + bias
+
+
+def batch_norm_training(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    mean: Array,
+    var: Array,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+) -> tuple[Array, Array, Array]:
+    """The same with the statistics of the batch, and what the running ones become.
+
+    As torch has it: the batch is normalised with the biased variance, the running variance takes
+    up the unbiased one, and `momentum` is the weight of the batch, not that of the past.
+
+    Returns:
+        y, shaped as x [n, h, w, c], and the running mean [c] and variance [c] after this batch.
+    """
+    count = x.size // x.shape[-1]
+    m = np.mean(x, axis=(0, 1, 2))  # [c]
+    v = np.mean((x - m) ** 2, axis=(0, 1, 2))
+    unbiased = v * (count / (count - 1))
+    new_mean = (1 - momentum) * mean + momentum * m
+    new_var = (1 - momentum) * var + momentum * unbiased
+    return batch_norm(x, scale, bias, m, v, eps), new_mean, new_var
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-5) -> Array:
@@ -341,6 +485,11 @@ def cross_entropy_loss(logits: Array, labels: Array, axis: int) -> Array:
     """Mean of -log softmax(logits) at the labels; the classes of logits [n, n] lie along `axis`."""
     log_probabilities = log_softmax(logits, axis=axis)
     return -np.mean(np.take_along_axis(log_probabilities, np.expand_dims(labels, axis), axis))
+
+
+def relu(x: Array) -> Array:
+    """x where it is positive, else zero; the activation of the ResNets."""
+    return np.maximum(x, 0)
 
 
 def quick_gelu(x: Array) -> Array:

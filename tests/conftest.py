@@ -13,6 +13,7 @@ PARITY_MODULES = ("torch", "torchvision", "clip", "open_clip", "transformers")
 def _choose_platform() -> None:
     """CPU with eight virtual devices, unless the environment says something else."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")  # tests leave no files behind
     flags = os.environ.get("XLA_FLAGS", "")
     if DEVICE_FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_FLAG}={DEVICES}".strip()

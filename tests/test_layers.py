@@ -11,11 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 # A room is a module or a folder directly under jaxclip/; to each, the rooms it may import from.
 BASE = {"config", "losses", "tokenizer", "pictures", "preprocess", "data", "reference"}
-MIDDLE = {"checkpoint", "models", "training", "evaluation", "convert"}
+MIDDLE = {"checkpoint", "downloads", "models", "training", "evaluation", "convert"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
     "preprocess": {"pictures"},  # from picture to pixels begins with opening the file
     "checkpoint": {"config"},
+    "transfer": set(),
+    "downloads": {"transfer"},
     "models": {"checkpoint", "config", "losses"},  # losses: l2_normalize, which Clip ends in
     "convert": {"checkpoint", "config"},
     # checkpoint and config: what the models rest on, and what a run folder is written with
@@ -41,6 +43,7 @@ MODELS_MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "torchvision", "clip", "open_clip", "timm", "transformers"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"config", "tokenizer", "preprocess", "checkpoint", "convert"}
+WITHOUT_JAX |= {"downloads", "transfer"}
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 
 

@@ -23,7 +23,14 @@ TINY = ClipConfig(
     embed_dim=8,
 )
 CONFIG = TrainConfig(
-    steps=9, batch_size=8, save_every=2, log_every=1, evaluate_every=100, warmup=2, model=TINY
+    steps=9,
+    batch_size=8,
+    save_every=2,
+    log_every=1,
+    evaluate_every=100,
+    warmup=2,
+    text_length=16,
+    model=TINY,
 )
 # The child has one device, so that its sums run in one order; it is killed by the parent.
 CHILD = """

@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 
 from jaxclip import checkpoint
-from jaxclip.config import EMOJI, ClipConfig, TextConfig, VisionConfig
+from jaxclip.config import (
+    EMOJI,
+    RELEASED,
+    ClipConfig,
+    ResNetConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
 from jaxclip.models import clip
 from tests import tiny
 from tests.tolerances import departure, within
 
-B32 = ClipConfig(VisionConfig(224, 32, 768, 12, 12), TextConfig(512), 512)
-B16 = ClipConfig(VisionConfig(224, 16, 768, 12, 12), TextConfig(512), 512)
-L14 = ClipConfig(VisionConfig(224, 14, 1024, 24, 16), TextConfig(768, heads=12), 768)
-L14_336 = ClipConfig(VisionConfig(336, 14, 1024, 24, 16), TextConfig(768, heads=12), 768)
 START = ClipConfig(VisionConfig(24, 8, 96, 5, 3), TextConfig(64, 3, 2, 32, 999), 40)
 SMALL = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101), 7)
 
@@ -30,9 +34,9 @@ SMALL = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101
 
 
 def counted(config: ClipConfig) -> dict[str, int]:
-    """Parameters by tower, as the model has them."""
+    """Parameters by tower, as the model has them; running statistics are none."""
     sizes = {"visual": 0, "text": 0, "logit_scale": 0}
-    for name, leaf in clip.named_leaves(clip.abstract(config)).items():
+    for name, leaf in clip.named_leaves(clip.trained(clip.abstract(config))).items():
         sizes[name.split(".")[0]] += math.prod(leaf.shape)
     return sizes
 
@@ -54,19 +58,45 @@ def derived(config: ClipConfig) -> dict[str, int]:
     return {"visual": visual, "text": text, "logit_scale": 1}
 
 
-@pytest.mark.parametrize(
-    ("config", "visual", "text", "total"),
-    [
-        (B32, 87_849_216, 63_428_096, 151_277_313),
-        (B16, 86_192_640, 63_428_096, 149_620_737),
-        (L14, 303_966_208, 123_650_304, 427_616_513),
-        (L14_336, 304_293_888, 123_650_304, 427_944_193),
-    ],
-    ids=["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"],
-)
-def test_parameters_are_as_many_as_released(config, visual, text, total):
-    assert counted(config) == derived(config) == {"visual": visual, "text": text, "logit_scale": 1}
-    assert sum(counted(config).values()) == total
+COUNTS = {
+    "RN50": (38_316_896, 63_690_240, 102_007_137),
+    "RN101": (56_259_936, 63_428_096, 119_688_033),
+    "RN50x4": (87_137_080, 91_163_520, 178_300_601),
+    "RN50x16": (167_328_912, 123_650_304, 290_979_217),
+    "RN50x64": (420_380_352, 202_877_952, 623_258_305),
+    "ViT-B/32": (87_849_216, 63_428_096, 151_277_313),
+    "ViT-B/16": (86_192_640, 63_428_096, 149_620_737),
+    "ViT-L/14": (303_966_208, 123_650_304, 427_616_513),
+    "ViT-L/14@336px": (304_293_888, 123_650_304, 427_944_193),
+}
+BATCH_NORMS = {"RN50": 55, "RN101": 106, "RN50x4": 85, "RN50x16": 127, "RN50x64": 199}
+
+
+def test_the_released_models_are_nine_in_the_released_order():
+    assert list(RELEASED) == list(COUNTS)
+    assert {config.activation for config in RELEASED.values()} == {"quick_gelu"}
+    assert [config.vision.tokens for config in RELEASED.values()] == [
+        *(50, 50, 82, 145, 197),
+        *(50, 197, 257, 577),
+    ]
+    assert [config.vision.heads for config in RELEASED.values()] == [
+        *(32, 32, 40, 48, 64),
+        *(12, 12, 16, 16),
+    ]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_as_many_as_released(name):
+    config, (visual, text, total) = RELEASED[name], COUNTS[name]
+    assert counted(config) == {"visual": visual, "text": text, "logit_scale": 1}
+    assert visual + text + 1 == total
+    statistics = clip.running_statistics(clip.abstract(config))
+    assert len(statistics) == 2 * BATCH_NORMS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTS if name.startswith("ViT")])
+def test_parameters_are_as_many_as_the_architecture_says(name):
+    assert counted(RELEASED[name]) == derived(RELEASED[name])
 
 
 def test_a_bag_of_words_has_two_matrices():
@@ -86,7 +116,7 @@ def test_names_and_shapes_are_those_of_the_reference(kind):
 
 
 def test_an_abstract_model_holds_no_numbers():
-    leaves = jax.tree.leaves(clip.abstract(L14))
+    leaves = jax.tree.leaves(clip.abstract(RELEASED["RN50x64"]))
     assert leaves and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
@@ -289,7 +319,63 @@ def test_a_wrong_activation_is_refused():
         dataclasses.replace(SMALL, embed_dim=0)
 
 
-@pytest.mark.parametrize("config", [SMALL, L14_336, EMOJI])
+RESNET = {"image_size": 64, "width": 16, "layers": (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 15}, "ResNet width 15 is odd"),
+        ({"layers": (1, 2, 3)}, r"layers must be four positive integers, \(1, 2, 3\) came"),
+        ({"layers": [1, 2, 3, 4]}, "layers must be four positive integers"),
+        ({"layers": (1, 2, 3, 0)}, "layers must be four positive integers"),
+        ({"layers": (1, 2, 3, True)}, "layers must be four positive integers"),
+        ({"image_size": 63}, "image_size 63 does not suit a ResNet"),
+        ({"image_size": 30}, "image_size 30 does not suit a ResNet"),
+        ({"kind": "vit"}, "vision kind 'vit' is not 'resnet'"),
+    ],
+)
+def test_a_wrong_resnet_config_is_refused(change, message):
+    assert ResNetConfig(**RESNET).tokens == 5
+    with pytest.raises(ValueError, match=message):
+        ResNetConfig(**{**RESNET, **change})
+
+
+def test_the_grid_of_every_image_size_is_as_many_places_as_positions():
+    """Sizes are halved five times, the first time rounding up, then down; 63 would not fit."""
+
+    def grid(size: int) -> int:
+        return (size + 1) // 2 // 16
+
+    for size in range(32, 200):
+        try:
+            config = ResNetConfig(**{**RESNET, "image_size": size})
+        except ValueError:
+            assert grid(size) != size // 32
+        else:
+            assert config.tokens == grid(size) ** 2 + 1
+
+
+def resnet_json(**changes: Any) -> str:
+    config = dataclasses.replace(SMALL, vision=ResNetConfig(**RESNET))
+    data = json.loads(config.to_json())
+    return json.dumps({**data, "vision": {**data["vision"], **changes}})
+
+
+def test_image_towers_are_told_apart_by_their_kind():
+    """A config of before there were ResNets names no kind and stays a Vision Transformer."""
+    assert ClipConfig.from_json(resnet_json()).vision == ResNetConfig(**RESNET)
+    assert "kind" not in json.loads(SMALL.to_json())["vision"]
+    for changes in ({"kind": "vit"}, {"kind": None}, {"layers": 3}, {"patch_size": 8}):
+        with pytest.raises(ValueError):
+            ClipConfig.from_json(resnet_json(**changes))
+    with pytest.raises(ValueError, match="patch_size"):
+        ClipConfig.from_json(resnet_json().replace('"kind": "resnet", ', ""))
+    run = TrainConfig(model=RELEASED["RN50"])
+    assert TrainConfig.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize("config", [SMALL, RELEASED["RN50x64"], RELEASED["ViT-L/14@336px"], EMOJI])
 def test_a_config_survives_json(config):
     text = dataclasses.replace(config, activation="gelu").to_json()
     assert "\n" not in text and ClipConfig.from_json(text).activation == "gelu"

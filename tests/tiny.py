@@ -58,6 +58,42 @@ def params(
     return {"visual": visual, "text": words, "logit_scale": np.array(2.1)}
 
 
+def resnet(
+    seed: int = 0,
+    *,
+    width: int = 16,
+    layers: tuple[int, ...] = (1, 2, 1, 1),
+    image_size: int = 96,
+    embed: int = 7,
+) -> dict[str, Any]:
+    """The branch `visual` of a ResNet; put it in the place of the one in `params`.
+
+    Running statistics are far from 0 and 1, and nothing adds zero, unlike in a new model.
+    """
+    rng = np.random.default_rng(seed)
+    features = 32 * width
+    stem = ((3, width // 2), (width // 2, width // 2), (width // 2, width))
+    visual: dict[str, Any] = {}
+    for i, (inputs, outputs) in enumerate(stem, start=1):
+        visual[f"conv{i}"] = {"kernel": _convolution(rng, 3, inputs, outputs)}
+        visual[f"bn{i}"] = _batch_norm(rng, outputs)
+    inputs = width
+    for i, count in enumerate(layers):
+        blocks = {}
+        for j in range(count):
+            blocks[str(j)] = _bottleneck(rng, inputs, width * 2**i, downsample=j == 0)
+            inputs = 4 * width * 2**i
+        visual[f"layer{i + 1}"] = blocks
+    tokens = (image_size // 32) ** 2 + 1
+    projections = {f"{name}_proj": _linear(rng, features, features) for name in "qkv"}
+    visual["attnpool"] = {
+        "positional_embedding": 0.3 * rng.normal(size=(tokens, features)),
+        **projections,
+        "c_proj": _linear(rng, features, embed),
+    }
+    return visual
+
+
 def batch(
     seed: int = 0, n: int = 5, *, image_size: int = 20, vocab: int = 101, context: int = 13
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +139,31 @@ def _block(rng: np.random.Generator, width: int) -> dict[str, Any]:
         },
         "ln_2": _layer_norm(rng, width),
     }
+
+
+def _bottleneck(
+    rng: np.random.Generator, inputs: int, width: int, *, downsample: bool
+) -> dict[str, Any]:
+    block: dict[str, Any] = {}
+    shapes = ((1, inputs, width), (3, width, width), (1, width, 4 * width))
+    for i, (size, wide, narrow) in enumerate(shapes, start=1):
+        block[f"conv{i}"] = {"kernel": _convolution(rng, size, wide, narrow)}
+        block[f"bn{i}"] = _batch_norm(rng, narrow)
+    if downsample:
+        block["downsample"] = {
+            "0": {"kernel": _convolution(rng, 1, inputs, 4 * width)},
+            "1": _batch_norm(rng, 4 * width),
+        }
+    return block
+
+
+def _convolution(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> np.ndarray:
+    return _matrix(rng, size * size * inputs, outputs, (size, size, inputs))
+
+
+def _batch_norm(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
+    statistics = {"mean": 0.3 * rng.normal(size=width), "var": rng.uniform(0.4, 1.6, size=width)}
+    return {**_layer_norm(rng, width), **statistics}
 
 
 def _linear(rng: np.random.Generator, inputs: int, outputs: int) -> dict[str, np.ndarray]:

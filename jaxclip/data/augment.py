@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-SCALE = (0.8, 1.05)  # side of the drawing in sides of the picture
-STRETCH = 0.08  # log of the greatest change of width against height
-TURN = 0.12  # greatest rotation, radians
+SCALE = (0.7, 1.1)  # side of the drawing in sides of the picture
+STRETCH = 0.12  # log of the greatest change of width against height
+TURN = 0.2  # greatest rotation, radians
 PLAIN_BACKGROUND = 0.8  # share of pictures that stay on white
 GREY = 0.05  # share of pictures without colour
 

@@ -12,10 +12,8 @@ import numpy as np
 
 from jaxclip.data.sources import Pictures
 
-# Used for training; evaluation averages the classifiers that all of them make.
-PROMPTS = ("{}", "an emoji of {}", "a drawing of {}", "a picture of {}")
-NAME_SHARE = 0.9  # of captions that are the name in a prompt; the others are keywords
-FEWEST_KEYWORDS, MOST_KEYWORDS = 3, 5  # one or two alone ("face") fit hundreds of pictures
+KEYWORD_SHARE = 0.1  # of captions that go on with keywords after the name
+MOST_KEYWORDS = 3
 # A mirrored picture of these would no longer be what its name says.
 SIDED = re.compile(r"\b(left|right|clock|arrow|letters?|flag|button|o.clock|thirty|keycap)\b")
 
@@ -63,9 +61,13 @@ class Batches:
         return Batch(indices, self.mirrorable[indices], captions)
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
-        """The name in a prompt, or some of the keywords in any order."""
-        keywords = self.pictures.keywords[index]
-        if not keywords or rng.random() < NAME_SHARE:
-            return PROMPTS[rng.integers(len(PROMPTS))].format(self.pictures.names[index])
-        count = rng.integers(FEWEST_KEYWORDS, MOST_KEYWORDS + 1)
-        return " ".join(rng.permutation(keywords)[:count])
+        """The name, sometimes with some of the keywords behind it in any order.
+
+        The name is always there: keywords alone ("face") fit hundreds of pictures. No prompt is
+        put around it: its words would be most of what a bag of words sees.
+        """
+        name, keywords = self.pictures.names[index], self.pictures.keywords[index]
+        if not keywords or rng.random() >= KEYWORD_SHARE:
+            return name
+        count = rng.integers(1, MOST_KEYWORDS + 1)
+        return " ".join([name, *rng.permutation(keywords)[:count]])

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.loader import PROMPTS
 from jaxclip.data.sources import Pictures
 from jaxclip.evaluation.metrics import ranks, recall
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
@@ -35,10 +34,13 @@ class Evaluation:
     Args:
       pictures: what is asked about; each picture's name is the right answer.
       classes: all names to choose from; every picture's name is among them.
+      prompts: templates with one slot {}; a class is the mean over all of them.
     """
 
-    def __init__(self, pictures: Pictures, classes: Sequence[str]) -> None:
-        self.pictures, self.classes = pictures, sorted(set(classes))
+    def __init__(
+        self, pictures: Pictures, classes: Sequence[str], prompts: Sequence[str] = ("{}",)
+    ) -> None:
+        self.pictures, self.classes, self.prompts = pictures, sorted(set(classes)), prompts
         place = {name: i for i, name in enumerate(self.classes)}
         self.answers = np.array([place[name] for name in pictures.names])
         self.encode_image = jax.jit(lambda model, images: model.encode_image(images))
@@ -56,7 +58,7 @@ class Evaluation:
             tokens = tokenize(texts, length, truncate=True)
             return in_blocks(lambda t: self.encode_text(model, t), tokens, 256)
 
-        return unit(features), classifier(encode, self.classes, PROMPTS)
+        return unit(features), classifier(encode, self.classes, self.prompts)
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Top-1 and top-5 over the classes, and recall both ways between pictures and names.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.checkpoint import replacing
 from jaxclip.data.sources import Pictures
 
 
@@ -15,6 +16,11 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # imported late: it costs half a second
 
     return Figure(figsize=(width, height), layout="constrained", dpi=100)
+
+
+def _save(figure: Any, out: Path) -> None:
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def on_white(image: np.ndarray) -> np.ndarray:
@@ -42,7 +48,7 @@ def loss_curve(metrics: Path, chance: float, out: Path) -> None:
             a + b for a, b in zip(handles, right.get_legend_handles_labels(), strict=True)
         )
     left.legend(*handles, loc="center right")
-    figure.savefig(out)
+    _save(figure, out)
 
 
 def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, out: Path) -> None:
@@ -60,7 +66,7 @@ def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, ou
     axes.set_xticks([])
     for i, j in np.ndindex(n, n):
         axes.text(i, j, f"{cosines[i, j]:.2f}", ha="center", va="center", color="white")
-    figure.savefig(out)
+    _save(figure, out)
 
 
 def answer_sheet(
@@ -82,4 +88,4 @@ def answer_sheet(
             colour = "tab:green" if right[i] else "tab:red"
             title = said[i] if right[i] else f"{said[i]}\n(is: {pictures.names[i]})"
             axes.set_title("\n".join(textwrap.wrap(title, 20)[:4]), fontsize=7, color=colour)
-    figure.savefig(out)
+    _save(figure, out)

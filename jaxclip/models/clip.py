@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint
-from jaxclip.config import ClipConfig
+from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
 from jaxclip.models.layers import Numerics
+from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
 
 Array = jax.Array
+Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
 
 
@@ -32,7 +34,8 @@ class Clip(nnx.Module):
         numerics: Numerics = Numerics(),
     ) -> None:
         towers: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
-        self.visual = VisionTransformer(config, remat=remat, **towers)
+        tower = ModifiedResNet if isinstance(config.vision, ResNetConfig) else VisionTransformer
+        self.visual = tower(config, remat=remat, **towers)
         self.text = (
             ContinuousBagOfWords(config, **towers)
             if config.text.kind == "cbow"
@@ -49,12 +52,33 @@ class Clip(nnx.Module):
         """tokens [n, l] -> text_features [n, e], not normalised."""
         return self.text(tokens)[0]
 
-    def embed(self, images: Array, tokens: Array) -> tuple[Array, Array]:
-        """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32."""
-        image_features, text_features = self.encode_image(images), self.encode_text(tokens)
+    @overload
+    def embed(
+        self, images: Array, tokens: Array, *, train: Literal[False] = False
+    ) -> tuple[Array, Array]: ...
+
+    @overload
+    def embed(
+        self, images: Array, tokens: Array, *, train: Literal[True]
+    ) -> tuple[Array, Array, Statistics]: ...
+
+    def embed(self, images: Array, tokens: Array, *, train: bool = False) -> Any:
+        """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32.
+
+        With `train` BatchNorm uses the batch's statistics, and a third value comes: the new running
+        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty.
+        """
+        statistics: Statistics = {}
+        if train and isinstance(self.visual, ModifiedResNet):
+            image_features, seen = self.visual(images, train=True)
+            statistics = checkpoint.flatten(seen["statistics"], "visual.")
+        else:
+            image_features = self.encode_image(images)
+        text_features = self.encode_text(tokens)
         wide = jnp.promote_types(image_features.dtype, jnp.float32)
         I_e = l2_normalize(image_features.astype(wide))
-        return I_e, l2_normalize(text_features.astype(wide))
+        T_e = l2_normalize(text_features.astype(wide))
+        return (I_e, T_e, statistics) if train else (I_e, T_e)
 
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
         """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
@@ -78,8 +102,13 @@ def abstract(config: ClipConfig, *, remat: bool = True, numerics: Numerics = Num
     return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
 
 
+def _part(key: Any) -> str:
+    found = [getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)]
+    return str(found[0] if found else key)
+
+
 def _name(path: tuple[Any, ...]) -> str:
-    parts = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+    parts = [_part(key) for key in path]
     return ".".join(part.lstrip(".") for part in parts if part not in (".value", "value"))
 
 
@@ -87,6 +116,34 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments): stacked."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
+
+
+def trained(model: Any) -> Any:
+    """The model without its running statistics: what gradients and the optimiser are for.
+
+    The same kind of tree, with nothing where they were; a Vision Transformer comes back whole.
+    """
+
+    def emptied(variable: Any) -> Any:
+        statistic = isinstance(variable, nnx.BatchStat)
+        return jax.tree.map(lambda _: None, variable) if statistic else variable
+
+    return jax.tree.map(emptied, model, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def running_statistics(model: Any) -> Statistics:
+    """{dotted path: running mean or variance}; empty for a Vision Transformer."""
+    parameters = named_leaves(trained(model))
+    return {path: leaf for path, leaf in named_leaves(model).items() if path not in parameters}
+
+
+def with_statistics(model: Any, statistics: Statistics) -> Any:
+    """The model, whole or `trained` only, with these running statistics; itself unchanged."""
+
+    def chosen(path: tuple[Any, ...], leaf: Any) -> Any:
+        return statistics.get(_name(path), leaf)
+
+    return jax.tree_util.tree_map_with_path(chosen, model, is_leaf=lambda leaf: leaf is None)
 
 
 def to_flat(tree: Any) -> checkpoint.Flat:

@@ -51,10 +51,12 @@ class Numerics:
 
     Layer-norm statistics, softmax, logits and loss are float32 whatever `dtype` says.
     `precision` is jax's ("default", "high", "highest"); None leaves the global setting in force.
+    `unroll` compiles the blocks of a transformer one after the other instead of once in a loop.
     """
 
     dtype: Any = jnp.float32
     precision: str | None = None
+    unroll: bool = False
 
     def dot(self, x: Array, kernel: Array) -> Array:
         """x [..., i] @ kernel [i, o] -> [..., o], accumulated in at least float32."""
@@ -199,6 +201,7 @@ class Transformer(nnx.Module):
 
         self.resblocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
         self.remat = remat
+        self.unroll = numerics.unroll
 
     def __call__(
         self, x: Array, mask: Array | None = None, *, intermediates: bool = False
@@ -214,4 +217,4 @@ class Transformer(nnx.Module):
             return x, ({"hidden": x, "attention": weights} if intermediates else {})
 
         body = jax.checkpoint(visit, prevent_cse=False) if self.remat else visit
-        return jax.lax.scan(body, x, self.resblocks)
+        return jax.lax.scan(body, x, self.resblocks, unroll=self.unroll)

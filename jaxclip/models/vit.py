@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.config import ClipConfig
+from jaxclip.config import ClipConfig, VisionConfig
 from jaxclip.models.layers import LayerNorm, Numerics, Transformer, normal
 
 Array = jax.Array
@@ -35,6 +35,7 @@ class VisionTransformer(nnx.Module):
         self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
     ) -> None:
         v = config.vision
+        assert isinstance(v, VisionConfig)
         std = v.width**-0.5
         self.conv1 = PatchConvolution(v.patch_size, v.width, numerics=numerics, rngs=rngs)
         self.class_embedding = normal(rngs, (v.width,), std)

@@ -134,7 +134,13 @@ def train(
       Diverged: loss or gradient is not a number; the state saved last stays in `run`.
       Stopped: `should_stop` said so, and the state was saved.
     """
-    optimizer = adamw(config.learning_rate, config.warmup, config.steps, config.weight_decay)
+    optimizer = adamw(
+        config.learning_rate,
+        config.warmup,
+        config.steps,
+        config.weight_decay,
+        tower=type(config.model.vision),
+    )
     state = start_or_resume(config, run, resume, optimizer)
     batches = Batches(pictures, config.batch_size, config.seed)
     step_fn = sharded_step(data_mesh(), optimizer)

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxclip.config import ResNetConfig, VisionConfig
+from jaxclip.models.clip import trained
+
 MAX_LOGIT_SCALE = math.log(100)
+CONSTANTS = {VisionConfig: (0.98, 1e-6), ResNetConfig: (0.999, 1e-8)}  # beta2, epsilon
 NEVER_DECAYED = ("bias", "in_proj_bias", "scale", "class_embedding", "logit_scale")
 
 
@@ -30,11 +34,31 @@ def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
 
 
 def adamw(
-    learning_rate: float, warmup: int, steps: int, weight_decay: float = 0.2
+    learning_rate: float,
+    warmup: int,
+    steps: int,
+    weight_decay: float = 0.2,
+    *,
+    tower: type[VisionConfig | ResNetConfig] = VisionConfig,
 ) -> optax.GradientTransformation:
-    """AdamW with the paper's constants for a Vision Transformer (beta2 0.98, epsilon 1e-6)."""
-    rate = schedule(learning_rate, warmup, steps)
-    return optax.adamw(rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed)
+    """AdamW with the paper's constants for the kind of image tower (section 2.5).
+
+    `init` and `update` take a whole model and leave its running statistics out.
+    """
+    beta2, epsilon = CONSTANTS[tower]
+    inner = optax.adamw(
+        schedule(learning_rate, warmup, steps),
+        b1=0.9,
+        b2=beta2,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        mask=decayed,
+    )
+
+    def update(grads: Any, state: Any, model: Any) -> tuple[Any, Any]:
+        return inner.update(grads, state, trained(model))
+
+    return optax.GradientTransformation(lambda model: inner.init(trained(model)), update)
 
 
 def hold_logit_scale(model: Any) -> Any:

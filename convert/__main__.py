@@ -1,0 +1,39 @@
+"""python -m jaxclip.convert SOURCE TARGET: from any checkpoint to one file of ours, and back."""
+
+import argparse
+import sys
+from typing import get_args
+
+from jaxclip.config import Activation
+
+from .conversion import LayoutName, convert
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when the target is written, 1 when it failed (one line on stderr says why), 2 for usage."""
+    parser = argparse.ArgumentParser("python -m jaxclip.convert", description=__doc__)
+    parser.add_argument("source", help="a file or folder in any layout; the layout is recognised")
+    parser.add_argument("target", help="file to write; a folder for the layout huggingface")
+    parser.add_argument("--layout", choices=get_args(LayoutName), default="jaxclip")
+    parser.add_argument(
+        "--activation", choices=get_args(Activation), help="where the source does not say it"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the target")
+    options = parser.parse_args(arguments)
+    try:
+        config = convert(
+            options.source,
+            options.target,
+            options.layout,
+            activation=options.activation,
+            force=options.force,
+        )
+    except (ValueError, OSError) as error:
+        print(f"jaxclip.convert: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.target}: {options.layout}, {config.to_json()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""From our form to any layout, and the one call that does both ways."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jaxclip import checkpoint
+from jaxclip.checkpoint import Flat
+from jaxclip.config import Activation, ClipConfig
+
+from . import huggingface, open_clip, openai, torch_archive
+from .inert import refuse, show
+from .layouts import to_theirs
+from .loading import Loaded, load_with_files
+
+LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
+ENDINGS: dict[str, tuple[str, ...]] = {
+    "jaxclip": (".safetensors",),
+    "openai": (".pt",),
+    "open_clip": (".safetensors", ".pt", ".bin"),
+    "huggingface": (),  # a folder
+}
+
+
+def _came(notes: Mapping[str, Any]) -> tuple[str, dict[str, int | None]]:
+    """(layout that the model came from, extras that it had) as the notes say it."""
+    said = notes.get("converted", {"layout": "", "extras": {}})
+    extras = said.get("extras") if type(said) is dict else None
+    if type(extras) is not dict or type(said.get("layout")) is not str:
+        refuse("the notes on the conversion are not those that this library writes")
+    for name, value in extras.items():
+        if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
+            refuse(f"the notes say {show(value)} for {show(name)}")
+    return said["layout"], extras
+
+
+def theirs(loaded: Loaded, layout: Literal["openai", "open_clip", "huggingface"]) -> Flat:
+    """The arrays of a model in another layout, under that layout's names, as views.
+
+    ValueError where the layout cannot hold the model.
+    """
+    if loaded.config.text.kind == "cbow":
+        raise ValueError("the model's text encoder is a bag of words, which no other layout has")
+    came_from, extras = _came(loaded.notes)
+    tables = {"open_clip": open_clip.LAYOUT, "huggingface": huggingface.LAYOUT}
+    table = tables.get(layout, openai.LAYOUT)
+    if layout == "open_clip" and came_from == open_clip.CUSTOM_TEXT.name:
+        table = open_clip.CUSTOM_TEXT
+    if layout == "openai":
+        openai.check_writable(loaded.config)
+    same = came_from == table.name
+    return to_theirs(table, loaded.config, loaded.flat, extras, only_these=same)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with checkpoint.replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_arrays(path: Path, arrays: Flat) -> None:
+    if path.suffix == ".safetensors":
+        checkpoint.save_arrays(path, arrays, {"format": "pt"})  # transformers asks for it
+    else:
+        torch_archive.write(path, arrays)
+
+
+def _targets(target: Path, layout: str) -> list[Path]:
+    """The files to write; the one that makes the others readable last."""
+    if layout == "huggingface":
+        names = (huggingface.WEIGHTS_NAME, huggingface.PREPROCESSOR_NAME, huggingface.CONFIG_NAME)
+        return [target / name for name in names]
+    return [target, target.parent / open_clip.CONFIG_NAME] if layout == "open_clip" else [target]
+
+
+def _check_target(target: Path, layout: str) -> list[Path]:
+    if layout not in get_args(LayoutName):
+        names = ", ".join(get_args(LayoutName))
+        raise ValueError(f"layout {layout!r} came, one of {names} was expected")
+    endings = ENDINGS[layout]
+    if endings and target.suffix not in endings:
+        wanted = " or ".join(endings)
+        raise ValueError(f"{target} came, a file ending in {wanted} is what {layout} is written to")
+    if not endings and (target.suffix in ENDINGS["open_clip"] or target.is_file()):
+        raise ValueError(f"{target} came, {layout} is written to a folder")
+    if endings and target.is_dir():
+        raise ValueError(f"{target} is a folder, the name of a file was expected")
+    return _targets(target, layout)
+
+
+def _check_overwriting(targets: list[Path], sources: list[Path], force: bool) -> None:
+    for target in targets:
+        if not target.exists():
+            continue
+        if any(os.path.samefile(target, source) for source in sources):
+            raise ValueError(f"{target} is what is being converted; give another target")
+        if not force:
+            raise ValueError(f"{target} exists; give another target, or force=True (--force)")
+
+
+def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
+    config = loaded.config
+    if layout == "jaxclip":
+        return checkpoint.save(targets[0], loaded.flat, config, loaded.notes)
+    settings: Mapping[str, Any] = {}
+    if layout == "open_clip":
+        custom_text = _came(loaded.notes)[0] == open_clip.CUSTOM_TEXT.name
+        settings = open_clip.to_json(config, custom_text=custom_text)
+    elif layout == "huggingface":
+        formats = {array.dtype.name for array in loaded.flat.values()}
+        settings = huggingface.to_json(config, formats.pop() if len(formats) == 1 else "float32")
+    arrays = theirs(loaded, layout)
+    if settings:
+        targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
+    _write_arrays(targets[0], arrays)
+    for path in targets[1:-1]:
+        _write_json(path, huggingface.preprocessor_json(config.vision.image_size))
+    if settings:
+        _write_json(targets[-1], settings)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    layout: LayoutName = "jaxclip",
+    *,
+    activation: Activation | None = None,
+    force: bool = False,
+) -> ClipConfig:
+    """Write the model in `source` to `target` in another layout, bit for bit; returns its config.
+
+    source: as for `load`.
+    target, by layout: "jaxclip" one .safetensors that holds its config and where it came from;
+      "openai" a .pt that the official code loads; "open_clip" a .safetensors, .pt or .bin, with
+      open_clip_config.json beside it; "huggingface" a folder with model.safetensors, config.json
+      and preprocessor_config.json.
+    activation: as for `load`. force: overwrite what is there.
+    Every number keeps its format, so that a file converted to ours and back is equal to the bit.
+    Each file is written whole or not at all, the config after the weights.
+    ValueError, in one line: as for `load`; the target exists, or is the source; or the layout
+    cannot hold the model. OSError when the disk does not take it.
+
+    >>> convert("ViT-B-32.pt", "ViT-B-32.safetensors")  # doctest: +SKIP
+    """
+    source, target = Path(source), Path(target)
+    targets = _check_target(target, layout)
+    if not force:
+        _check_overwriting(targets, [], force)  # before anything is read
+    loaded, sources = load_with_files(source, activation)
+    _check_overwriting(targets, sources, force)
+    _write(loaded, targets, layout)
+    return loaded.config

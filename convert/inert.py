@@ -1,0 +1,117 @@
+"""What may stand in the pickles of PyTorch's files: descriptions of things, never the things.
+
+A name stays a name, a tensor is where its numbers lie, a module is its attributes. Whatever the
+file calls them, nothing here runs.
+"""
+
+from collections import OrderedDict
+from typing import Any, NamedTuple, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {  # little-endian, as the file must be
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+class Global(NamedTuple):
+    """A name that a pickle mentions: a class or a function that is never looked up."""
+
+    module: str
+    name: str
+
+
+class Storage(NamedTuple):
+    """A run of numbers elsewhere in the file."""
+
+    dtype: np.dtype
+    key: str  # decimal digits
+    size: int  # numbers, not bytes; as the pickle claims it
+
+
+class Tensor(NamedTuple):
+    """A view of a storage, in numbers and not in bytes; not yet checked against the storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Object:
+    """An instance of a class of a TorchScript archive: its attributes and nothing else."""
+
+    __slots__ = ("attributes",)
+
+    def __init__(self) -> None:
+        self.attributes: dict[Any, Any] | None = None
+
+
+ORDERED_DICT = Global("collections", "OrderedDict")
+REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
+REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+STORAGES = {Global("torch", name): dtype for name, dtype in DTYPES.items()}
+# How an archive writes attributes such as List[int]: no part of a state dict, so not kept.
+LISTS = {
+    Global("torch.jit._pickle", name)
+    for name in (
+        "build_intlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
+}
+
+
+def show(value: object) -> str:
+    """A foreign value for an error message: one line, short, and without walking into it."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:80])
+    return repr(value)[:80] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
+
+
+def refuse(what: str) -> NoReturn:
+    """ValueError for what PyTorch does not write."""
+    raise ValueError(f"{what}; the file is damaged or hostile, get it again from its source")
+
+
+def is_int(value: object) -> bool:
+    return type(value) is int  # not isinstance: True is an int as well
+
+
+def _are_ints(value: object) -> bool:
+    return type(value) is tuple and all(type(item) is int for item in value)
+
+
+def rebuilt_tensor(arguments: tuple[Any, ...]) -> Tensor:
+    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+    if len(arguments) != 6 or type(arguments[0]) is not Storage:
+        # A seventh argument says that the numbers stand for their negatives or conjugates.
+        refuse(f"a tensor is made of {len(arguments)} parts, a storage and five were expected")
+    storage, offset, shape, strides, requires_grad, hooks = arguments
+    if not (is_int(offset) and _are_ints(shape) and _are_ints(strides)):
+        refuse(f"offset, shape or strides of a tensor of storage {storage.key} are no integers")
+    if type(requires_grad) is not bool or type(hooks) is not OrderedDict or hooks:
+        refuse(f"a tensor of storage {storage.key} has hooks")
+    return Tensor(storage, offset, shape, strides)
+
+
+def rebuilt_parameter(arguments: tuple[Any, ...]) -> Tensor:
+    """torch._utils._rebuild_parameter(data, requires_grad, hooks): the tensor itself."""
+    if len(arguments) != 3 or type(arguments[0]) is not Tensor:
+        refuse("a parameter is made of something that is not a tensor")
+    tensor, requires_grad, hooks = arguments
+    if type(requires_grad) is not bool or type(hooks) is not OrderedDict or hooks:
+        refuse(f"a parameter of storage {tensor.storage.key} has hooks")
+    return tensor

@@ -1,0 +1,259 @@
+"""The pickles inside PyTorch's files, read by an interpreter that can only describe.
+
+Python's unpickler calls what a file names. A list of allowed names does not cure that: a file may
+still set attributes on an allowed function, ask for a memo of 2**32 places, or nest dicts until the
+stack is gone. Here the 32 opcodes that PyTorch writes build tuples, lists, dicts and the
+descriptions of `inert`. Nothing is imported or called, only texts and small integers are hashed,
+no step recurses, and every step takes memory in proportion to the bytes it was read from.
+"""
+
+import re
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .inert import (
+    LISTS,
+    ORDERED_DICT,
+    REBUILD_PARAMETER,
+    REBUILD_TENSOR,
+    STORAGES,
+    Global,
+    Object,
+    Storage,
+    is_int,
+    rebuilt_parameter,
+    rebuilt_tensor,
+    refuse,
+    show,
+)
+
+LARGEST = 16 << 20  # bytes of one pickle; that of the largest released model has 160 kB
+MOST_STEPS = 1_000_000  # that of the largest released model takes 50,000
+_LONGEST_NAME = 256  # bytes of one line of a GLOBAL
+
+
+class Pickle(NamedTuple):
+    value: Any
+    storages: dict[str, Storage]  # all that the pickle mentions, by key
+    end: int  # position after the last byte
+
+
+_CALLABLE = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER}
+
+_CONSTANTS: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False}
+_EMPTY: dict[int, Callable[[], Any]] = {ord("}"): dict, ord("]"): list, ord(")"): tuple}
+_NUMBERS = {ord("J"): "<i", ord("K"): "<B", ord("M"): "<H", ord("G"): ">d"}
+_PUT = {ord("q"): "<B", ord("r"): "<I"}
+_GET = {ord("h"): "<B", ord("j"): "<I"}
+_TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
+_STOP = ord(".")
+
+
+class _Machine:
+    """One run over one pickle."""
+
+    def __init__(self, data: memoryview, at: int, is_archive: bool) -> None:
+        self.data = data[: at + LARGEST]
+        self.at = at
+        self.is_archive = is_archive
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under each MARK
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes."""
+        start, self.at = self.at, self.at + size
+        if self.at > len(self.data):
+            refuse(f"a pickle ends in its middle, or is larger than {LARGEST >> 20} MiB")
+        return self.data[start : self.at]
+
+    def number(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def line(self) -> str:
+        """The next bytes to a line feed, as ASCII."""
+        line = bytes(self.data[self.at : self.at + _LONGEST_NAME])
+        size = line.find(b"\n")
+        if size < 0 or not line[:size].isascii():
+            refuse(f"a name of at most {_LONGEST_NAME} ASCII letters was expected in a pickle")
+        self.at += size + 1
+        return line[:size].decode("ascii")
+
+    def pop(self, count: int) -> list[Any]:
+        """The top `count` values, lowest first, taken off the stack."""
+        if len(self.stack) < count:
+            refuse("a pickle takes more from its stack than it put there")
+        values = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return values
+
+    def top(self) -> Any:
+        if not self.stack:
+            refuse("a pickle uses its stack before it put something there")
+        return self.stack[-1]
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def above_mark(self) -> list[Any]:
+        if not self.below:
+            refuse("a pickle looks for a mark that it did not set")
+        values, self.stack = self.stack, self.below.pop()
+        return values
+
+    def end_tuple(self) -> None:
+        values = self.above_mark()  # first: it changes the stack
+        self.stack.append(tuple(values))
+
+    def text(self) -> None:
+        try:
+            self.stack.append(str(self.take(self.number("<I")), "utf-8"))
+        except UnicodeDecodeError:
+            refuse("a text in a pickle is not UTF-8")
+
+    def long(self) -> None:
+        self.stack.append(int.from_bytes(self.take(self.number("<B")), "little", signed=True))
+
+    def append(self, values: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            refuse(f"a pickle appends to {show(target)}")
+        target.extend(values)
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.top()
+        if type(target) not in (dict, OrderedDict) or len(values) % 2:
+            refuse(f"a pickle sets items of {show(target)}")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            # Other integers could be chosen to have equal hashes; a deep tuple's hash recurses.
+            if type(key) is not str and not (is_int(key) and 0 <= key < 1 << 31):
+                refuse(f"{show(key)} is the key of a dict, a text or a small integer was expected")
+            if key in target:
+                refuse(f"a dict has the key {show(key)} twice")
+            target[key] = value
+
+    def name(self) -> None:
+        found = Global(self.line(), self.line())
+        # With the dot: `__torch__os` is no class of an archive.
+        is_class = found.module == "__torch__" or found.module.startswith("__torch__.")
+        if self.is_archive and (is_class or found in LISTS):
+            pass
+        elif found not in _CALLABLE and found not in STORAGES:
+            raise ValueError(
+                f"the pickle names {show(f'{found.module}.{found.name}')}, only tensors and plain "
+                "containers are read and nothing was executed; if you trust the file, load it with "
+                "torch and save model.state_dict()"
+            )
+        self.stack.append(found)
+
+    def reduce(self) -> None:
+        function, arguments = self.pop(2)
+        if type(function) is not Global or type(arguments) is not tuple:
+            refuse(f"a pickle calls {show(function)}")
+        if function == ORDERED_DICT and arguments == ():
+            self.stack.append(OrderedDict())
+        elif function == REBUILD_TENSOR:
+            self.stack.append(rebuilt_tensor(arguments))
+        elif function == REBUILD_PARAMETER:
+            self.stack.append(rebuilt_parameter(arguments))
+        elif function in LISTS:
+            self.stack.append(None)
+        else:
+            refuse(f"a pickle calls {show(function.name)} with {len(arguments)} arguments")
+
+    def new_object(self) -> None:
+        kind, arguments = self.pop(2)
+        is_class = type(kind) is Global and kind.module.split(".")[0] == "__torch__"
+        if not is_class or type(arguments) is not tuple or arguments:
+            refuse(f"a pickle makes an instance of {show(kind)}")
+        self.stack.append(Object())
+
+    def build(self) -> None:
+        [state] = self.pop(1)
+        target = self.top()
+        if type(state) is not dict:
+            refuse(f"a pickle sets the state of an object to {show(state)}")
+        if type(target) is Object and target.attributes is None:
+            target.attributes = state
+        elif type(target) is not OrderedDict:  # there it is `_metadata`: versions, not weights
+            refuse(f"a pickle sets the state of {show(target)}")
+
+    def storage(self) -> None:
+        [reference] = self.pop(1)
+        if type(reference) is not tuple or len(reference) not in (5, 6):
+            refuse(f"{show(reference)} came for a reference to a storage")
+        what, kind, key, place, size = reference[:5]
+        if what != "storage" or type(kind) is not Global or kind not in STORAGES:
+            refuse("a pickle refers to something that is not a storage of numbers")
+        if type(key) is not str or re.fullmatch(r"[0-9]{1,20}", key) is None:
+            refuse(f"a storage is called {show(key)}, at most 20 digits were expected")
+        if type(place) is not str or not is_int(size) or size < 0:
+            refuse(f"storage {key} has {show(size)} numbers")
+        if reference[5:] not in ((), (None,)):
+            refuse(f"storage {key} is a view of another one")
+        found = Storage(STORAGES[kind], key, size)
+        if self.storages.setdefault(key, found) != found:
+            refuse(f"storage {key} is described in two ways")
+        self.stack.append(found)
+
+    def step(self, code: int) -> None:
+        if code in _CONSTANTS:
+            self.stack.append(_CONSTANTS[code])
+        elif code in _EMPTY:
+            self.stack.append(_EMPTY[code]())
+        elif code in _NUMBERS:
+            self.stack.append(self.number(_NUMBERS[code]))
+        elif code in _PUT:
+            self.memo[self.number(_PUT[code])] = self.top()
+        elif code in _GET:
+            place = self.number(_GET[code])
+            if place not in self.memo:
+                refuse(f"a pickle reads place {place} of its memo before it is written")
+            self.stack.append(self.memo[place])
+        elif code in _TUPLES:
+            self.stack.append(tuple(self.pop(_TUPLES[code])))
+        elif code in _ACTIONS:
+            _ACTIONS[code](self)
+        else:
+            refuse(f"opcode {code:#04x} at byte {self.at - 1} is none that PyTorch writes")
+
+
+_ACTIONS: dict[int, Callable[[_Machine], None]] = {
+    ord("("): _Machine.mark,
+    ord("t"): _Machine.end_tuple,
+    ord("X"): _Machine.text,
+    0x8A: _Machine.long,
+    ord("a"): lambda machine: machine.append(machine.pop(1)),
+    ord("e"): lambda machine: machine.append(machine.above_mark()),
+    ord("s"): lambda machine: machine.set_items(machine.pop(2)),
+    ord("u"): lambda machine: machine.set_items(machine.above_mark()),
+    ord("c"): _Machine.name,
+    ord("R"): _Machine.reduce,
+    0x81: _Machine.new_object,
+    ord("b"): _Machine.build,
+    ord("Q"): _Machine.storage,
+}
+
+
+def load(data: memoryview, at: int = 0, *, is_archive: bool = False) -> Pickle:
+    """Read the pickle that starts at byte `at`, with inert descriptions for all it names.
+
+    `is_archive`: classes of a TorchScript archive may occur. ValueError at anything that PyTorch
+    does not write.
+    """
+    machine = _Machine(data, at, is_archive)
+    if bytes(machine.take(2)) != b"\x80\x02":
+        refuse(f"a pickle of protocol 2 was expected at byte {at}")
+    for _ in range(MOST_STEPS):
+        code = machine.take(1)[0]
+        if code == _STOP:
+            [value] = machine.pop(1)
+            if machine.stack or machine.below:
+                refuse("a pickle ends with more than one value")
+            return Pickle(value, machine.storages, machine.at)
+        machine.step(code)
+    refuse(f"a pickle takes more than {MOST_STEPS} steps")

@@ -1,0 +1,129 @@
+"""safetensors files of other programs, as views of the mapped file, every byte accounted for.
+
+The library's reader for NumPy copies each array; and a header that says one thing twice or leaves
+gaps must not depend on the library's version. Format: 8 bytes length, JSON header, numbers.
+"""
+
+import math
+import mmap
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxclip.checkpoint import Flat
+
+from . import strict_json
+from .inert import is_int, refuse, show
+
+DTYPES = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+LARGEST_HEADER = 16 << 20  # bytes; 65,536 entries of 250 bytes
+MOST_ENTRIES = 65_536
+LONGEST_NAME = 512
+HIGHEST_RANK = 8
+LARGEST_ARRAY = 1 << 40  # bytes, also of an empty one by its other sizes
+
+
+def starts_like_one(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with `head` can only be meant as one."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def _whole(values: Any, length: int | None = None) -> bool:
+    return (
+        type(values) is list
+        and all(is_int(value) and value >= 0 for value in values)
+        and (length is None or len(values) == length)
+    )
+
+
+def _entry(name: str, entry: Any) -> tuple[int, int, np.dtype, tuple[int, ...]]:
+    """(first byte, byte after the last, number format, shape) of one array."""
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        refuse(f"{show(name)} came for the name of a tensor")
+    if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
+        refuse(f"{show(name)} is described by something else than dtype, shape and data_offsets")
+    if type(entry["dtype"]) is not str or entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"{show(name)} has dtype {show(entry['dtype'])}, one of {', '.join(DTYPES)} was "
+            "expected; convert it with the program that wrote it"
+        )
+    if not _whole(entry["data_offsets"], 2) or not _whole(entry["shape"]):
+        refuse(f"{show(name)} has a shape or offsets that are no whole numbers")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if len(shape) > HIGHEST_RANK:
+        refuse(f"{show(name)} has {len(shape)} sizes")
+    if math.prod(size or 1 for size in shape) * dtype.itemsize > LARGEST_ARRAY:
+        refuse(f"{show(name)} claims a huge size")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        refuse(f"{show(name)} has {end - begin} bytes for a {dtype} array {list(shape)}")
+    return begin, end, dtype, shape
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if type(value) is not dict or any(type(text) is not str for text in value.values()):
+        refuse("__metadata__ holds something else than texts")
+    return value
+
+
+def parse(data: bytes | mmap.mmap) -> tuple[Flat, dict[str, str]]:
+    """The same as `read`, of bytes in memory, whose views the arrays are."""
+    view = memoryview(data).toreadonly()
+    length = int.from_bytes(view[:8], "little")
+    if len(view) < 10 or length < 2 or length > min(LARGEST_HEADER, len(view) - 8):
+        refuse(f"the header claims {length} bytes of {len(view)}, or more than {LARGEST_HEADER}")
+    if view[8] != ord("{"):
+        refuse("the header does not start with a brace")
+    header = strict_json.parse(bytes(view[8 : 8 + length]))
+    metadata = _metadata(header.pop("__metadata__", {}))
+    if len(header) > MOST_ENTRIES:
+        refuse(f"{len(header)} tensors came, at most {MOST_ENTRIES} were expected")
+    found = {name: _entry(name, entry) for name, entry in header.items()}
+    arrays, at = {}, 0
+    for name, (begin, end, dtype, shape) in sorted(found.items(), key=lambda item: item[1][:2]):
+        if begin != at:
+            refuse(f"the bytes of {show(name)} overlap others, or leave a hole before them")
+        at = end
+        if 8 + length + end > len(view):
+            refuse(f"the bytes of {show(name)} reach past the end of the file")
+        arrays[name] = np.ndarray(shape, dtype, view, 8 + length + begin)
+        if dtype == np.bool_ and arrays[name].size and arrays[name].view(np.uint8).max() > 1:
+            refuse(f"{show(name)} of truth values holds something else")
+    if 8 + length + at != len(view):
+        refuse(f"the file goes on for {len(view) - 8 - length - at} bytes after its last tensor")
+    return arrays, metadata
+
+
+def read(path: Path) -> tuple[Flat, dict[str, str]]:
+    """({name: array}, metadata) of a safetensors file; the arrays are read-only views of it.
+
+    Copy them (`numpy.array`) before the file is changed: reading from a file that was meanwhile cut
+    off ends the process. bfloat16 comes as that of ml_dtypes.
+    ValueError, in one line, unless the header describes each byte of the file once.
+    Source: the format's own description in the safetensors project.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a file; the path of a checkpoint was expected")
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the path") from None
+    try:
+        return parse(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,270 @@
+"""PyTorch's checkpoint files, read without PyTorch and without running what they hold.
+
+Three containers: the TorchScript archive in which the official models were released (a zip whose
+data.pkl is a tree of objects), the zip that torch.save writes (a dict), and what torch.save wrote
+before version 1.6 (five pickles and the numbers behind them). All three are hostile until read:
+their pickles go through `pickles`, their zip through `zip_records`, and each tensor is held against
+the bytes that are really there.
+"""
+
+import math
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jaxclip.checkpoint import Flat, replacing
+
+from . import pickles
+from .inert import DTYPES, ORDERED_DICT, REBUILD_TENSOR, Object, Storage, refuse, show
+from .state_dicts import LONGEST_NAME, views
+from .zip_records import Record, records
+
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle, whole
+LEGACY_VERSION = 1001
+ALIGNMENT = 64  # bytes; as PyTorch aligns its records
+LARGE = 1 << 30  # bytes from which on sizes are written in 64 bits, well before they must be
+
+# The containers ----------------------------------------------------------------------------------
+
+
+def _stored(members: dict[str, Record], name: str) -> Record:
+    if name not in members:
+        raise ValueError(f"the zip has no {show(name)}, which a file of torch.save has")
+    if not members[name].is_stored:
+        raise ValueError(
+            f"{show(name)} is compressed in the zip, PyTorch stores it as it is; was the file "
+            "unpacked and packed again? write it with torch.save"
+        )
+    return members[name]
+
+
+def _read_zip(data: memoryview) -> Flat:
+    """A TorchScript archive, or what torch.save writes."""
+    members = records(data)
+    if "byteorder" in members:
+        record = _stored(members, "byteorder")
+        order = bytes(data[record.start : record.start + min(record.size, 16)])
+        if order != b"little":
+            raise ValueError(
+                f"byte order {show(order)} came, only b'little' is read; write it again"
+            )
+    record = _stored(members, "data.pkl")
+    if record.size > pickles.LARGEST:
+        refuse(f"data.pkl has {record.size} bytes, at most {pickles.LARGEST} were expected")
+    pickle = data[record.start : record.start + record.size]
+    if zlib.crc32(pickle) != record.crc:
+        refuse("the checksum of data.pkl is wrong")
+    # constants.pkl and code/ make an archive; neither belongs to the state dict, neither is read.
+    is_archive = "constants.pkl" in members
+    root, _, end = pickles.load(pickle, is_archive=is_archive)
+    if end != record.size:
+        refuse(f"data.pkl goes on for {record.size - end} bytes after its pickle")
+    if is_archive and type(root) is not Object:
+        refuse(f"{show(root)} came, the model of a TorchScript archive was expected")
+
+    def start(storage: Storage) -> int:
+        numbers = _stored(members, f"data/{storage.key}")
+        if numbers.size != storage.size * storage.dtype.itemsize:
+            refuse(f"data/{storage.key} has {numbers.size} bytes for {storage.size} numbers")
+        return numbers.start
+
+    return views(root, data, start)
+
+
+def _read_legacy(data: memoryview) -> Flat:
+    """What torch.save wrote before version 1.6: magic, version, system, object, storage keys."""
+    version = pickles.load(data, len(LEGACY_MAGIC))
+    system = pickles.load(data, version.end)
+    if version.value != LEGACY_VERSION or type(system.value) is not dict:
+        refuse(f"version {show(version.value)} came, {LEGACY_VERSION} was expected")
+    if system.value.get("little_endian") is not True:
+        raise ValueError("a file that is not little-endian came, such are not read; write it again")
+    root = pickles.load(data, system.end)
+    listed = pickles.load(data, root.end)
+    keys = listed.value
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        refuse("a list of storages was expected after the pickle")
+    if sorted(keys) != sorted(root.storages):
+        refuse("the storages that the file lists are not those that its pickle uses")
+    starts, at = {}, listed.end
+    for key in keys:
+        storage = root.storages[key]
+        count = struct.unpack("<q", data[at : at + 8])[0] if at + 8 <= len(data) else None
+        after = at + 8 + storage.size * storage.dtype.itemsize
+        if count != storage.size or after > len(data):
+            refuse(f"storage {key} is cut off, or has another size than its pickle says")
+        starts[key], at = at + 8, after
+    if at != len(data):
+        refuse(f"the file goes on for {len(data) - at} bytes after its last storage")
+    return views(root.value, data, lambda storage: starts[storage.key])
+
+
+def _explain(data: memoryview) -> NoReturn:
+    """ValueError that names what the file probably is."""
+    head = bytes(data[:512])
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        cause = "the file is empty; get it again"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        cause = "a web page came, perhaps an error or a login page; get the file again"
+    elif head.startswith(b"version https://git-lfs"):
+        cause = "a Git LFS pointer came and not the file; run `git lfs pull`"
+    elif head.startswith(b"\x1f\x8b"):
+        cause = "a gzip file came; unpack it first"
+    elif head.startswith(b"PK"):
+        cause = "an empty or split zip came; get the file again"
+    elif head[257:262] == b"ustar":
+        cause = "a tar file came, as very old versions of PyTorch wrote; save it with a newer one"
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= len(data) - 8:
+        cause = "a safetensors file came; read it as such"
+    elif LEGACY_MAGIC.startswith(head[:15]):
+        cause = "the file was cut off after a few bytes; get it again"
+    elif head.startswith(b"\x80"):
+        cause = "a pickle came that torch.save did not write; save model.state_dict() with torch"
+    else:
+        cause = f"it starts with {show(head[:8])}; get it again from its source"
+    raise ValueError(f"no checkpoint of PyTorch: {cause}")
+
+
+def parse(data: bytes | mmap.mmap) -> Flat:
+    """The same as `read`, of bytes in memory, whose views the arrays are."""
+    view = memoryview(data).toreadonly()
+    # By the whole magic: safetensors and other pickles may start with 0x80 as well.
+    if bytes(view[:4]) == b"PK\3\4":
+        return _read_zip(view)
+    if bytes(view[: len(LEGACY_MAGIC)]) == LEGACY_MAGIC:
+        return _read_legacy(view)
+    _explain(view)
+
+
+def read(path: Path) -> Flat:
+    """Read a checkpoint of PyTorch: a TorchScript archive or a state dict, new or before 1.6.
+
+    path: the file; of a training checkpoint only the state dict is read, and a prefix `module.`
+    that all names carry is taken off.
+    Returns {the file's own name: array}, in the file's order and number formats (bfloat16 as of
+    ml_dtypes). The arrays are read-only views of the mapped file, so nothing is loaded before it is
+    looked at; copy them (`numpy.array`) before the file is changed: reading from a file that was
+    meanwhile cut off ends the process.
+    ValueError, in one line, for every file that is not sound; nothing that it holds is executed.
+
+    >>> import numpy as np, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "tiny.pt")
+    ...     write(path, {"logit_scale": np.float32(2.5), "ln_final.weight": np.ones(3, np.float16)})
+    ...     arrays = read(path)
+    >>> {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    {'logit_scale': ('float32', ()), 'ln_final.weight': ('float16', (3,))}
+
+    Source: torch/serialization.py, torch/csrc/jit/serialization (pickler.cpp, export_module.cpp).
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise ValueError(f"{path} is not a file; the path of a checkpoint was expected")
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the path") from None
+    try:
+        return parse(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def _global(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def _integer(value: int) -> bytes:
+    if value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+
+def _tuple(*parts: bytes) -> bytes:
+    return b"(" + b"".join(parts) + b"t"
+
+
+def _pickled_tensor(key: str, array: np.ndarray) -> bytes:
+    """torch._utils._rebuild_tensor_v2 called on all of storage `key`."""
+    storage = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
+    reference = _tuple(
+        _text("storage"), _global("torch", storage), _text(key), _text("cpu"), _integer(array.size)
+    )
+    strides = [math.prod(array.shape[i + 1 :]) for i in range(array.ndim)]
+    return (
+        _global(*REBUILD_TENSOR)
+        + _tuple(
+            reference + b"Q",
+            _integer(0),
+            _tuple(*map(_integer, array.shape)),
+            _tuple(*map(_integer, strides)),
+            b"\x89",  # requires_grad=False
+            _global(*ORDERED_DICT) + b")R",  # no hooks
+        )
+        + b"R"
+    )
+
+
+def _add(file: zipfile.ZipFile, name: str, data: memoryview | bytes) -> None:
+    """A stored record whose bytes start at a multiple of 64, without a date."""
+    size = len(data)
+    info = zipfile.ZipInfo(f"archive/{name}")
+    info.file_size = size
+    is_large = size > LARGE
+    assert file.fp is not None
+    # 30 bytes of header, 4 before the padding, 20 for sizes of 64 bits
+    start = file.fp.tell() + 34 + len(info.filename) + 20 * is_large
+    info.extra = struct.pack("<2sH", b"FB", -start % ALIGNMENT) + b"Z" * (-start % ALIGNMENT)
+    with file.open(info, "w", force_zip64=is_large) as record:
+        record.write(data)
+
+
+def _prepared(name: str, value: Any) -> np.ndarray:
+    """The array in C order and little-endian; ValueError where PyTorch has no such type or name."""
+    array = np.asarray(value, order="C")
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if array.dtype not in DTYPES.values():
+        raise ValueError(f"{name} is {array.dtype}, one of PyTorch's number formats was expected")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{name!r} came for the name of a tensor, a printable text was expected")
+    return array
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as a state dict that torch.load reads (an OrderedDict, in the order given).
+
+    path: replaced whole or not at all.
+    arrays: {name: array} of any shape; float16, bfloat16, float32, float64, integers or bool.
+    The same arrays in the same order give the same bytes. ValueError, before anything is written,
+    for a name or a number format that the file cannot hold.
+    Source: torch/serialization.py: _save; example at `read`.
+    """
+    ready = [_prepared(name, array) for name, array in arrays.items()]
+    items = [
+        _text(name) + _pickled_tensor(str(i), array)
+        for i, (name, array) in enumerate(zip(arrays, ready, strict=True))
+    ]
+    tree = _global(*ORDERED_DICT) + b")R(" + b"".join(items) + b"u."
+    with replacing(Path(path)) as temporary, zipfile.ZipFile(temporary, "w") as file:
+        _add(file, "data.pkl", b"\x80\x02" + tree)
+        _add(file, "byteorder", b"little")
+        for i, array in enumerate(ready):
+            _add(file, f"data/{i}", array.reshape(-1).view(np.uint8).data)
+        _add(file, "version", b"3\n")

@@ -1,0 +1,78 @@
+"""The `jaxclip` command: one typed function a sub-command, flags made from its arguments."""
+
+import contextlib
+import functools
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from jaxclip.cli.ask import classify, embed, tokenize
+from jaxclip.cli.shared import FAILED, USAGE, UsageError
+from jaxclip.cli.train import evaluate, train
+from jaxclip.cli.weights import convert, inspect, models, verify
+from jaxclip.config import PRESETS, TrainConfig
+
+DESCRIPTION = (
+    "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
+)
+COMMANDS = (classify, embed, tokenize, train, evaluate, models, inspect, convert, verify)
+
+
+def _preset(arguments: Sequence[str]) -> TrainConfig:
+    """The recipe that --preset names, which gives every other flag of `train` its default."""
+    found = re.search(r"--preset[= ](\S+)", " ".join(arguments))
+    return PRESETS.get(found[1] if found else "quick", PRESETS["quick"])
+
+
+def _one_line(boxed: str) -> str:
+    """What the flag parser drew as boxes, as one line."""
+    words = re.sub(r"[╭╮╰╯│─]+", " ", boxed).split()
+    return " ".join(words)
+
+
+def _command(arguments: Sequence[str]) -> Callable[[], int]:
+    """What to do, parsed; SystemExit 2 after one line about a usage error, 0 after --help."""
+    train.__kwdefaults__ = None
+    train.__defaults__ = (_preset(arguments), *train.__defaults__[1:])  # type: ignore[index]
+    commands = {f.__name__: _later(f) for f in COMMANDS}
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog="jaxclip", description=DESCRIPTION, args=list(arguments)
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(f"jaxclip: {_one_line(told.getvalue())}", file=sys.stderr)
+            raise SystemExit(USAGE) from None
+        raise
+
+
+def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """The same signature and help, but calling it only remembers the call."""
+
+    @functools.wraps(function)
+    def remember(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return lambda: function(*args, **kwargs)
+
+    return remember
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 0, 1 (failed, one line says why) or 2 (usage)."""
+    try:
+        return _command(sys.argv[1:] if arguments is None else arguments)()
+    except UsageError as error:
+        code = USAGE
+        message = str(error)
+    except (ValueError, OSError) as error:
+        code = FAILED
+        message = str(error)
+    except KeyboardInterrupt:
+        code, message = FAILED, "interrupted"
+    print(f"jaxclip: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,201 @@
+"""Commands that ask a model, or its tokenizer: classify, embed, tokenize."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.table import Table
+
+from jaxclip.cli.shared import AsJson, UsageError, load_model, print_table, stderr
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def _labels(labels: Sequence[str]) -> list[str]:
+    cleaned = [label.strip() for label in labels]
+    if not all(cleaned) or not cleaned:
+        raise UsageError("--labels holds an empty label; give one or more words to choose from")
+    twice = sorted({label for label in cleaned if cleaned.count(label) > 1})
+    if twice:
+        raise UsageError(f"--labels names {twice[0]!r} twice; give each label once")
+    return cleaned
+
+
+def classify(
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    labels: tuple[str, ...],
+    model: str = "emoji",
+    prompts: tuple[str, ...] = ("{}",),
+    as_json: AsJson = False,
+) -> int:
+    """Rank labels for pictures: which words fit best?
+
+    Args:
+        pictures: Picture files.
+        labels: Words to choose from, none of which the model was told were classes.
+        model: "emoji" (the embedded model), a run folder, or a .safetensors file.
+        prompts: Templates with one slot {}; the text embeddings of all are averaged.
+        as_json: Print one JSON object a picture instead of tables.
+    """
+    chosen = _labels(labels)
+    if not pictures:
+        raise UsageError("no picture was given; name one or more picture files")
+    from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+    from jaxclip.pictures import open_image
+    from jaxclip.tokenizer import tokenize
+
+    clip, preprocess = load_model(model)
+    length = clip.config.text.context_length
+    text_embeds = classifier(
+        lambda texts: np.asarray(clip.encode_text(tokenize(texts, length))), chosen, prompts
+    )
+    images = np.stack([preprocess.safe(open_image(path)) for path in pictures])
+    image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
+    logits = np.exp(float(clip.module.logit_scale[...])) * image_embeds @ text_embeds.T
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    for path, row, scores in zip(pictures, probabilities, logits, strict=True):
+        ranking = [
+            {"label": chosen[i], "probability": float(row[i]), "logit": float(scores[i])}
+            for i in np.argsort(-row)
+        ]
+        _show_ranking(path, ranking, model, as_json)
+    return 0
+
+
+def _show_ranking(path: Path, ranking: list[dict[str, Any]], model: str, as_json: bool) -> None:
+    if as_json:
+        record = {"picture": str(path), "model": model, "policy": "safe", "labels": ranking}
+        print(json.dumps(record))
+        return
+    table = Table("label", "probability", title=str(path), title_justify="left")
+    for entry in ranking:
+        table.add_row(entry["label"], f"{100 * entry['probability']:5.1f} %")
+    print_table(table)
+
+
+def _files(places: Sequence[Path]) -> list[Path]:
+    """The picture files that files and folders stand for, folders walked in sorted order."""
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
+            if not inside:
+                raise UsageError(f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)})")
+            found += inside
+        else:
+            found.append(place)
+    if not found:
+        raise UsageError("no picture was given; name one or more picture files or folders")
+    return found
+
+
+def embed(
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path,
+    model: str = "emoji",
+    policy: Literal["safe", "official"] = "safe",
+    batch_size: int = 32,
+    normalize: bool = True,
+    skip_limit: int = 100,
+    force: bool = False,
+) -> int:
+    """Write the image embeddings of pictures to a NumPy .npz file: `embeds` [n, e], `files` [n].
+
+    Args:
+        pictures: Picture files and folders; folders are walked.
+        out: The .npz file to write.
+        model: "emoji", a released model's name, a run folder or a checkpoint file.
+        policy: How pictures become pixels: "safe" (rotation applied, transparency on white) or
+            "official" (the released pipeline, bit for bit).
+        batch_size: Pictures that go through the model at once.
+        normalize: Scale every row to length one.
+        skip_limit: Broken pictures that are told, counted and left out before the command fails.
+        force: Overwrite what is there.
+    """
+    paths = _files(pictures)
+    if out.suffix != ".npz":
+        raise UsageError(f"--out {out} came, a file ending in .npz was expected")
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already; add --force or another --out")
+    if batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, {batch_size} came")
+    from jaxclip.checkpoint import replacing
+    from jaxclip.evaluation.zero_shot import in_blocks, unit
+
+    clip, preprocess = load_model(model)
+    to_pixels = preprocess.safe if policy == "safe" else preprocess
+    parts: list[np.ndarray] = []
+    kept: list[str] = []
+    broken = 0
+    for names, pixels, errors in _decoded(paths, to_pixels, batch_size):
+        for error in errors:
+            stderr.print(f"left out: {error}", highlight=False, soft_wrap=True)
+        broken += len(errors)
+        if broken > skip_limit:
+            raise ValueError(f"{broken} pictures are broken, --skip-limit is {skip_limit}")
+        if names:
+            parts.append(in_blocks(clip.encode_image, pixels, min(batch_size, len(paths))))
+            kept += names
+    if not kept:
+        raise ValueError(f"none of the {len(paths)} pictures could be read; nothing was written")
+    embeds = np.concatenate(parts).astype(np.float32)
+    with replacing(out) as temporary, open(temporary, "wb") as file:
+        np.savez(file, embeds=unit(embeds) if normalize else embeds, files=np.array(kept))
+    print(f"wrote {out}: {len(kept)} embeddings of {embeds.shape[1]}, {broken} pictures left out")
+    return 0
+
+
+def _decoded(
+    paths: Sequence[Path], to_pixels: Callable[[Any], np.ndarray], batch_size: int
+) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
+    """Batches of (names, pixels [n, h, w, c], errors), decoded on all cores, with a progress bar.
+
+    One batch is decoded while the last one is in the model.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.progress import track
+
+    from jaxclip.pictures import open_image
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return to_pixels(open_image(path))
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split())
+
+    blocks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    with ThreadPoolExecutor() as pool:
+        ahead = [pool.submit(read, path) for path in blocks[0]]
+        for i, block in enumerate(track(blocks, "embedding", console=stderr)):
+            now = ahead
+            ahead = [pool.submit(read, path) for path in (blocks[i + 1 : i + 2] or [[]])[0]]
+            read_now = [(str(path), task.result()) for path, task in zip(block, now, strict=True)]
+            good = [(name, x) for name, x in read_now if not isinstance(x, str)]
+            errors = [x for _, x in read_now if isinstance(x, str)]
+            yield [name for name, _ in good], np.array([x for _, x in good]), errors
+
+
+def tokenize(
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional], as_json: AsJson = False
+) -> int:
+    """Show the tokens of texts, as the released tokenizer cuts them.
+
+    Args:
+        texts: One or more texts.
+        as_json: Print one JSON object a text.
+    """
+    from jaxclip.tokenizer import decode, encode
+
+    for text in texts:
+        ids = encode(text)
+        pieces = [decode([i]) for i in ids]
+        if as_json:
+            print(json.dumps({"text": text, "ids": ids, "pieces": pieces}))
+        else:
+            print(" ".join(f"{piece}|{i}" for piece, i in zip(pieces, ids, strict=True)))
+    return 0

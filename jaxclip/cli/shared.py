@@ -1,0 +1,39 @@
+"""What the commands share: exit codes, where people are told things, the flag --json, a model."""
+
+import os
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+FAILED, USAGE = 1, 2
+stderr = Console(stderr=True)
+
+AsJson = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+class UsageError(Exception):
+    """What was asked for does not make sense; the message says why."""
+
+
+def load_model(name: str, **options: Any) -> tuple[Any, Any]:
+    """`hub.load`, with compiled programs kept in the cache folder for the next command.
+
+    What a command compiles costs more than what it computes. JAX_COMPILATION_CACHE_DIR names
+    another folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+    """
+    import jax
+
+    from jaxclip import hub
+    from jaxclip.downloads import cache_folder
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return hub.load(name, **options)
+
+
+def print_table(table: Any) -> None:
+    """A table of rich on standard output."""
+    Console().print(table)

@@ -1,0 +1,272 @@
+"""Commands about weights: models, inspect, convert, verify."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.table import Table
+
+from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_table, stderr
+from jaxclip.config import RELEASED, Activation, ClipConfig, ResNetConfig
+
+DEFAULT_TEXTS = ("a diagram", "a dog", "a cat")  # of the official README
+
+
+def _tower(config: ClipConfig) -> str:
+    vision = config.vision
+    if isinstance(vision, ResNetConfig):
+        return f"ResNet, width {vision.width}, blocks {'-'.join(map(str, vision.layers))}"
+    return f"ViT, width {vision.width}, {vision.layers} blocks, patches of {vision.patch_size}"
+
+
+def models(cache_dir: Path | None = None, as_json: AsJson = False) -> int:
+    """List the models that have names: the embedded one and the nine released ones.
+
+    Args:
+        cache_dir: Where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
+        as_json: Print one JSON object a model instead of a table.
+    """
+    from jaxclip.downloads import RELEASED_FILES, cache_folder
+
+    folder = cache_folder(cache_dir)
+    columns = ("name", "image tower", "pixels", "embedding", "MB", "here")
+    table = Table(*columns, caption=f"here: already in {folder}")
+    for name, config in RELEASED.items():
+        file = RELEASED_FILES[name]
+        official = folder / file.file_name
+        here = official.is_file() or official.with_suffix(".safetensors").is_file()
+        size = config.vision.image_size
+        record = {"name": name, "url": file.url, "sha256": file.sha256, "bytes": file.size}
+        if as_json:
+            print(json.dumps({**record, "here": here, "config": dataclasses.asdict(config)}))
+        megabytes = f"{file.size / 1e6:.0f}"
+        row = (name, _tower(config), str(size), str(config.embed_dim), megabytes)
+        table.add_row(*row, "yes" if here else "")
+    if not as_json:
+        table.add_row("emoji", "the embedded model", "", "", "", "yes")
+        print_table(table)
+    return 0
+
+
+def inspect(
+    file: Annotated[Path, tyro.conf.Positional],
+    activation: Activation | None = None,
+    tensors: bool = False,
+    as_json: AsJson = False,
+) -> int:
+    """Say what a checkpoint file or folder holds, without running anything in it.
+
+    Args:
+        file: A checkpoint: ours, OpenAI's, open_clip's or Hugging Face's.
+        activation: Of a file that does not say which one it needs.
+        tensors: List every tensor with its shape and number format as well.
+        as_json: Print one JSON object instead of text.
+    """
+    from jaxclip import convert
+    from jaxclip.hub import find
+
+    try:
+        loaded = convert.load(find(file), activation=activation)
+    except ValueError as error:
+        if "--activation" not in str(error):
+            raise
+        raise UsageError(str(error)) from None
+    flat, config, notes = loaded
+    formats = sorted({str(x.dtype) for x in flat.values()})
+    count = int(sum(x.size for x in flat.values()))
+    listed = {name: [str(x.dtype), list(x.shape)] for name, x in flat.items()}
+    if as_json:
+        record = {"file": str(file), "parameters": count, "formats": formats, "notes": notes}
+        record |= {"config": dataclasses.asdict(config)}
+        print(json.dumps(record | ({"tensors": listed} if tensors else {})))
+        return 0
+    same = [name for name, released in RELEASED.items() if released == config]
+    text, v = config.text, config.vision
+    words = f"{text.kind}, width {text.width}, {text.layers} blocks, {text.context_length} tokens"
+    rows = {
+        "shape of": ", ".join(same) or "no released model",
+        "image tower": f"{_tower(config)}, {v.image_size} pixels",
+        "text tower": words if text.kind == "transformer" else f"bag of words, width {text.width}",
+        "embedding": str(config.embed_dim),
+        "activation": config.activation,
+        "parameters": f"{count:,} in {len(flat)} tensors, {', '.join(formats)}",
+        "notes": json.dumps(notes),
+    }
+    for name, value in rows.items():
+        print(f"{name:12s} {value}")
+    for name, (format_, shape) in listed.items() if tensors else ():
+        print(f"{name:70s} {format_:9s} {shape}")
+    return 0
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    layout: Literal["jaxclip", "openai", "open_clip", "huggingface"] = "jaxclip",
+    activation: Activation | None = None,
+    force: bool = False,
+) -> int:
+    """Write a model in another program's layout, or in ours, bit for bit.
+
+    Args:
+        source: A released model's name, a checkpoint file or a folder.
+        target: What to write: a .safetensors file for jaxclip, a .pt file for openai, either for
+            open_clip, a folder for huggingface.
+        layout: Whose layout to write.
+        activation: Of a file that does not say which one it needs.
+        force: Overwrite what is there.
+    """
+    from jaxclip import convert as converter
+    from jaxclip.hub import find
+
+    converter.convert(find(source), target, layout, activation=activation, force=force)
+    print(f"wrote {target} in the layout of {layout}")
+    return 0
+
+
+def _inputs(
+    preprocess: Any, length: int, picture: Path | None, texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """(pixels [n, h, w, c], tokens [m, l], the picture's file) that a model is verified on."""
+    from PIL import Image
+
+    from jaxclip.pictures import open_image
+    from jaxclip.tokenizer import tokenize
+
+    tokens = tokenize(list(texts), length)
+    if picture is not None:
+        return preprocess(open_image(picture))[None], tokens, picture.read_bytes()
+    from jaxclip.data.sources import emoji
+
+    drawings = emoji("test").images[:2]
+    pixels = np.stack([preprocess(Image.fromarray(drawing)) for drawing in drawings])
+    return pixels, tokens, b""
+
+
+def _released_name(model: str, notes: dict[str, Any]) -> str:
+    """Which released model these very weights are, by the SHA-256 of the file they came from."""
+    from jaxclip.downloads import RELEASED_FILES
+
+    came_from = notes.get("source", {}).get("sha256", {}).values()
+    names = [name for name, file in RELEASED_FILES.items() if file.sha256 in came_from]
+    return names[0] if names else model
+
+
+def verify(
+    model: Annotated[str, tyro.conf.Positional] = "emoji",
+    against: Path | None = None,
+    record: Path | None = None,
+    picture: Path | None = None,
+    texts: tuple[str, ...] = DEFAULT_TEXTS,
+    activation: Activation | None = None,
+    precision: str = "highest",
+    as_json: AsJson = False,
+) -> int:
+    """Prove a model: compare it stage by stage with the NumPy reference in float64.
+
+    Prints the largest error of every stage and names the first that departs. Where the weights and
+    the picture are ones that logits were published for, those are compared as well. The exit code
+    is 0 when everything holds and 1 when something departs.
+
+    Args:
+        model: "emoji", a released model's name, a run folder or a checkpoint file.
+        against: Compare with a recorded ladder too: its pixels and tokens are what is run.
+        record: Write the stages of this model to a file, for --against elsewhere.
+        picture: A picture file to run; two embedded drawings when none is named.
+        texts: Texts to run.
+        activation: Of a file that does not say which one it needs.
+        precision: Of matrix products: "default", "high" or "highest".
+        as_json: Print one JSON object instead of tables.
+    """
+    from jaxclip import parity
+    from jaxclip.models import clip
+
+    began = time.monotonic()
+    loaded, preprocess = load_model(model, activation=activation, precision=precision)
+    config = loaded.config
+    length = config.text.context_length
+    expected: dict[str, np.ndarray] = {}
+    about: dict[str, Any] = {}
+    content = b""
+    if against is not None:
+        expected, about = parity.recorded(against)
+        texts = tuple(about.get("texts", texts))
+        images, tokens = expected["pixels"], expected["tokens"]
+    else:
+        images, tokens, content = _inputs(preprocess, length, picture, texts)
+    stderr.print("running the model ...")
+    got = parity.model_rungs(loaded.module, images, tokens)
+    stderr.print("running the reference in float64 ...")
+    judged = parity.reference_rungs(clip.to_flat(loaded.module), config, images, tokens)
+    bound = parity.bound(config)
+    ladders = {"reference, float64": parity.compare(got, judged, bound)}
+    if against is not None:
+        ours = got | _remade(preprocess, length, expected, about)
+        ladders[f"recorded by {about.get('by', against)}"] = parity.compare(ours, expected, bound)
+    name = _released_name(model, loaded.notes)
+    digest = hashlib.sha256(content).hexdigest()
+    published = parity.published_rung(name, digest, texts, got["logits"][0]) if content else None
+    if published is not None:
+        ladders["published"] = [published]
+    if record is not None:
+        extra = {"picture": np.frombuffer(content, np.uint8)} if content else {}
+        told = {"texts": texts, "by": f"jaxclip, {parity.in_force()}", "model": model}
+        parity.record(record, got | extra, told)
+    numerics = f"{parity.in_force()}; this model's {precision}, {time.monotonic() - began:.0f} s"
+    return _show_ladders(model, ladders, numerics, as_json)
+
+
+def _remade(
+    preprocess: Any, length: int, expected: dict[str, np.ndarray], about: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Tokens and pixels made anew from the texts and the picture that a recorded ladder names."""
+    import io
+
+    from PIL import Image
+
+    from jaxclip.tokenizer import tokenize
+
+    made: dict[str, np.ndarray] = {}
+    if "texts" in about:
+        made["tokens"] = tokenize(list(about["texts"]), length)
+    if "picture" in expected:
+        made["pixels"] = preprocess(Image.open(io.BytesIO(expected["picture"].tobytes())))[None]
+    return made
+
+
+def _show_ladders(model: str, ladders: dict[str, Any], numerics: str, as_json: bool) -> int:
+    from jaxclip import parity
+
+    first = {judge: parity.first_departure(rungs) for judge, rungs in ladders.items()}
+    holds = not any(first.values())
+    if as_json:
+        rows = {
+            judge: [
+                {**dataclasses.asdict(rung), "relative": rung.relative, "holds": rung.holds}
+                for rung in rungs
+            ]
+            for judge, rungs in ladders.items()
+        }
+        departs = {judge: rung and rung.name for judge, rung in first.items()}
+        record = {"model": model, "holds": holds, "first_departure": departs, "ladders": rows}
+        print(json.dumps({**record, "numerics": numerics}))
+        return 0 if holds else FAILED
+    for judge, rungs in ladders.items():
+        title = f"{model} against {judge}"
+        table = Table("stage", "max error", "relative", "bound", "", title=title)
+        for rung in rungs:
+            numbers = (f"{x:.1e}" for x in (rung.error, rung.relative, rung.bound))
+            table.add_row(rung.name, *numbers, "" if rung.holds else "DEPARTS")
+        print_table(table)
+        found = first[judge]
+        print("every stage holds" if found is None else f"first to depart: {found.name}")
+    if "published" not in ladders:
+        print("published logits: none for these weights, this picture and these texts")
+    print(numerics)
+    return 0 if holds else FAILED

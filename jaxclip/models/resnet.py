@@ -1,0 +1,261 @@
+"""The modified ResNet image tower (`clip/model.py: ModifiedResNet`; paper section 2.4).
+
+Three changes to ResNet-50 (He et al. 2015, arXiv 1512.03385): a stem of three convolutions
+(ResNet-D), strides made by average pooling (anti-aliased), and a pooling by attention at the end.
+
+Running statistics are no parameters. They are `nnx.BatchStat`, the weights `nnx.Param`, and what a
+batch makes of them is returned, never written in place (`clip.trained`, `clip.with_statistics`).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.models.layers import Linear, Numerics, normal
+
+Array = jax.Array
+Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every BatchNorm, nested
+BATCH_NORM_EPSILON = 1e-5
+MOMENTUM = 0.1  # weight of the new batch, torch's way; Flax writes the other one, 0.9
+EXPANSION = 4  # a block is four times as wide outside as inside
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param[Array]:
+    """A parameter drawn from U(-bound, bound), float32."""
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+
+
+def average_pool(x: Array, size: int) -> Array:
+    """Mean over squares of size x size: [n, h, w, c] -> [n, h // size, w // size, c].
+
+    What is left over at the right and at the bottom is dropped, as torch drops it.
+    """
+    n, h, w, c = x.shape
+    rows, columns = h // size, w // size
+    x = x[:, : rows * size, : columns * size].reshape(n, rows, size, columns, size, c)
+    return x.mean((2, 4))  # [n, rows, columns, c]
+
+
+class Pointwise(nnx.Module):
+    """1x1 convolution without bias, as one matrix product."""
+
+    def __init__(self, inputs: int, outputs: int, *, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.kernel = uniform(rngs, (1, 1, inputs, outputs), inputs**-0.5)
+        self.numerics = numerics
+
+    def __call__(self, x: Array) -> Array:
+        """x [n, h, w, i] -> [n, h, w, o]."""
+        return self.numerics.dot(x, self.kernel[0, 0])
+
+
+class Convolution(nnx.Module):
+    """3x3 convolution without bias; torch's initialisation, U(-b, b) with b = fan_in^-0.5."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int = 1, *, numerics: Numerics, rngs: nnx.Rngs
+    ) -> None:
+        self.kernel = uniform(rngs, (3, 3, inputs, outputs), (9 * inputs) ** -0.5)
+        self.stride = stride
+        self.numerics = numerics
+
+    def __call__(self, x: Array) -> Array:
+        """x [n, h, w, i] -> [n, ceil(h / stride), ceil(w / stride), o]."""
+        dtype = self.numerics.dtype
+        y = jax.lax.conv_general_dilated(
+            x.astype(dtype),
+            self.kernel[...].astype(dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((1, 1), (1, 1)),  # "SAME" would pad (0, 1) at stride 2 and shift the grid
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.numerics.precision,
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+        return y.astype(dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Normalise each channel, by the running statistics or, in training, by the batch's.
+
+    Ioffe and Szegedy 2015 (arXiv 1502.03167) as torch has it: the batch is normalised with the
+    biased variance, the running one takes up the unbiased. Statistics in at least float32.
+    """
+
+    def __init__(self, width: int, *, scale: float = 1.0) -> None:
+        self.scale = nnx.Param(jnp.full(width, scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.mean = nnx.BatchStat(jnp.zeros(width))
+        self.var = nnx.BatchStat(jnp.ones(width))
+
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Statistics]:
+        """x [n, h, w, c] -> (y [n, h, w, c], new running statistics, none unless `train`)."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var, new = self.mean[...], self.var[...], {}
+        if train:
+            mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))  # [c]
+            new = self._updated(mean, var, wide.size // wide.shape[-1])
+        y = (wide - mean) * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype), new
+
+    def _updated(self, mean: Array, var: Array, count: int) -> Statistics:
+        """The running statistics after a batch of `count` values a channel."""
+        if count < 2:
+            raise ValueError(
+                f"BatchNorm in training came to {count} value a channel, which has no variance; "
+                "use a larger batch"
+            )
+        unbiased = var * (count / (count - 1))
+        seen = {"mean": (self.mean[...], mean), "var": (self.var[...], unbiased)}
+        return {
+            name: ((1 - MOMENTUM) * old + MOMENTUM * batch).astype(old.dtype)
+            for name, (old, batch) in seen.items()
+        }
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 convolution beside a shortcut; a stride is an average pool on either way.
+
+    `downsample` is the shortcut where the shape changes. Its children are named as in the released
+    code, where "-1" is the pool, "0" the convolution and "1" the normalisation.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, stride: int, *, numerics: Numerics, rngs: nnx.Rngs
+    ) -> None:
+        outputs = EXPANSION * width
+        self.conv1 = Pointwise(inputs, width, numerics=numerics, rngs=rngs)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = Convolution(width, width, numerics=numerics, rngs=rngs)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = Pointwise(width, outputs, numerics=numerics, rngs=rngs)
+        self.bn3 = BatchNorm(outputs, scale=0.0)  # so that a new block adds nothing
+        shortcut: list[nnx.Module] = []
+        if stride > 1 or inputs != outputs:
+            convolution = Pointwise(inputs, outputs, numerics=numerics, rngs=rngs)
+            shortcut = [convolution, BatchNorm(outputs)]
+        self.downsample = nnx.List(shortcut)
+        self.stride = stride
+
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Statistics]:
+        """x [n, h, w, c] -> (x [n, h // stride, w // stride, 4 width], new statistics)."""
+        new: Statistics = {}
+        y, new["bn1"] = self.bn1(self.conv1(x), train=train)
+        y, new["bn2"] = self.bn2(self.conv2(jax.nn.relu(y)), train=train)
+        y = average_pool(jax.nn.relu(y), self.stride)
+        y, new["bn3"] = self.bn3(self.conv3(y), train=train)
+        if self.downsample:
+            convolution, norm = self.downsample
+            x, updated = norm(convolution(average_pool(x, self.stride)), train=train)
+            new["downsample"] = {"1": updated}
+        return jax.nn.relu(x + y), new
+
+
+class AttentionPool(nnx.Module):
+    """One token, the mean of all, asks them all and itself (`clip/model.py: AttentionPool2d`)."""
+
+    def __init__(
+        self, vision: ResNetConfig, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs
+    ) -> None:
+        width = vision.features
+
+        def linear(outputs: int) -> Linear:
+            made = Linear(width, outputs, std=width**-0.5, numerics=numerics, rngs=rngs)
+            made.bias = uniform(rngs, (outputs,), width**-0.5)  # torch's default, left as it is
+            return made
+
+        self.positional_embedding = normal(rngs, (vision.tokens, width), width**-0.5)
+        self.q_proj = linear(width)
+        self.k_proj = linear(width)
+        self.v_proj = linear(width)
+        self.c_proj = linear(embed_dim)
+        self.heads = vision.heads
+        self.numerics = numerics
+
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """x [n, h, w, d] -> (image_features [n, e], what c_proj sees [n, d])."""
+        n, h, w, d = x.shape
+        a, k, l = self.heads, d // self.heads, h * w + 1
+        x = x.reshape(n, h * w, d)  # row by row
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # [n, l, d]
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        query = self.q_proj(x[:, 0]).reshape(n, a, k)
+        key, value = (p(x).reshape(n, l, a, k) for p in (self.k_proj, self.v_proj))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        product = partial(
+            jnp.einsum, precision=self.numerics.precision, preferred_element_type=wide
+        )
+        scores = product("nak,nlak->nal", query * k**-0.5, key)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        pooled = product("nal,nlak->nak", weights, value).astype(x.dtype).reshape(n, d)
+        return self.c_proj(pooled), pooled
+
+
+class ModifiedResNet(nnx.Module):
+    """Stem, four stages of bottleneck blocks, attention pool."""
+
+    def __init__(
+        self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
+    ) -> None:
+        v = config.vision
+        assert isinstance(v, ResNetConfig)
+        options: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
+        self.conv1 = Convolution(3, v.width // 2, stride=2, **options)
+        self.bn1 = BatchNorm(v.width // 2)
+        self.conv2 = Convolution(v.width // 2, v.width // 2, **options)
+        self.bn2 = BatchNorm(v.width // 2)
+        self.conv3 = Convolution(v.width // 2, v.width, **options)
+        self.bn3 = BatchNorm(v.width)
+        inputs = v.width
+        for i, (name, count) in enumerate(zip(STAGES, v.layers, strict=True)):
+            blocks = []
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(Bottleneck(inputs, v.width * 2**i, stride, **options))
+                inputs = EXPANSION * v.width * 2**i
+            setattr(self, name, nnx.List(blocks))
+        self.attnpool = AttentionPool(v, config.embed_dim, **options)
+        self.remat = remat
+        self.numerics = numerics
+
+    def __call__(
+        self, images: Array, *, train: bool = False, intermediates: bool = False
+    ) -> tuple[Array, dict[str, Any]]:
+        """images [n, h, w, c] -> (image_features [n, e], what else was asked for, or nothing).
+
+        With `train` the batch's own statistics are used, and `statistics` holds the new running
+        ones: over the global batch under sharded `jit`, over one device's share in `shard_map`.
+        Intermediates: `stem` [n, h/4, w/4, d], `layer1` to `layer4` (outputs of the stages, from
+        [n, h/4, w/4, 4d] to [n, h/32, w/32, 32d]) and `pooled` [n, 32d] (before `c_proj`).
+        """
+        x, statistics = self._stem(images, train)
+        seen = {"stem": x}
+        for name in STAGES:
+            x, statistics[name] = self._stage(getattr(self, name), x, train)
+            seen[name] = x
+        features, seen["pooled"] = self.attnpool(x)
+        asked: dict[str, Any] = {"statistics": statistics} if train else {}
+        return features, (seen | asked if intermediates else asked)
+
+    def _stem(self, x: Array, train: bool) -> tuple[Array, Statistics]:
+        """[n, h, w, c] -> ([n, h/4, w/4, d], new statistics)."""
+        new: Statistics = {}
+        x, new["bn1"] = self.bn1(self.conv1(x), train=train)  # [n, h/2, w/2, d/2]
+        x, new["bn2"] = self.bn2(self.conv2(jax.nn.relu(x)), train=train)
+        x, new["bn3"] = self.bn3(self.conv3(jax.nn.relu(x)), train=train)  # [n, h/2, w/2, d]
+        return average_pool(jax.nn.relu(x), 2), new
+
+    def _stage(self, blocks: list[Bottleneck], x: Array, train: bool) -> tuple[Array, Statistics]:
+        """One block after the other; with `remat` the backward pass computes each anew."""
+
+        def visit(block: Bottleneck, x: Array) -> tuple[Array, Statistics]:
+            return block(x, train=train)
+
+        body = jax.checkpoint(visit) if self.remat else visit
+        new: Statistics = {}
+        for i, block in enumerate(blocks):
+            x, new[str(i)] = body(block, x)
+        return x, new

@@ -1,0 +1,163 @@
+"""From a name or a path to a model: every layout loads, names are fetched once, paths never."""
+
+import hashlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxclip
+from jaxclip import checkpoint, convert, downloads, hub, reference
+from jaxclip.config import RELEASED
+from tests import archives, foreign
+from tests.tolerances import departure, within
+
+ARRAYS = foreign.openai()
+CONFIG = foreign.config()
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(2, 20, 20, 3)).astype(np.float32)
+TOKENS = np.array([[99, 5, 7, 100, 0], [99, 8, 100, 0, 0]], np.int32)
+
+
+def write_openai(path: Path) -> Path:
+    archives.write_torchscript_like(path, ARRAYS)
+    return path
+
+
+def write_hugging_face(folder: Path) -> Path:
+    folder.mkdir()
+    arrays = foreign.hugging_face(ARRAYS)
+    checkpoint.save_arrays(folder / "model.safetensors", arrays, {"format": "pt"})
+    foreign.write_json(folder / "config.json", foreign.hugging_face_config())
+    return folder
+
+
+def write_open_clip(path: Path) -> Path:
+    arrays = {k: v for k, v in ARRAYS.items() if not k.endswith(("resolution", "length", "size"))}
+    checkpoint.save_arrays(path, arrays, {"format": "pt"})
+    foreign.write_json(path.parent / "open_clip_config.json", foreign.open_clip_config())
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected() -> np.ndarray:
+    """The logits of the reference in float64, its parameters renamed by hand, not by converters."""
+    flat: dict[str, Any] = {}
+    for name, value in ARRAYS.items():
+        x = value.astype(np.float64)
+        if name in ("input_resolution", "context_length", "vocab_size"):
+            continue
+        ours = name if name.startswith("visual.") or name == "logit_scale" else f"text.{name}"
+        if name == "visual.conv1.weight":
+            ours, x = "visual.conv1.kernel", x.transpose(2, 3, 1, 0)
+        elif name.endswith("in_proj_weight"):
+            ours, x = ours.replace("in_proj_weight", "in_proj_kernel"), x.T
+        elif name == "token_embedding.weight":
+            ours = "text.token_embedding.embedding"
+        elif ".ln_" in ours and name.endswith("weight"):
+            ours = ours.replace(".weight", ".scale")
+        elif name.endswith(".weight"):
+            ours, x = ours.replace(".weight", ".kernel"), x.T
+        flat[ours] = x
+    params = checkpoint.nest(flat)
+    images = IMAGES.astype(np.float64)
+    return reference.clip(images, TOKENS, params, vision_heads=2, text_heads=1)[0]
+
+
+@pytest.mark.parametrize("write", [write_openai, write_hugging_face, write_open_clip])
+def test_every_layout_gives_the_same_model(tmp_path: Path, write: Any, expected: Any) -> None:
+    model, preprocess = jaxclip.load(write(tmp_path / "model.safetensors"))
+    logits_per_image, logits_per_text = model(IMAGES, TOKENS)
+    assert departure(logits_per_image, expected) < within("logits")
+    assert np.array_equal(logits_per_text, logits_per_image.T)
+    assert model.config == CONFIG and preprocess.size == 20
+    assert model.notes["source"]["sha256"]
+
+
+def test_another_activation_is_another_model(tmp_path: Path, expected: Any) -> None:
+    """The negative twin: what a guess instead of an error would give."""
+    path = tmp_path / "bare.pt"
+    convert.torch_archive.write(path, foreign.openai(buffers=False))
+    with pytest.raises(ValueError, match="activation"):
+        jaxclip.load(path)
+    wrong, _ = jaxclip.load(path, activation="gelu")
+    assert departure(wrong(IMAGES, TOKENS)[0], expected) > 100 * within("logits")
+    right, _ = jaxclip.load(path, activation="quick_gelu", unroll=True)
+    assert departure(right(IMAGES, TOKENS)[0], expected) < within("logits")
+
+
+def test_a_path_never_opens_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    jaxclip.load(write_openai(tmp_path / "model.pt"))
+    jaxclip.load("emoji")
+
+
+def test_the_nine_released_models_in_the_released_order() -> None:
+    names = jaxclip.available_models()
+    assert names == [
+        "RN50",
+        "RN101",
+        "RN50x4",
+        "RN50x16",
+        "RN50x64",
+        "ViT-B/32",
+        "ViT-B/16",
+        "ViT-L/14",
+        "ViT-L/14@336px",
+    ]
+    assert list(downloads.RELEASED_FILES) == names == list(RELEASED)
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder with a tiny file in the place of the official ViT-B/32; no network."""
+    official = write_openai(tmp_path / "ViT-B-32.pt")
+    content = official.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    known = downloads.ReleasedFile("https://example.invalid/ViT-B-32.pt", digest, len(content))
+    monkeypatch.setitem(downloads.RELEASED_FILES, "ViT-B/32", known)
+    monkeypatch.setenv("JAXCLIP_OFFLINE", "1")
+    return tmp_path
+
+
+def test_a_released_model_is_converted_once(released: Path, expected: Any) -> None:
+    model, _ = jaxclip.load("ViT-B/32", cache_dir=released)
+    assert departure(model(IMAGES, TOKENS)[0], expected) < within("logits")
+    converted = released / "ViT-B-32.safetensors"
+    made = converted.stat().st_mtime_ns
+    (released / "ViT-B-32.pt").unlink()  # no longer needed
+    again, _ = jaxclip.load("ViT-B/32", cache_dir=released)
+    assert converted.stat().st_mtime_ns == made
+    assert np.array_equal(again(IMAGES, TOKENS)[0], model(IMAGES, TOKENS)[0])
+
+
+def test_a_damaged_or_older_conversion_is_made_anew(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jaxclip.load("ViT-B/32", cache_dir=released)
+    converted = released / "ViT-B-32.safetensors"
+    good = converted.read_bytes()
+    converted.write_bytes(good[:50])
+    assert hub.find("ViT-B/32", released) == converted
+    assert checkpoint.load_notes(converted) == checkpoint.load_notes(converted)
+    flat, config, notes = checkpoint.load_stored(converted)
+    notes["source"]["sha256"] = {"ViT-B-32.pt": "0" * 64}
+    checkpoint.save(converted, flat, config, notes)
+    hub.find("ViT-B/32", released)
+    assert "0" * 64 not in json.dumps(checkpoint.load_notes(converted))
+
+
+def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model is named 'ViT-B/31'.*ViT-B/32"):
+        jaxclip.load("ViT-B/31")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        jaxclip.load(tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="--resume"):
+        jaxclip.load(tmp_path)
