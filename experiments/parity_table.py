@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,85 +27,15 @@ from PIL import Image
 import jaxclip
 from jaxclip import convert
 from jaxclip.checkpoint import replacing
-from jaxclip.config import RELEASED, ClipConfig, ResNetConfig
+from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
 from jaxclip.models import clip
-from tests import archives
-from tests.parity_support import official_module
+from tests import archives, official
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ("rocket", "cat-face")
 TEXTS = ("a diagram", "a dog", "a cat")
 FLOOR = 2e-5  # of the largest value
-
-
-def official_model(config: ClipConfig, seed: int) -> Any:
-    """The official module, random weights that keep every path alive, rounded to float16."""
-    import torch
-
-    module = official_module("model")
-    torch.manual_seed(seed)
-    vision, text = config.vision, config.text
-    is_resnet = isinstance(vision, ResNetConfig)
-    model = module.CLIP(
-        config.embed_dim,
-        vision.image_size,
-        vision.layers,
-        vision.width,
-        None if is_resnet else vision.patch_size,
-        text.context_length,
-        text.vocab_size,
-        text.width,
-        text.heads,
-        text.layers,
-    ).eval()
-    with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif name.endswith(("bias", "running_mean")):
-                value.normal_(0, 0.05)
-            elif name.endswith("bn3.weight"):  # zero in a new model: the block would do nothing
-                value.uniform_(0.2, 0.6)
-        model.logit_scale.fill_(np.log(97.5))
-    module.convert_weights(model)
-    return model
-
-
-def official_arrays(model: Any) -> dict[str, np.ndarray]:
-    """The state dict with the three whole numbers that the released archives hold beside it."""
-    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    numbers = {
-        "input_resolution": model.visual.input_resolution,
-        "context_length": model.context_length,
-        "vocab_size": model.vocab_size,
-    }
-    return arrays | {name: np.array(value, np.int64) for name, value in numbers.items()}
-
-
-def run_official(model: Any, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Features and logits of the official module in its own number format."""
-    import torch
-
-    dtype = model.visual.conv1.weight.dtype
-    with torch.no_grad():
-        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(dtype)
-        ids = torch.from_numpy(tokens.astype(np.int64))
-        image, text = model.encode_image(pixels), model.encode_text(ids)
-        logits = model(pixels, ids)[0]
-    named = {"image_features": image, "text_features": text, "logits": logits}
-    return {name: value.double().numpy() for name, value in named.items()}
-
-
-def in_float64(model: Any) -> Any:
-    """The same module in float64; the official LayerNorm would go back to float32."""
-    import torch
-
-    def forward(self: Any, x: Any) -> Any:
-        return torch.nn.LayerNorm.forward(self, x)
-
-    official_module("model").LayerNorm.forward = forward
-    return model.double()
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -124,8 +55,8 @@ def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
 def measure(name: str, seed: int = 0) -> dict[str, Any]:
     """One row: parameters, cosines, errors of ours and of torch's float32 against float64."""
     config = RELEASED[name]
-    model = official_model(config, seed)
-    arrays = official_arrays(model)
+    model = official.model(config, seed)
+    arrays = official.arrays(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name.replace('/', '-').replace('@', '-')}.pt"
         archives.write_torchscript_like(path, arrays)
@@ -146,8 +77,8 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
     parameters = sum(x.size for x in jax.tree.leaves(clip.trained(ours.module)))
     del ours, arrays
     gc.collect()
-    single = run_official(model.float(), images, tokens)
-    double = run_official(in_float64(model), images, tokens)
+    single = official.run(model.float(), images, tokens)
+    double = official.run(official.in_float64(model), images, tokens)
     row: dict[str, Any] = {"model": name, "parameters": parameters, "unequal tensors": unequal}
     for stage, expected in double.items():
         largest = np.abs(expected).max()
@@ -187,8 +118,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(names: Sequence[str], out: Path, seed: int) -> int:
     """Measure, keep every row in a .json beside `out`, and write the page anew."""
-    import torch
-
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
@@ -196,7 +125,7 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    versions = f"jax {jax.__version__}, torch {torch.__version__}"
+    versions = f"jax {jax.__version__}, torch {version('torch')}"
     page = f"""# Parity with the official code
 
 Written by `python -m experiments.parity_table`: {jax.default_backend()}, float32, matrix
