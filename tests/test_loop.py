@@ -117,6 +117,15 @@ def test_not_a_number_stops_and_keeps_the_last_good_state(
     assert not (tmp_path / loop.MODEL).exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_told_with_the_name_of_the_log() -> None:
+    with (
+        open("/dev/full", "ab", buffering=0) as log,
+        pytest.raises(OSError, match="cannot write /dev/full: No space left"),
+    ):
+        loop.append(log, {"step": 1})
+
+
 def test_state_of_another_config_or_version_is_refused(tmp_path: Path) -> None:
     run_here(tmp_path)
     wider = dataclasses.replace(TINY, embed_dim=12)

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,27 @@ def keep_lines_until(path: Path, step: int) -> None:
             temporary.write_text("".join(line + "\n" for line in kept))
 
 
+def append(log: FileIO, values: Metrics) -> None:
+    """One line of metrics.jsonl; OSError names the file when the disk does not take it.
+
+    `log` is unbuffered, so that nothing is left for its closing to fail on.
+    """
+    try:
+        log.write((json.dumps(values) + "\n").encode())
+    except OSError as error:
+        raise OSError(
+            f"cannot write {log.name}: {error.strerror}; what was saved before is untouched"
+        ) from None
+
+
 def start_or_resume(config: TrainConfig, run: Path, resume: bool, optimizer: Any) -> State:
     """A fresh state, or the one that `run` was stopped in."""
     if resume and (run / STATE).exists():
-        like_model = clip.abstract(config.model)
+        like_model = clip.abstract(config.model, remat=config.remat)
         state = states.load(run / STATE, (like_model, jax.eval_shape(optimizer.init, like_model)))
         keep_lines_until(run / METRICS, state.step)
         return state
-    model = clip.create(config.model, config.seed)
+    model = clip.create(config.model, config.seed, remat=config.remat)
     (run / METRICS).unlink(missing_ok=True)
     return State(model, jax.jit(optimizer.init)(model), 0)
 
@@ -149,7 +163,7 @@ def train(
         lambda i: host_batch(batches, i, config.text_length), state.step, config.steps
     )
     began = time.monotonic()
-    with contextlib.closing(arrays), open(run / METRICS, "a", buffering=1) as log:  # type: ignore[type-var]
+    with contextlib.closing(arrays), open(run / METRICS, "ab", buffering=0) as log:  # type: ignore[type-var]
         for batch in arrays:
             step_key = jax.random.fold_in(key, state.step)
             model, opt_state, metrics = step_fn(state.model, state.opt_state, batch, step_key)
@@ -164,10 +178,10 @@ def train(
                 )
             state = State(model, opt_state, done)
             if done % config.log_every == 0 or done == config.steps:
-                log.write(json.dumps(values) + "\n")
+                append(log, values)
             if evaluate and (done % config.evaluate_every == 0 or done == config.steps):
                 scores = evaluate(model)
-                log.write(json.dumps({"step": done, **scores}) + "\n")
+                append(log, {"step": done, **scores})
                 values |= scores
             progress(values)
             stop = should_stop()
