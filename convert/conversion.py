@@ -128,6 +128,7 @@ def convert(
     *,
     activation: Activation | None = None,
     image_size: int | None = None,
+    url: str | None = None,
     force: bool = False,
 ) -> ClipConfig:
     """Write the model in `source` to `target` in another layout, bit for bit; returns its config.
@@ -140,6 +141,7 @@ def convert(
     activation: as for `load`. force: overwrite what is there.
     image_size: of the pictures, where it is to be another one: the positional embedding is resized
       as open_clip does, the only numbers that change.
+    url: where the source was fetched from, for the notes of our layout.
     Every number keeps its format, so that a file converted to ours and back is equal to the bit.
     Each file is written whole or not at all, the config after the weights.
     ValueError, in one line: as for `load`; the target exists, or is the source; or the layout
@@ -155,5 +157,8 @@ def convert(
     _check_overwriting(targets, sources, force)
     if image_size is not None:
         loaded = at_size(loaded, image_size)
+    if url is not None:
+        origin = {**loaded.notes.get("source", {}), "url": url}
+        loaded = loaded._replace(notes={**loaded.notes, "source": origin})
     _write(loaded, targets, layout)
     return loaded.config

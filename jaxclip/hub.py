@@ -115,7 +115,7 @@ def _released(name: str, cache_dir: str | Path | None) -> Path:
     ours = folder / Path(official.file_name).with_suffix(".safetensors").name
     if ours.is_file() and _is_made_from(ours, official.sha256):
         return ours
-    convert.convert(fetch(name, cache_dir), ours, force=True)
+    convert.convert(fetch(name, cache_dir), ours, url=official.url, force=True)
     return ours
 
 
