@@ -6,7 +6,10 @@ departure is told where it begins.
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +140,31 @@ def test_round_trips_of_the_official_files_are_equal_to_the_bit(tmp_path: Path) 
         (tmp_path / "again.pt").unlink()
         flat, _, notes = checkpoint.load_stored(tmp_path / f"{name}.safetensors")
         assert notes["source"]["file"] == f"{name}.pt" and len(flat) > 40
+
+
+WITHOUT_TORCH = """
+import sys
+import jaxclip
+source, target = sys.argv[1:]
+jaxclip.convert.read(source)
+jaxclip.convert.convert(source, target + "/a.safetensors")
+jaxclip.convert.convert(target + "/a.safetensors", target + "/b.pt", "openai")
+jaxclip.convert.convert(target + "/a.safetensors", target + "/c.bin", "open_clip")
+jaxclip.convert.convert(target + "/a.safetensors", target + "/d", "huggingface")
+assert not {"jax", "flax"} & set(sys.modules), "the converter imported jax"
+jaxclip.load(target + "/d")
+assert not {"torch", "transformers", "open_clip", "clip"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("program", [WITHOUT_TORCH, "import torch"], ids=["ours", "torch"])
+def test_reading_converting_and_loading_leave_torch_unimported(
+    program: str, tmp_path: Path
+) -> None:
+    """Where importing torch is an error; the second program shows that it is one."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(FOLDER / "official-vit.pt"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == (program == "import torch"), done.stderr
+    assert ("torch was imported" in done.stderr) == (program == "import torch")
