@@ -9,7 +9,6 @@ The same weights in both programs, run in turn.
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Sequence
 
@@ -21,6 +20,11 @@ from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 
 WAYS = {"scanned": Numerics(), "unrolled": Numerics(unroll=True)}
+
+
+def clocks() -> np.ndarray:
+    """[wall, processor] in seconds; other work on the machine hardly moves the second."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def main(name: str, batches: Sequence[int], repeats: int) -> None:
@@ -36,25 +40,26 @@ def main(name: str, batches: Sequence[int], repeats: int) -> None:
         for way, numerics in WAYS.items()
     }
     for batch in batches:
-        images = jax.numpy.asarray(np.random.default_rng(0).normal(size=(batch, size, size, 3)))
-        images = images.astype(np.float32)
+        shape = (batch, size, size, 3)
+        images = jax.numpy.asarray(np.random.default_rng(0).normal(size=shape), np.float32)
         programs, compiled = {}, {}
         for way, model in trees.items():
-            began = time.monotonic()
+            began = clocks()
             programs[way] = jax.jit(lambda m, x: m.encode_image(x)).lower(model, images).compile()
-            compiled[way] = time.monotonic() - began
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            compiled[way] = clocks() - began
+        seconds: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
         for _ in range(repeats):
             for way, model in trees.items():
-                began = time.monotonic()
+                began = clocks()
                 jax.block_until_ready(programs[way](model, images))
-                seconds[way].append(time.monotonic() - began)
-        pairs = zip(seconds["unrolled"], seconds["scanned"], strict=True)
-        ratio = statistics.median(unrolled / scanned for unrolled, scanned in pairs)
+                seconds[way].append(clocks() - began)
+        ratios = np.array(seconds["unrolled"]) / np.array(seconds["scanned"])  # [repeats, clocks]
         for way in WAYS:
-            row = {"model": name, "batch": batch, "way": way, "compile s": round(compiled[way], 2)}
-            row |= {"run s, median": round(statistics.median(seconds[way]), 3)}
-            print(json.dumps({**row, "unrolled / scanned": round(ratio, 2)}), flush=True)
+            row: dict[str, object] = {"model": name, "batch": batch, "way": way}
+            row["compile s (wall, processor)"] = compiled[way].round(2).tolist()
+            row["run s, median"] = np.median(seconds[way], axis=0).round(3).tolist()
+            row["unrolled / scanned, median"] = np.median(ratios, axis=0).round(2).tolist()
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

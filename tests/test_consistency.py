@@ -55,11 +55,10 @@ def test_compiled_equals_op_by_op(
     by_op, _ = jaxclip.load(path, jit=False)
     image = preprocess(Image.open(EXAMPLE))[None]
     text = jaxclip.tokenize(["a diagram", "a dog", "a cat"])
-    logits = np.asarray(compiled(image, text)[0])
-    assert departure(by_op(image, text)[0], logits) < within("jit")
-    assert departure(
-        probabilities(np.asarray(by_op(image, text)[0])), probabilities(logits)
-    ) < within("jit")
+    bound = within("jit, ResNet" if name.startswith("RN") else "jit")
+    logits, expected = (np.asarray(model(image, text)[0]) for model in (compiled, by_op))
+    assert departure(logits, expected) < bound
+    assert departure(probabilities(logits), probabilities(expected)) < bound
     # the negative twin: the same picture, one pixel lower
     moved = np.roll(image, 1, axis=1)
-    assert departure(by_op(moved, text)[0], logits) > within("jit")
+    assert departure(by_op(moved, text)[0], logits) > bound
