@@ -32,7 +32,7 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     "cbow": (4e-7, "a mean and one product: 1.2e-7; end or start or padding miscounted: 0.74"),
     "jit": (
         2e-5,
-        "logits compiled against op by op, true shapes, random weights: ViT-B/32 7.3e-7; the larger "
+        "logits compiled against op by op, true shapes, random weights: ViT-B/32 7.3e-7; larger "
         "ones, which run with --slow, were not measured and get what parity.bound allows "
         "transformers; a picture one pixel lower: 1.1e-2",
     ),
