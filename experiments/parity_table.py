@@ -2,7 +2,8 @@
 
 Question:  do our models equal the official ones, given the same weights, at their true sizes?
 Command:   pip install -e '.[parity]' && python -m experiments.parity_table [NAME ...]
-Result:    docs/parity.md, one row a model; exit code 1 if one departs.
+Result:    docs/parity.md and the README's table, one row a model; exit code 1 if one departs.
+           Every row is kept in docs/parity.json; --rewrite makes the tables from it alone.
 
 The official files cannot be had everywhere, so random weights are drawn by the official code in
 float16, as released, written in the layout of the official archives and read back by our reader.
@@ -13,6 +14,8 @@ float32 departs, and by 2e-5 of the largest value, which is what rounding costs 
 import argparse
 import gc
 import json
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,6 +39,24 @@ ROOT = Path(__file__).parents[1]
 PICTURES = ("rocket", "cat-face")
 TEXTS = ("a diagram", "a dog", "a cat")
 FLOOR = 2e-5  # of the largest value
+BEGIN = "<!-- written by python -m experiments.parity_table -->"
+END = "<!-- end of the table -->"
+
+
+def machine() -> str:
+    """The processor as the kernel names it: family and model tell the generation."""
+    file = Path("/proc/cpuinfo")
+    if not file.is_file():
+        return platform.processor() or "unknown"
+    lines = (line.partition(":") for line in file.read_text().split("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    numbers = ", ".join(f"{k} {said[k]}" for k in ("cpu family", "model") if k in said)
+    return f"{said.get('model name', 'unknown')} ({numbers}), {os.cpu_count()} cores"
+
+
+def versions() -> str:
+    """Of what the numbers depend on."""
+    return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -94,6 +115,8 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
     stages = [row[stage] for stage in double]
     cosines = [s["cosine"] for s in stages if "cosine" in s]
     within = all(s["error"] <= s["allowed"] for s in stages)
+    row |= {"backend": jax.default_backend(), "precision": "float32, highest"}
+    row["machine"], row["versions"] = machine(), versions()
     row["holds"] = bool(within and unequal == 0 and min(cosines) >= 0.999999)
     return {**row, "seconds": round(seconds, 1)}
 
@@ -116,8 +139,61 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The README's table: what was compared, where, and the largest departures."""
+    lines = [
+        "| architecture | backend | precision | largest error of a logit | allowed "
+        "| 1 - cosine of features | versions |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        logits = row["logits"]
+        furthest = max(1 - row[f"{kind}_features"]["cosine"] for kind in ("image", "text"))
+        numbers = (f"{x:.0e}" for x in (logits["error"], logits["allowed"], furthest))
+        cells = [row["model"], row["backend"], row["precision"], *numbers, row["versions"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/parity.md, whole."""
+    machines = "\n".join(
+        f"- {where}: {', '.join(row['model'] for row in rows if row['machine'] == where)}"
+        for where in dict.fromkeys(row["machine"] for row in rows)
+    )
+    held = dict.fromkeys(f"{row['backend']}, {row['precision']}, {row['versions']}" for row in rows)
+    return f"""# Parity with the official code
+
+Written by `python -m experiments.parity_table`: {"; ".join(held)}. Random weights in the exact
+official format (the official files were not at hand), two pictures, three texts, judged by the
+official code in float64.
+
+{table(rows)}
+
+Measured on:
+
+{machines}
+
+The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
+SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
+`jaxclip/parity.py` for which one) also with the published logits.
+"""
+
+
+def write(out: Path, readme: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The page, and the part of the README between its two marks."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{readme} lacks {BEGIN!r} or {END!r}")
+    texts = {out: page(rows), readme: f"{before}{BEGIN}\n{short_table(rows)}\n{END}{after}"}
+    for path, text in texts.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+
+
 def main(names: Sequence[str], out: Path, seed: int) -> int:
-    """Measure, keep every row in a .json beside `out`, and write the page anew."""
+    """Measure, keep every row in a .json beside `out`, and write the tables anew."""
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
@@ -125,22 +201,7 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    versions = f"jax {jax.__version__}, torch {version('torch')}"
-    page = f"""# Parity with the official code
-
-Written by `python -m experiments.parity_table`: {jax.default_backend()}, float32, matrix
-products at precision `highest`, {versions}. Random weights in the exact official
-format (the official files were not at hand), two pictures, three texts, judged by the official
-code in float64.
-
-{table([rows[name] for name in RELEASED if name in rows])}
-
-The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
-SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
-`jaxclip/parity.py` for which one) also with the published logits.
-"""
-    with replacing(out) as temporary:
-        temporary.write_text(page)
+    write(out, ROOT / "README.md", [rows[name] for name in RELEASED if name in rows])
     return 0 if all(row["holds"] for row in rows.values()) else 1
 
 
@@ -149,5 +210,7 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "parity.md")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
-    raise SystemExit(main(arguments.names, arguments.out, arguments.seed))
+    names = [] if arguments.rewrite else arguments.names
+    raise SystemExit(main(names, arguments.out, arguments.seed))

@@ -79,3 +79,47 @@ def in_float64(model: Any) -> Any:
 
     official_module("model").LayerNorm.forward = forward
     return model.double()
+
+
+def ladder(model: Any, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Every stage of the official module, under the names of `jaxclip/parity.py`.
+
+    images [n, h, w, c], tokens [m, l]; what the modules hand on is caught by hooks, and turned from
+    their [l, n, d] and [n, c, h, w] into ours.
+    """
+    seen: dict[str, Any] = {}
+    hooks = []
+
+    def keep(module: Any, name: str, axes: tuple[int, ...]) -> None:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            seen[name] = output.permute(axes)
+
+        hooks.append(module.register_forward_hook(hook))
+
+    def keep_input(module: Any, name: str, axes: tuple[int, ...]) -> None:
+        def hook(_: Any, inputs: Any) -> None:
+            seen[name] = inputs[0].permute(axes)
+
+        hooks.append(module.register_forward_pre_hook(hook))
+
+    towers = {"image": model.visual, "text": model}
+    for tower, module in towers.items():
+        if not hasattr(module, "transformer"):
+            keep_input(module.layer1, "image.stem", (0, 2, 3, 1))
+            for i in (1, 2, 3, 4):
+                keep(getattr(module, f"layer{i}"), f"image.layer{i}", (0, 2, 3, 1))
+            continue
+        keep_input(module.transformer, f"{tower}.stem", (1, 0, 2))
+        for i, block in enumerate(module.transformer.resblocks):
+            keep(block, f"{tower}.block.{i}", (1, 0, 2))
+    if hasattr(model.visual, "ln_post"):
+        keep(model.visual.ln_post, "image.pooled", (0, 1))
+    keep(model.ln_final, "text.last", (0, 1, 2))
+    try:
+        ends = run(model, images, tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stages = {name: value.detach().numpy() for name, value in seen.items()}
+    stages |= {"image.features": ends["image_features"], "text.features": ends["text_features"]}
+    return {"tokens": tokens, "pixels": images, **stages, "logits": ends["logits"]}
