@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from experiments.loss_memory import by_rows
 from jaxclip.losses import contrastive_loss, cross_entropy_loss, l2_normalize
 from jaxclip.training.losses import (
     chunked_contrastive_loss,
     gathered_contrastive_loss,
     ring_contrastive_loss,
 )
+from jaxclip.training.sharding import data_mesh
 from jaxclip.training.sigmoid import ring_sigmoid_loss, sigmoid_loss
-from jaxclip.training.step import data_mesh
 from tests.tolerances import departure, within
 
 N, E = 48, 7
@@ -120,6 +121,15 @@ def test_half_precision_embeddings_are_widened_before_the_logits():
     got = chunked_contrastive_loss(*half, t, chunk=6)
     assert got.dtype == jnp.float32
     assert departure(got, expected) < within("loss")
+
+
+def test_the_judge_of_large_batches_equals_dense():
+    """`experiments/loss_memory.py` has it for 32,768 pairs, of which dense is not possible."""
+    with jax.enable_x64(True):
+        images, texts, _ = arguments()
+        expected = value_and_gradient(contrastive_loss, images, texts, jnp.log(20.0))
+    got = by_rows(np.asarray(images), np.asarray(texts), 20.0, rows=16)
+    assert worst(tuple(got), expected) < within("spread loss")
 
 
 # What the comparison must catch -------------------------------------------------------------------

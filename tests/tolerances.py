@@ -77,8 +77,8 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     # one step on many devices against the same step on one
     "devices float64": (
         4e-14,
-        "gradients on 2, 4, 8 devices, worst array: 1.3e-14; negatives from one's own device "
-        "only: 0.46 in the best array; reduced by psum: n - 1",
+        "gradients on 2, 4, 8 devices, in all three ways, worst array: 1.3e-14; negatives from "
+        "one's own device only: 0.46 in the best array; reduced by psum: n - 1",
     ),
     "devices float32": (
         2e-5,

@@ -59,18 +59,21 @@ class Clip(nnx.Module):
 
     @overload
     def embed(
-        self, images: Array, tokens: Array, *, train: Literal[True]
+        self, images: Array, tokens: Array, *, train: Literal[True], axis: str | None = None
     ) -> tuple[Array, Array, Statistics]: ...
 
-    def embed(self, images: Array, tokens: Array, *, train: bool = False) -> Any:
+    def embed(
+        self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
+    ) -> Any:
         """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32.
 
         With `train` BatchNorm uses the batch's statistics, and a third value comes: the new running
-        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty.
+        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty. `axis`
+        names the devices that share the batch inside `shard_map` or `pmap`.
         """
         statistics: Statistics = {}
         if train and isinstance(self.visual, ModifiedResNet):
-            image_features, seen = self.visual(images, train=True)
+            image_features, seen = self.visual(images, train=True, axis=axis)
             statistics = checkpoint.flatten(seen["statistics"], "visual.")
         else:
             image_features = self.encode_image(images)
