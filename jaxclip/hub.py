@@ -164,6 +164,6 @@ def load(
     """
     loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
     numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
-    empty = clip.abstract(loaded.config, remat=False, numerics=numerics)
+    empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)
     return model, Preprocess(loaded.config.vision.image_size)

@@ -67,6 +67,11 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "embeddings: 1.4e-2, eight bits of mantissa through twelve blocks; permuted layers: 0.24; "
         "epsilon and activation lie below it, which is why parity is asked of float32",
     ),
+    "bfloat16 gradient": (
+        0.12,
+        "every parameter's gradient of two blocks against float64, worst array: 4.1e-2; "
+        "accumulated naively over four parts: more than 0.1 in every array",
+    ),
     # the loss computed in other ways than the pseudocode's
     "spread loss": (
         1e-14,

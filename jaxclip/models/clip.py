@@ -30,7 +30,7 @@ class Clip(nnx.Module):
         config: ClipConfig,
         *,
         rngs: nnx.Rngs,
-        remat: bool = True,
+        remat: str = "full",
         numerics: Numerics = Numerics(),
     ) -> None:
         towers: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
@@ -93,14 +93,14 @@ class Clip(nnx.Module):
 
 
 def create(
-    config: ClipConfig, seed: int = 0, *, remat: bool = True, numerics: Numerics = Numerics()
+    config: ClipConfig, seed: int = 0, *, remat: str = "full", numerics: Numerics = Numerics()
 ) -> Clip:
     """A model with fresh random weights; blocks as the released code draws its text tower's."""
     make = jax.jit(lambda key: Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics))
     return make(jax.random.key(seed))
 
 
-def abstract(config: ClipConfig, *, remat: bool = True, numerics: Numerics = Numerics()) -> Clip:
+def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:
     """A model whose leaves are shapes: no weight is drawn, no memory taken."""
     return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
 

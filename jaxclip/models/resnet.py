@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.config import ClipConfig, ResNetConfig
-from jaxclip.models.layers import Linear, Numerics, normal
+from jaxclip.models.layers import Linear, Numerics, normal, saving
 
 Array = jax.Array
 Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every BatchNorm, nested
@@ -213,7 +213,7 @@ class ModifiedResNet(nnx.Module):
     """Stem, four stages of bottleneck blocks, attention pool."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
     ) -> None:
         v = config.vision
         assert isinstance(v, ResNetConfig)
@@ -273,12 +273,12 @@ class ModifiedResNet(nnx.Module):
     def _stage(
         self, blocks: list[Bottleneck], x: Array, train: bool, axis: str | None
     ) -> tuple[Array, Statistics]:
-        """One block after the other; with `remat` the backward pass computes each anew."""
+        """One block after the other; `remat` names what of each is kept for the backward pass."""
 
         def visit(block: Bottleneck, x: Array) -> tuple[Array, Statistics]:
             return block(x, train=train, axis=axis)
 
-        body = jax.checkpoint(visit) if self.remat else visit
+        body = saving(visit, self.remat)
         new: Statistics = {}
         for i, block in enumerate(blocks):
             x, new[str(i)] = body(block, x)
