@@ -6,5 +6,6 @@ Import it as `jaxclip.convert`: setup.cfg maps this folder there.
 from .conversion import convert
 from .files import read
 from .loading import CONVERTER, Loaded, load
+from .positions import at_size
 
-__all__ = ["CONVERTER", "Loaded", "convert", "load", "read"]
+__all__ = ["CONVERTER", "Loaded", "at_size", "convert", "load", "read"]

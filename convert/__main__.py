@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--activation", choices=get_args(Activation), help="where the source does not say it"
     )
+    parser.add_argument("--image-size", type=int, help="resize the positional embedding for it")
     parser.add_argument("--force", action="store_true", help="overwrite the target")
     options = parser.parse_args(arguments)
     try:
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.target,
             options.layout,
             activation=options.activation,
+            image_size=options.image_size,
             force=options.force,
         )
     except (ValueError, OSError) as error:

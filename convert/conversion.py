@@ -14,6 +14,7 @@ from . import huggingface, open_clip, openai, torch_archive
 from .inert import refuse, show
 from .layouts import to_theirs
 from .loading import Loaded, load_with_files
+from .positions import at_size
 
 LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
 ENDINGS: dict[str, tuple[str, ...]] = {
@@ -126,6 +127,8 @@ def convert(
     layout: LayoutName = "jaxclip",
     *,
     activation: Activation | None = None,
+    image_size: int | None = None,
+    url: str | None = None,
     force: bool = False,
 ) -> ClipConfig:
     """Write the model in `source` to `target` in another layout, bit for bit; returns its config.
@@ -136,6 +139,9 @@ def convert(
       open_clip_config.json beside it; "huggingface" a folder with model.safetensors, config.json
       and preprocessor_config.json.
     activation: as for `load`. force: overwrite what is there.
+    image_size: of the pictures, where it is to be another one: the positional embedding is resized
+      as open_clip does, the only numbers that change.
+    url: where the source was fetched from, for the notes of our layout.
     Every number keeps its format, so that a file converted to ours and back is equal to the bit.
     Each file is written whole or not at all, the config after the weights.
     ValueError, in one line: as for `load`; the target exists, or is the source; or the layout
@@ -149,5 +155,10 @@ def convert(
         _check_overwriting(targets, [], force)  # before anything is read
     loaded, sources = load_with_files(source, activation)
     _check_overwriting(targets, sources, force)
+    if image_size is not None:
+        loaded = at_size(loaded, image_size)
+    if url is not None:
+        origin = {**loaded.notes.get("source", {}), "url": url}
+        loaded = loaded._replace(notes={**loaded.notes, "source": origin})
     _write(loaded, targets, layout)
     return loaded.config

@@ -36,7 +36,10 @@ def locate(path: Path) -> Path:
     for name in WEIGHTS:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} holds no checkpoint, one of {', '.join(WEIGHTS)} was expected")
+    raise ValueError(
+        f"{path} is no run folder and no Hugging Face folder: it holds no checkpoint, one of "
+        f"{', '.join(WEIGHTS)} was expected"
+    )
 
 
 def _one(path: Path) -> tuple[Flat, dict[str, str]]:

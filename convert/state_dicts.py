@@ -20,6 +20,7 @@ MOST_ENTRIES = 65_536
 DEEPEST = 64  # modules inside one another
 LONGEST_NAME = 512
 HIGHEST_RANK = 8
+MOST_SHARING = 4  # times the file's size that all tensors together may have, as views of the same
 
 # A tensor is a view of bytes that are really there -----------------------------------------------
 
@@ -130,7 +131,11 @@ def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def views(root: Any, data: memoryview, start: Callable[[Storage], int]) -> Flat:
     """Every tensor under the tree of a pickle as a view; `start` finds and checks a storage."""
     tensors = _attributes(root) if type(root) is Object else _entries(_weights(root))
-    return {
+    arrays = {
         name: _array(tensor, data, start(tensor.storage))
         for name, tensor in _named(tensors).items()
     }
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MOST_SHARING * len(data):
+        refuse(f"tensors of {size} bytes lie over each other in a file of {len(data)}")
+    return arrays

@@ -2,7 +2,8 @@
 
 Question:  do our models equal the official ones, given the same weights, at their true sizes?
 Command:   pip install -e '.[parity]' && python -m experiments.parity_table [NAME ...]
-Result:    docs/parity.md, one row a model; exit code 1 if one departs.
+Result:    docs/parity.md and the README's table, one row a model; exit code 1 if one departs.
+           Every row is kept in docs/parity.json; --rewrite makes the tables from it alone.
 
 The official files cannot be had everywhere, so random weights are drawn by the official code in
 float16, as released, written in the layout of the official archives and read back by our reader.
@@ -13,9 +14,12 @@ float32 departs, and by 2e-5 of the largest value, which is what rounding costs 
 import argparse
 import gc
 import json
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,85 +30,33 @@ from PIL import Image
 import jaxclip
 from jaxclip import convert
 from jaxclip.checkpoint import replacing
-from jaxclip.config import RELEASED, ClipConfig, ResNetConfig
+from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
 from jaxclip.models import clip
-from tests import archives
-from tests.parity_support import official_module
+from tests import archives, official
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ("rocket", "cat-face")
 TEXTS = ("a diagram", "a dog", "a cat")
 FLOOR = 2e-5  # of the largest value
+BEGIN = "<!-- written by python -m experiments.parity_table -->"
+END = "<!-- end of the table -->"
 
 
-def official_model(config: ClipConfig, seed: int) -> Any:
-    """The official module, random weights that keep every path alive, rounded to float16."""
-    import torch
-
-    module = official_module("model")
-    torch.manual_seed(seed)
-    vision, text = config.vision, config.text
-    is_resnet = isinstance(vision, ResNetConfig)
-    model = module.CLIP(
-        config.embed_dim,
-        vision.image_size,
-        vision.layers,
-        vision.width,
-        None if is_resnet else vision.patch_size,
-        text.context_length,
-        text.vocab_size,
-        text.width,
-        text.heads,
-        text.layers,
-    ).eval()
-    with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif name.endswith(("bias", "running_mean")):
-                value.normal_(0, 0.05)
-            elif name.endswith("bn3.weight"):  # zero in a new model: the block would do nothing
-                value.uniform_(0.2, 0.6)
-        model.logit_scale.fill_(np.log(97.5))
-    module.convert_weights(model)
-    return model
+def machine() -> str:
+    """The processor as the kernel names it: family and model tell the generation."""
+    file = Path("/proc/cpuinfo")
+    if not file.is_file():
+        return platform.processor() or "unknown"
+    lines = (line.partition(":") for line in file.read_text().split("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    numbers = ", ".join(f"{k} {said[k]}" for k in ("cpu family", "model") if k in said)
+    return f"{said.get('model name', 'unknown')} ({numbers}), {os.cpu_count()} cores"
 
 
-def official_arrays(model: Any) -> dict[str, np.ndarray]:
-    """The state dict with the three whole numbers that the released archives hold beside it."""
-    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    numbers = {
-        "input_resolution": model.visual.input_resolution,
-        "context_length": model.context_length,
-        "vocab_size": model.vocab_size,
-    }
-    return arrays | {name: np.array(value, np.int64) for name, value in numbers.items()}
-
-
-def run_official(model: Any, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Features and logits of the official module in its own number format."""
-    import torch
-
-    dtype = model.visual.conv1.weight.dtype
-    with torch.no_grad():
-        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(dtype)
-        ids = torch.from_numpy(tokens.astype(np.int64))
-        image, text = model.encode_image(pixels), model.encode_text(ids)
-        logits = model(pixels, ids)[0]
-    named = {"image_features": image, "text_features": text, "logits": logits}
-    return {name: value.double().numpy() for name, value in named.items()}
-
-
-def in_float64(model: Any) -> Any:
-    """The same module in float64; the official LayerNorm would go back to float32."""
-    import torch
-
-    def forward(self: Any, x: Any) -> Any:
-        return torch.nn.LayerNorm.forward(self, x)
-
-    official_module("model").LayerNorm.forward = forward
-    return model.double()
+def versions() -> str:
+    """Of what the numbers depend on."""
+    return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -124,8 +76,8 @@ def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
 def measure(name: str, seed: int = 0) -> dict[str, Any]:
     """One row: parameters, cosines, errors of ours and of torch's float32 against float64."""
     config = RELEASED[name]
-    model = official_model(config, seed)
-    arrays = official_arrays(model)
+    model = official.model(config, seed)
+    arrays = official.arrays(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name.replace('/', '-').replace('@', '-')}.pt"
         archives.write_torchscript_like(path, arrays)
@@ -146,8 +98,8 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
     parameters = sum(x.size for x in jax.tree.leaves(clip.trained(ours.module)))
     del ours, arrays
     gc.collect()
-    single = run_official(model.float(), images, tokens)
-    double = run_official(in_float64(model), images, tokens)
+    single = official.run(model.float(), images, tokens)
+    double = official.run(official.in_float64(model), images, tokens)
     row: dict[str, Any] = {"model": name, "parameters": parameters, "unequal tensors": unequal}
     for stage, expected in double.items():
         largest = np.abs(expected).max()
@@ -163,6 +115,8 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
     stages = [row[stage] for stage in double]
     cosines = [s["cosine"] for s in stages if "cosine" in s]
     within = all(s["error"] <= s["allowed"] for s in stages)
+    row |= {"backend": jax.default_backend(), "precision": "float32, highest"}
+    row["machine"], row["versions"] = machine(), versions()
     row["holds"] = bool(within and unequal == 0 and min(cosines) >= 0.999999)
     return {**row, "seconds": round(seconds, 1)}
 
@@ -185,10 +139,61 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(names: Sequence[str], out: Path, seed: int) -> int:
-    """Measure, keep every row in a .json beside `out`, and write the page anew."""
-    import torch
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The README's table: what was compared, where, and the largest departures."""
+    lines = [
+        "| architecture | backend | precision | largest error of a logit | allowed "
+        "| 1 - cosine of features | versions |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        logits = row["logits"]
+        furthest = max(1 - row[f"{kind}_features"]["cosine"] for kind in ("image", "text"))
+        numbers = (f"{x:.0e}" for x in (logits["error"], logits["allowed"], furthest))
+        cells = [row["model"], row["backend"], row["precision"], *numbers, row["versions"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/parity.md, whole."""
+    machines = "\n".join(
+        f"- {where}: {', '.join(row['model'] for row in rows if row['machine'] == where)}"
+        for where in dict.fromkeys(row["machine"] for row in rows)
+    )
+    held = dict.fromkeys(f"{row['backend']}, {row['precision']}, {row['versions']}" for row in rows)
+    return f"""# Parity with the official code
+
+Written by `python -m experiments.parity_table`: {"; ".join(held)}. Random weights in the exact
+official format (the official files were not at hand), two pictures, three texts, judged by the
+official code in float64.
+
+{table(rows)}
+
+Measured on:
+
+{machines}
+
+The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
+SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
+`jaxclip/parity.py` for which one) also with the published logits.
+"""
+
+
+def write(out: Path, readme: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The page, and the part of the README between its two marks."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{readme} lacks {BEGIN!r} or {END!r}")
+    texts = {out: page(rows), readme: f"{before}{BEGIN}\n{short_table(rows)}\n{END}{after}"}
+    for path, text in texts.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+
+
+def main(names: Sequence[str], out: Path, seed: int) -> int:
+    """Measure, keep every row in a .json beside `out`, and write the tables anew."""
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
@@ -196,22 +201,7 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    versions = f"jax {jax.__version__}, torch {torch.__version__}"
-    page = f"""# Parity with the official code
-
-Written by `python -m experiments.parity_table`: {jax.default_backend()}, float32, matrix
-products at precision `highest`, {versions}. Random weights in the exact official
-format (the official files were not at hand), two pictures, three texts, judged by the official
-code in float64.
-
-{table([rows[name] for name in RELEASED if name in rows])}
-
-The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
-SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
-`jaxclip/parity.py` for which one) also with the published logits.
-"""
-    with replacing(out) as temporary:
-        temporary.write_text(page)
+    write(out, ROOT / "README.md", [rows[name] for name in RELEASED if name in rows])
     return 0 if all(row["holds"] for row in rows.values()) else 1
 
 
@@ -220,5 +210,7 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "parity.md")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
-    raise SystemExit(main(arguments.names, arguments.out, arguments.seed))
+    names = [] if arguments.rewrite else arguments.names
+    raise SystemExit(main(names, arguments.out, arguments.seed))

@@ -115,7 +115,7 @@ def _released(name: str, cache_dir: str | Path | None) -> Path:
     ours = folder / Path(official.file_name).with_suffix(".safetensors").name
     if ours.is_file() and _is_made_from(ours, official.sha256):
         return ours
-    convert.convert(fetch(name, cache_dir), ours, force=True)
+    convert.convert(fetch(name, cache_dir), ours, url=official.url, force=True)
     return ours
 
 
@@ -136,6 +136,7 @@ def load(
     dtype: Any = None,
     cache_dir: str | Path | None = None,
     activation: Activation | None = None,
+    image_size: int | None = None,
     precision: str | None = None,
     unroll: bool = False,
 ) -> tuple[Model, Preprocess]:
@@ -149,6 +150,8 @@ def load(
       dtype: of activations and matrix products; float32 if not given.
       cache_dir: where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
       activation: of a file that does not say: "quick_gelu", "gelu" or "gelu_tanh".
+      image_size: run at another resolution; the positional embedding is resized as open_clip does
+        (`jaxclip.convert.at_size` has Hugging Face's way as well).
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
         setting in force.
       unroll: compile the blocks one after the other instead of once in a loop: slower to compile,
@@ -163,6 +166,8 @@ def load(
     True
     """
     loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
+    if image_size is not None:
+        loaded = convert.at_size(loaded, image_size)
     numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)

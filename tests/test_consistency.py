@@ -1,21 +1,34 @@
 """The source article's consistency test: compiled against not compiled, over `available_models()`.
 
-The official files are not in the repository: random weights of the true shapes and number formats
-stand in for them. With the files in the cache folder, `jaxclip verify NAME` checks the real ones.
+The official files are not in the repository. Where the cache folder has one it is what is tested;
+elsewhere random weights of the true shapes and number formats stand in for it, and the test's
+property `weights` says so (`pytest -rP` prints it). The network is never used.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxclip
+from jaxclip import downloads
 from jaxclip.config import RELEASED
 from tests import archives, foreign
 from tests.tolerances import departure, within
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "rocket.png"
 QUICK = "ViT-B/32"  # the others take minutes on two cores
+
+
+def weights(name: str, folder: Path) -> tuple[Path, str]:
+    """The file to test, and in words which weights are in it."""
+    official = downloads.cache_folder() / downloads.RELEASED_FILES[name].file_name
+    if official.is_file():
+        return official, f"{name}: the official file"
+    path = folder / "model.pt"
+    archives.write_torchscript_like(path, foreign.openai(RELEASED[name]))
+    return path, f"{name}: random weights, as no official file is in the cache folder"
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -30,11 +43,14 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
         for name in jaxclip.available_models()
     ],
 )
-def test_compiled_equals_op_by_op(name: str, tmp_path: Path) -> None:
+def test_compiled_equals_op_by_op(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     from PIL import Image
 
-    path = tmp_path / "model.pt"
-    archives.write_torchscript_like(path, foreign.openai(RELEASED[name]))
+    path, said = weights(name, tmp_path)
+    record_property("weights", said)
+    print(said)
     compiled, preprocess = jaxclip.load(path)
     by_op, _ = jaxclip.load(path, jit=False)
     image = preprocess(Image.open(EXAMPLE))[None]

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -30,10 +29,12 @@ from tests.file_server import HALF, PAYLOAD, Server
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
 DONE = [".tiny.pt.json", "tiny.pt"]
 NOBODY = 65534
-# A process of its own: the address of the server, then the folder.
+# A process of its own: the address of the server, the folder, and how large a file may grow there.
 FETCH = f"""
-import sys
+import resource, sys
 from jaxclip import downloads
+if sys.argv[3:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 address = sys.argv[1] + "/tiny.pt"
 downloads.RELEASED_FILES["tiny"] = downloads.ReleasedFile(address, "{SHA256}", {len(PAYLOAD)})
 try:
@@ -291,8 +292,7 @@ def test_a_read_only_cache_that_has_the_file_serves(server: Server, read_only: P
 def test_a_full_disk_is_named_and_gets_its_space_back(server: Server, tmp_path: Path) -> None:
     """No file may grow beyond half of what is to come."""
     process = subprocess.run(
-        [sys.executable, "-c", FETCH, server.url, str(tmp_path)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, HALF)),
+        [sys.executable, "-c", FETCH, server.url, str(tmp_path), str(HALF)],
         capture_output=True,
         text=True,
     )

@@ -71,6 +71,20 @@ def test_geometry_past_the_storage_is_refused(
     refused(archives.legacy_file(PROTOCOL + mapping({"a": old}) + STOP, numbers), message)
 
 
+def test_storages_shared_beyond_reason_are_refused():
+    """Views cost nothing until somebody stacks or converts them: then a small file fills memory."""
+    numbers = np.ones(10_000, np.float32)
+    held = storage("FloatStorage", "0", numbers.size)
+
+    def sharing(times: int) -> bytes:
+        tensors = {f"t{i}": view(held, 0, [numbers.size], [1]) for i in range(times)}
+        pickle = PROTOCOL + mapping(tensors) + STOP
+        return archives.zip_bytes(archives.save_members(pickle, [numbers.tobytes()]))
+
+    assert len(parse(sharing(4))) == 4
+    refused(sharing(6), "lie over each other")
+
+
 @pytest.mark.parametrize("size", [0, 5, 7, 10**12, 1 << 62, 1 << 200])
 def test_a_storage_of_another_size_than_its_bytes_is_refused(size: int):
     value = view(storage("FloatStorage", "0", size), 0, [min(size, 5)], [1])

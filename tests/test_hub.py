@@ -12,7 +12,7 @@ import pytest
 import jaxclip
 from jaxclip import checkpoint, convert, downloads, hub, reference
 from jaxclip.config import RELEASED
-from tests import archives, foreign
+from tests import archives, file_server, foreign
 from tests.tolerances import departure, within
 
 ARRAYS = foreign.openai()
@@ -134,7 +134,37 @@ def test_a_released_model_is_converted_once(released: Path, expected: Any) -> No
     (released / "ViT-B-32.pt").unlink()  # no longer needed
     again, _ = jaxclip.load("ViT-B/32", cache_dir=released)
     assert converted.stat().st_mtime_ns == made
+    source, known = again.notes["source"], downloads.RELEASED_FILES["ViT-B/32"]
+    assert source["url"] == known.url and source["sha256"] == {"ViT-B-32.pt": known.sha256}
+    assert again.notes["image_policy"] == "official"
+    assert again.notes["converted"]["converter"] == convert.CONVERTER
     assert np.array_equal(again(IMAGES, TOKENS)[0], model(IMAGES, TOKENS)[0])
+
+
+def test_a_name_is_fetched_from_a_server_converted_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: Any
+) -> None:
+    """From the name to the logits, over a connection that breaks off half-way once."""
+    content = write_openai(tmp_path / "model.pt").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    known = downloads.ReleasedFile("https://example.invalid/ViT-B-32.pt", digest, len(content))
+    monkeypatch.setitem(downloads.RELEASED_FILES, "ViT-B/32", known)
+    monkeypatch.delenv("JAXCLIP_OFFLINE", raising=False)
+    cache = tmp_path / "cache"
+    with file_server.running() as server:
+        monkeypatch.setenv("JAXCLIP_MIRROR", server.url)
+        server.script = [file_server.half(body=content), file_server.ranges(content)]
+        model, _ = jaxclip.load("ViT-B/32", cache_dir=cache)
+        assert departure(model(IMAGES, TOKENS)[0], expected) < within("logits")
+        assert [path for path, _ in server.seen] == [f"/{digest}/ViT-B-32.pt"] * 2
+        jaxclip.load("ViT-B/32", cache_dir=cache)
+        assert len(server.seen) == 2
+        # the negative twin: other bytes of the same length are refused and leave nothing
+        other = content[:-1] + bytes([content[-1] ^ 1])
+        server.script = [file_server.whole(other)]
+        with pytest.raises(ValueError, match=digest):
+            jaxclip.load("ViT-B/32", cache_dir=tmp_path / "elsewhere")
+        assert not list((tmp_path / "elsewhere").glob("*.safetensors"))
 
 
 def test_a_damaged_or_older_conversion_is_made_anew(

@@ -36,7 +36,8 @@ def classify(
     Args:
         pictures: Picture files.
         labels: Words to choose from, none of which the model was told were classes.
-        model: "emoji" (the embedded model), a run folder, or a .safetensors file.
+        model: "emoji" (the embedded model), a released model's name, a run folder or a
+            checkpoint file.
         prompts: Templates with one slot {}; the text embeddings of all are averaged.
         as_json: Print one JSON object a picture instead of tables.
     """
@@ -181,16 +182,25 @@ def _decoded(
 
 
 def tokenize(
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional], as_json: AsJson = False
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional],
+    show: bool = False,
+    truncate: bool = False,
+    as_json: AsJson = False,
 ) -> int:
     """Show the tokens of texts, as the released tokenizer cuts them.
 
     Args:
         texts: One or more texts.
+        show: Show the row of 77 that a model gets, one token a line: start, pieces, end, padding.
+        truncate: With --show, cut a text that is too long instead of refusing it.
         as_json: Print one JSON object a text.
     """
     from jaxclip.tokenizer import decode, encode
 
+    if not texts:
+        raise UsageError("no text was given; name one or more texts")
+    if show:
+        return _show_rows(texts, truncate, as_json)
     for text in texts:
         ids = encode(text)
         pieces = [decode([i]) for i in ids]
@@ -198,4 +208,24 @@ def tokenize(
             print(json.dumps({"text": text, "ids": ids, "pieces": pieces}))
         else:
             print(" ".join(f"{piece}|{i}" for piece, i in zip(pieces, ids, strict=True)))
+    return 0
+
+
+def _show_rows(texts: Sequence[str], truncate: bool, as_json: bool) -> int:
+    """Each text as the model gets it; the row of the features is that of the end token."""
+    from jaxclip import tokenizer
+
+    for text in texts:
+        row = tokenizer.tokenize(text, truncate=truncate)[0]  # [l]
+        end = int(row.argmax())
+        pieces = [tokenizer.decode([int(i)]) for i in row[: end + 1]]
+        if as_json:
+            print(json.dumps({"text": text, "ids": row.tolist(), "pieces": pieces, "end": end}))
+            continue
+        table = Table("place", "id", "piece", title=repr(text), title_justify="left")
+        for place, piece in enumerate(pieces):
+            table.add_row(str(place), str(row[place]), repr(piece))
+        if end + 1 < len(row):
+            table.add_row(f"{end + 1} to {len(row) - 1}", "0", "(padding)")
+        print_table(table)
     return 0

@@ -35,5 +35,5 @@ def load_model(name: str, **options: Any) -> tuple[Any, Any]:
 
 
 def print_table(table: Any) -> None:
-    """A table of rich on standard output."""
-    Console().print(table)
+    """A table on standard output; what looks like rich's markup in a cell is somebody's text."""
+    Console(markup=False, emoji=False, highlight=False).print(table)

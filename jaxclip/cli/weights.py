@@ -110,6 +110,7 @@ def convert(
     target: Annotated[Path, tyro.conf.Positional],
     layout: Literal["jaxclip", "openai", "open_clip", "huggingface"] = "jaxclip",
     activation: Activation | None = None,
+    image_size: int | None = None,
     force: bool = False,
 ) -> int:
     """Write a model in another program's layout, or in ours, bit for bit.
@@ -120,12 +121,15 @@ def convert(
             open_clip, a folder for huggingface.
         layout: Whose layout to write.
         activation: Of a file that does not say which one it needs.
+        image_size: Pixels a side, where the model is to run at another resolution: the positional
+            embedding is resized as open_clip does, nothing else changes.
         force: Overwrite what is there.
     """
     from jaxclip import convert as converter
     from jaxclip.hub import find
 
-    converter.convert(find(source), target, layout, activation=activation, force=force)
+    options: dict[str, Any] = {"activation": activation, "image_size": image_size, "force": force}
+    converter.convert(find(source), target, layout, **options)
     print(f"wrote {target} in the layout of {layout}")
     return 0
 

@@ -164,5 +164,6 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     expected = {_name(path): leaf for path, leaf in leaves}
     checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, stacked)
-    filled = [jnp.asarray(stacked[name], leaf.dtype) for name, leaf in expected.items()]
+    # to float32 in NumPy: jax would compile one program a shape for it, a second in all
+    filled = [jnp.asarray(np.asarray(stacked[name], leaf.dtype)) for name, leaf in expected.items()]
     return jax.tree_util.tree_unflatten(structure, filled)
