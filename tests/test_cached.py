@@ -128,7 +128,10 @@ def test_batch_norm_normalises_each_part_by_itself():
         got, _, new = jax.jit(functools.partial(cached.gradients, parts=2))(made, images, tokens)
         right, expected = jax.jit(jax.grad(by_hand, has_aux=True))(made)
         right = clip.trained(right)
-    assert worst(clip.to_flat(got), clip.to_flat(right)) < within("resnet devices float64")
+    got, right = clip.to_flat(got), clip.to_flat(right)
+    for grads in (got, right):  # it cancels in the softmax: its gradient is rounding alone
+        assert np.abs(grads.pop("visual.attnpool.k_proj.bias")).max() < 1e-12
+    assert worst(got, right) < within("resnet devices float64")
     assert worst(new, expected) < within("resnet devices float64")
 
 
