@@ -32,10 +32,10 @@ def main(name: str, batches: Sequence[int], repeats: int) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config = RELEASED[name]
     size = config.vision.image_size
-    leaves = jax.tree.leaves(clip.create(config, remat=False))
+    leaves = jax.tree.leaves(clip.create(config, remat="none"))
     trees = {
         way: jax.tree.unflatten(
-            jax.tree.structure(clip.abstract(config, remat=False, numerics=numerics)), leaves
+            jax.tree.structure(clip.abstract(config, remat="none", numerics=numerics)), leaves
         )
         for way, numerics in WAYS.items()
     }

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 TextKind = Literal["transformer", "cbow"]
+Remat = Literal["none", "dots", "full"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -218,8 +219,8 @@ class TrainConfig:
     """Steps between evaluations on the validation pictures."""
     save_every: int = 100
     """Steps between saves of the whole state, from which --resume continues."""
-    remat: bool = False
-    """Compute activations anew in the backward pass: less memory, a third more work."""
+    remat: Remat = "none"
+    """What the backward pass computes anew: "full" saves most memory for a third more work."""
     model: ClipConfig = EMOJI
     """The model to train."""
 
@@ -229,6 +230,7 @@ class TrainConfig:
             _require(value >= 1, f"{name} must be at least 1, {value} came")
         _require(self.batch_size >= 2, f"batch_size must be at least 2, {self.batch_size} came")
         _require(self.seed >= 0, f"seed must not be negative, {self.seed} came")
+        _require(self.remat in get_args(Remat), f"remat {self.remat!r} is not none, dots or full")
         _require(self.learning_rate > 0, f"learning_rate must be positive: {self.learning_rate}")
         context = self.model.text.context_length
         _require(

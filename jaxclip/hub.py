@@ -169,6 +169,6 @@ def load(
     if image_size is not None:
         loaded = convert.at_size(loaded, image_size)
     numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
-    empty = clip.abstract(loaded.config, remat=False, numerics=numerics)
+    empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)
     return model, Preprocess(loaded.config.vision.image_size)

@@ -25,7 +25,8 @@ from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
 from jaxclip.training import state as states
-from jaxclip.training.step import data_mesh, gradients, sharded_step
+from jaxclip.training.sharding import data_mesh
+from jaxclip.training.step import gradients, sharded_step
 from tests import tiny
 from tests.parity_support import official_module
 from tests.tolerances import departure, within, worst

@@ -26,7 +26,8 @@ from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
-from jaxclip.training.step import data_mesh, gradients, loss_and_metrics, sharded_step
+from jaxclip.training.sharding import data_mesh
+from jaxclip.training.step import gradients, loss_and_metrics, sharded_step
 from tests import tiny
 from tests.tolerances import departure, within, worst
 

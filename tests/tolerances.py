@@ -120,11 +120,23 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "embeddings: 1.4e-2, eight bits of mantissa through twelve blocks; permuted layers: 0.24; "
         "epsilon and activation lie below it, which is why parity is asked of float32",
     ),
+    "bfloat16 gradient": (
+        0.12,
+        "every parameter's gradient of two blocks against float64, worst array: 4.1e-2; "
+        "accumulated naively over four parts: more than 0.1 in every array",
+    ),
+    # the loss computed in other ways than the pseudocode's
+    "spread loss": (
+        1e-14,
+        "gathered, ring and chunked, float64, 1 to 8 devices, value and worst gradient: 5.5e-16, "
+        "at a factor of 100 on the cosines 3.2e-15; negatives from one's own device only: 0.18; "
+        "psum for pmean: n - 1",
+    ),
     # one step on many devices against the same step on one
     "devices float64": (
         4e-14,
-        "gradients on 2, 4, 8 devices, worst array: 1.3e-14; negatives from one's own device "
-        "only: 0.46 in the best array; reduced by psum: n - 1",
+        "gradients on 2, 4, 8 devices, in all three ways, worst array: 1.3e-14; negatives from "
+        "one's own device only: 0.46 in the best array; reduced by psum: n - 1",
     ),
     "devices float32": (
         2e-5,

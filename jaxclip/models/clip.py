@@ -30,7 +30,7 @@ class Clip(nnx.Module):
         config: ClipConfig,
         *,
         rngs: nnx.Rngs,
-        remat: bool = True,
+        remat: str = "full",
         numerics: Numerics = Numerics(),
     ) -> None:
         towers: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
@@ -59,18 +59,21 @@ class Clip(nnx.Module):
 
     @overload
     def embed(
-        self, images: Array, tokens: Array, *, train: Literal[True]
+        self, images: Array, tokens: Array, *, train: Literal[True], axis: str | None = None
     ) -> tuple[Array, Array, Statistics]: ...
 
-    def embed(self, images: Array, tokens: Array, *, train: bool = False) -> Any:
+    def embed(
+        self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
+    ) -> Any:
         """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32.
 
         With `train` BatchNorm uses the batch's statistics, and a third value comes: the new running
-        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty.
+        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty. `axis`
+        names the devices that share the batch inside `shard_map` or `pmap`.
         """
         statistics: Statistics = {}
         if train and isinstance(self.visual, ModifiedResNet):
-            image_features, seen = self.visual(images, train=True)
+            image_features, seen = self.visual(images, train=True, axis=axis)
             statistics = checkpoint.flatten(seen["statistics"], "visual.")
         else:
             image_features = self.encode_image(images)
@@ -90,14 +93,14 @@ class Clip(nnx.Module):
 
 
 def create(
-    config: ClipConfig, seed: int = 0, *, remat: bool = True, numerics: Numerics = Numerics()
+    config: ClipConfig, seed: int = 0, *, remat: str = "full", numerics: Numerics = Numerics()
 ) -> Clip:
     """A model with fresh random weights; blocks as the released code draws its text tower's."""
     make = jax.jit(lambda key: Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics))
     return make(jax.random.key(seed))
 
 
-def abstract(config: ClipConfig, *, remat: bool = True, numerics: Numerics = Numerics()) -> Clip:
+def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:
     """A model whose leaves are shapes: no weight is drawn, no memory taken."""
     return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
 

@@ -40,6 +40,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+# What the backward pass finds of each block and does not compute again, by name.
+REMAT: dict[str, Any] = {
+    "full": None,  # the block's input only: the least memory
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # not attention's products
+}
+
+
+def saving(body: Callable[..., Any], remat: str, **options: Any) -> Callable[..., Any]:
+    """`body` under `jax.checkpoint` with the policy of that name; itself for "none"."""
+    if remat == "none":
+        return body
+    if remat not in REMAT:
+        raise ValueError(f"remat {remat!r} came; none, {' or '.join(REMAT)} was expected")
+    return jax.checkpoint(body, policy=REMAT[remat], **options)
+
+
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param[Array]:
     """A parameter drawn from N(0, std^2), float32."""
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
@@ -179,7 +195,7 @@ class Transformer(nnx.Module):
     """`layers` blocks, stacked: every leaf of `resblocks` has a leading layer axis.
 
     They are walked by `jax.lax.scan` with `jax.checkpoint`, which keeps one activation a layer for
-    the backward pass and recomputes the rest; `remat=False` trades memory for speed.
+    the backward pass and recomputes the rest; `remat` names what is kept (`REMAT`, or "none").
     """
 
     def __init__(
@@ -189,7 +205,7 @@ class Transformer(nnx.Module):
         layers: int,
         activation: str,
         *,
-        remat: bool,
+        remat: str,
         numerics: Numerics,
         rngs: nnx.Rngs,
     ) -> None:
@@ -216,5 +232,5 @@ class Transformer(nnx.Module):
             x, weights = block(x, mask)
             return x, ({"hidden": x, "attention": weights} if intermediates else {})
 
-        body = jax.checkpoint(visit, prevent_cse=False) if self.remat else visit
+        body = saving(visit, self.remat, prevent_cse=False)
         return jax.lax.scan(body, x, self.resblocks, unroll=self.unroll)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.config import ClipConfig, ResNetConfig
-from jaxclip.models.layers import Linear, Numerics, normal
+from jaxclip.models.layers import Linear, Numerics, normal, saving
 
 Array = jax.Array
 Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every BatchNorm, nested
@@ -78,11 +78,20 @@ class Convolution(nnx.Module):
         return y.astype(dtype)
 
 
+def _over_batch(x: Array, axis: str | None) -> Array:
+    """Mean over the pictures, of all devices where an axis is named: [n, h, w, c] -> [c]."""
+    mean = x.mean((0, 1, 2))
+    return mean if axis is None else jax.lax.pmean(mean, axis)
+
+
 class BatchNorm(nnx.Module):
     """Normalise each channel, by the running statistics or, in training, by the batch's.
 
     Ioffe and Szegedy 2015 (arXiv 1502.03167) as torch has it: the batch is normalised with the
     biased variance, the running one takes up the unbiased. Statistics in at least float32.
+
+    `axis` names the axis of devices that the batch is split over inside `shard_map` or `pmap`; the
+    statistics are then those of all devices. Under sharded `jit` they are so without it.
     """
 
     def __init__(self, width: int, *, scale: float = 1.0) -> None:
@@ -91,17 +100,20 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(width))
         self.var = nnx.BatchStat(jnp.ones(width))
 
-    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Statistics]:
+    def __call__(
+        self, x: Array, *, train: bool, axis: str | None = None
+    ) -> tuple[Array, Statistics]:
         """x [n, h, w, c] -> (y [n, h, w, c], new running statistics, none unless `train`)."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean, var, new = self.mean[...], self.var[...], {}
         if train:
-            mean = wide.mean((0, 1, 2))  # [c]
+            mean = _over_batch(wide, axis)
             # XLA on CPU would compute this difference anew in every pass of the gradient over it:
             # without the barrier a training step of a small tower takes a third more time.
             centred = jax.lax.optimization_barrier(wide - mean)
-            var = jnp.square(centred).mean((0, 1, 2))  # [c]
-            new = self._updated(mean, var, wide.size // wide.shape[-1])
+            var = _over_batch(jnp.square(centred), axis)
+            devices = 1 if axis is None else jax.lax.axis_size(axis)
+            new = self._updated(mean, var, devices * wide.size // wide.shape[-1])
         else:
             centred = wide - mean
         y = centred * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
@@ -146,16 +158,18 @@ class Bottleneck(nnx.Module):
         self.downsample = nnx.List(shortcut)
         self.stride = stride
 
-    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Statistics]:
+    def __call__(
+        self, x: Array, *, train: bool, axis: str | None = None
+    ) -> tuple[Array, Statistics]:
         """x [n, h, w, c] -> (x [n, h // stride, w // stride, 4 width], new statistics)."""
         new: Statistics = {}
-        y, new["bn1"] = self.bn1(self.conv1(x), train=train)
-        y, new["bn2"] = self.bn2(self.conv2(jax.nn.relu(y)), train=train)
+        y, new["bn1"] = self.bn1(self.conv1(x), train=train, axis=axis)
+        y, new["bn2"] = self.bn2(self.conv2(jax.nn.relu(y)), train=train, axis=axis)
         y = average_pool(jax.nn.relu(y), self.stride)
-        y, new["bn3"] = self.bn3(self.conv3(y), train=train)
+        y, new["bn3"] = self.bn3(self.conv3(y), train=train, axis=axis)
         if self.downsample:
             convolution, norm = self.downsample
-            x, updated = norm(convolution(average_pool(x, self.stride)), train=train)
+            x, updated = norm(convolution(average_pool(x, self.stride)), train=train, axis=axis)
             new["downsample"] = {"1": updated}
         return jax.nn.relu(x + y), new
 
@@ -204,7 +218,7 @@ class ModifiedResNet(nnx.Module):
     """Stem, four stages of bottleneck blocks, attention pool."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
     ) -> None:
         v = config.vision
         assert isinstance(v, ResNetConfig)
@@ -228,39 +242,48 @@ class ModifiedResNet(nnx.Module):
         self.numerics = numerics
 
     def __call__(
-        self, images: Array, *, train: bool = False, intermediates: bool = False
+        self,
+        images: Array,
+        *,
+        train: bool = False,
+        axis: str | None = None,
+        intermediates: bool = False,
     ) -> tuple[Array, dict[str, Any]]:
         """images [n, h, w, c] -> (image_features [n, e], what else was asked for, or nothing).
 
         With `train` the batch's own statistics are used, and `statistics` holds the new running
-        ones: over the global batch under sharded `jit`, over one device's share in `shard_map`.
+        ones: over the global batch under sharded `jit`, and in `shard_map` and `pmap` with `axis`;
+        over one device's share without it.
         Intermediates: `stem` [n, h/4, w/4, d], `layer1` to `layer4` (outputs of the stages, from
         [n, h/4, w/4, 4d] to [n, h/32, w/32, 32d]) and `pooled` [n, 32d] (before `c_proj`).
         """
-        x, statistics = self._stem(images, train)
+        x, statistics = self._stem(images, train, axis)
         seen = {"stem": x}
         for name in STAGES:
-            x, statistics[name] = self._stage(getattr(self, name), x, train)
+            x, statistics[name] = self._stage(getattr(self, name), x, train, axis)
             seen[name] = x
         features, seen["pooled"] = self.attnpool(x)
         asked: dict[str, Any] = {"statistics": statistics} if train else {}
         return features, (seen | asked if intermediates else asked)
 
-    def _stem(self, x: Array, train: bool) -> tuple[Array, Statistics]:
+    def _stem(self, x: Array, train: bool, axis: str | None) -> tuple[Array, Statistics]:
         """[n, h, w, c] -> ([n, h/4, w/4, d], new statistics)."""
         new: Statistics = {}
-        x, new["bn1"] = self.bn1(self.conv1(x), train=train)  # [n, h/2, w/2, d/2]
-        x, new["bn2"] = self.bn2(self.conv2(jax.nn.relu(x)), train=train)
-        x, new["bn3"] = self.bn3(self.conv3(jax.nn.relu(x)), train=train)  # [n, h/2, w/2, d]
+        x, new["bn1"] = self.bn1(self.conv1(x), train=train, axis=axis)  # [n, h/2, w/2, d/2]
+        x, new["bn2"] = self.bn2(self.conv2(jax.nn.relu(x)), train=train, axis=axis)
+        x = self.conv3(jax.nn.relu(x))  # [n, h/2, w/2, d]
+        x, new["bn3"] = self.bn3(x, train=train, axis=axis)
         return average_pool(jax.nn.relu(x), 2), new
 
-    def _stage(self, blocks: list[Bottleneck], x: Array, train: bool) -> tuple[Array, Statistics]:
-        """One block after the other; with `remat` the backward pass computes each anew."""
+    def _stage(
+        self, blocks: list[Bottleneck], x: Array, train: bool, axis: str | None
+    ) -> tuple[Array, Statistics]:
+        """One block after the other; `remat` names what of each is kept for the backward pass."""
 
         def visit(block: Bottleneck, x: Array) -> tuple[Array, Statistics]:
-            return block(x, train=train)
+            return block(x, train=train, axis=axis)
 
-        body = jax.checkpoint(visit) if self.remat else visit
+        body = saving(visit, self.remat)
         new: Statistics = {}
         for i, block in enumerate(blocks):
             x, new[str(i)] = body(block, x)

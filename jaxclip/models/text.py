@@ -25,7 +25,7 @@ class TextTransformer(nnx.Module):
     """Causal transformer; the row at the end of text is projected (`clip/model.py`)."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
     ) -> None:
         t = config.text
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, rngs=rngs)

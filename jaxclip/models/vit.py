@@ -32,7 +32,7 @@ class VisionTransformer(nnx.Module):
     """Patches and a class token, normalised before the blocks; the class token is projected."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: bool, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
     ) -> None:
         v = config.vision
         assert isinstance(v, VisionConfig)

@@ -29,8 +29,9 @@ from jaxclip.models import clip
 from jaxclip.tokenizer import tokenize
 from jaxclip.training import state as states
 from jaxclip.training.optimizer import adamw
+from jaxclip.training.sharding import data_mesh
 from jaxclip.training.state import State
-from jaxclip.training.step import data_mesh, sharded_step
+from jaxclip.training.step import sharded_step
 
 STATE, METRICS, CONFIG, MODEL = (
     "state.safetensors",

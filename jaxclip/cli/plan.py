@@ -1,0 +1,58 @@
+"""The command that asks the TPU compiler what a training step takes: plan."""
+
+import json
+from typing import Literal
+
+from rich.table import Table
+
+from jaxclip.cli.shared import FAILED, AsJson, UsageError, print_table
+from jaxclip.config import RELEASED
+
+
+def plan(
+    model: str = "ViT-B/32",
+    topology: str = "v5e:16x16",
+    batch: int = 32768,
+    loss: Literal["dense", "gathered", "ring"] = "ring",
+    fsdp: int = 1,
+    tensor: int = 1,
+    remat: Literal["full", "dots", "none"] = "full",
+    parts: int = 1,
+    as_json: AsJson = False,
+) -> int:
+    """Compile a training step for TPUs that are not there: does it fit, what does it send?
+
+    Needs libtpu (pip install 'jaxclip[tpu]'). Nothing is run, so no speed is told. Takes minutes.
+
+    Args:
+        model: One of the released models.
+        topology: Such as v4:2x2x4, v5e:16x16, v5p:2x2x2 or v6e:4x4.
+        batch: Pairs a step, over all devices.
+        loss: How the loss is spread over the devices.
+        fsdp: Devices that share parameters and moments.
+        tensor: Devices that share a matrix product.
+        remat: What the backward pass computes again.
+        parts: Of the batch, with gradient caching.
+        as_json: Print one JSON object instead of a table.
+    """
+    if model not in RELEASED:
+        raise UsageError(f"--model {model!r} came; one of {', '.join(RELEASED)} was expected")
+    from jaxclip.training.plan import Plan, report
+
+    asked = Plan(RELEASED[model], batch, loss, fsdp, tensor, remat, parts)
+    told = {"model": model, **report(asked, topology)}
+    if as_json:
+        print(json.dumps(told))
+    else:
+        table = Table("", f"{model} on {topology}")
+        for name, value in told.items():
+            table.add_row(name, _plain(value))
+        print_table(table)
+    return 0 if told["fits"] else FAILED
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        lines = (f"{v['count']} {k}, {v['bytes'] / 2**20:.1f} MiB" for k, v in value.items())
+        return "\n".join(lines)
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

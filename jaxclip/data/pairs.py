@@ -1,0 +1,242 @@
+"""Where pictures with captions come from: tables, folders, tar shards, tensorflow-datasets.
+
+A source is a sequence: `len(source)`, `source[i] -> Pair`, from any thread. It reads names and
+captions when it is made and a picture's bytes when it is asked for it; nothing is decoded here.
+"""
+
+import csv
+import dataclasses
+import json
+import logging
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An encoded picture, all its captions, and where it came from, for messages."""
+
+    image: bytes
+    captions: tuple[str, ...]
+    where: str
+
+
+class Source(Protocol):
+    """A sequence of pairs."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Pair: ...
+
+
+class Files:
+    """Pictures that are files of their own: what `folder`, `classes` and `table` make."""
+
+    def __init__(self, entries: Iterable[tuple[Path, tuple[str, ...]]], origin: Path) -> None:
+        self.entries = list(entries)
+        if not self.entries:
+            raise ValueError(f"{origin}: no pictures with captions in it")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> Pair:
+        path, captions = self.entries[i]
+        # a file that is gone is a broken picture, to be counted like the others
+        content = path.read_bytes() if path.is_file() else b""
+        return Pair(content, captions, str(path))
+
+
+def _pictures(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: a folder with pictures was expected")
+    return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def folder(root: Path) -> Files:
+    """Pictures with a text file beside each: x.jpg and x.txt, one caption a line."""
+
+    def captions(picture: Path) -> tuple[str, ...]:
+        text = picture.with_suffix(".txt")
+        return tuple(text.read_text(encoding="utf-8").splitlines()) if text.is_file() else ()
+
+    return Files(((file, captions(file)) for file in _pictures(root)), root)
+
+
+def classes(root: Path, templates: Sequence[str] = ("a photo of a {}.",)) -> Files:
+    """Pictures in folders that are named as what they show: `tabby_cat/1.jpg`."""
+
+    def captions(picture: Path) -> tuple[str, ...]:
+        name = picture.relative_to(root).parts[0].replace("_", " ")
+        return tuple(template.format(name) for template in templates)
+
+    below = [file for file in _pictures(root) if file.parent != root]
+    return Files(((file, captions(file)) for file in below), root)
+
+
+def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
+    """A .csv (with a header), .tsv or .jsonl: a caption a line, and a path from the table's folder.
+
+    In JSON lines the caption may be a list of several. Lines of one picture are put together.
+    """
+    rows = _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    found: dict[Path, tuple[str, ...]] = {}
+    for number, row in rows:
+        if not isinstance(row.get(image), str) or row.get(caption) is None:
+            raise ValueError(f"{path}, line {number}: expected the fields {image!r}, {caption!r}")
+        value = row[caption]
+        captions = tuple(value) if isinstance(value, list) else (value,)
+        picture = path.parent / row[image]
+        found[picture] = found.get(picture, ()) + captions
+    return Files(found.items(), path)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: a JSON object was expected")
+            yield number, row
+
+
+# Tar shards ---------------------------------------------------------------------------------------
+
+BLOCK = 512  # bytes; headers and contents begin at multiples of it
+Place = tuple[int, int]  # where a member's bytes begin, and how many there are
+
+
+class TarShards:
+    """Uncompressed tar files as img2dataset writes them (webdataset's layout).
+
+    Members that share a name up to the first dot are one example: `000123.jpg` with `000123.txt`,
+    or with the field `caption` of `000123.json`. Each file is scanned once for its headers.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.examples = [(path, found) for path in paths for found in _scan(path)]
+        if not self.examples:
+            raise ValueError(f"no pictures in {len(paths)} tar files")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Pair:
+        path, (name, members) = self.examples[i]
+        with path.open("rb") as file:
+
+            def read(suffix: str) -> bytes:
+                start, size = members[suffix]
+                file.seek(start)
+                return file.read(size)
+
+            picture = next(suffix for suffix in members if f".{suffix}" in SUFFIXES)
+            return Pair(read(picture), _captions(members, read), f"{path}, {name}")
+
+
+def _scan(path: Path) -> list[tuple[str, dict[str, Place]]]:
+    """(name, {suffix: place}) of every example with a picture, in the order of the file."""
+    found: dict[str, dict[str, Place]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    directory, _, base = member.name.rpartition("/")
+                    stem, _, suffix = base.partition(".")
+                    place = member.offset_data, member.size
+                    found.setdefault(f"{directory}/{stem}", {})[suffix.lower()] = place
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+        with path.open("rb") as file:
+            file.seek(end)
+            if any(file.read(BLOCK)):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError(f"no header at byte {end}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        logger.warning("%s: damaged (%s); %d examples before it are used", path, error, len(found))
+    with_picture = [
+        (name, members)
+        for name, members in found.items()
+        if any(f".{suffix}" in SUFFIXES for suffix in members)
+    ]
+    if len(with_picture) < len(found):
+        logger.warning("%s: %d names without picture", path, len(found) - len(with_picture))
+    return with_picture
+
+
+def _captions(members: dict[str, Place], read: Callable[[str], bytes]) -> tuple[str, ...]:
+    if "txt" in members:
+        return tuple(read("txt").decode("utf-8", "replace").splitlines())
+    if "json" in members:
+        try:
+            value = json.loads(read("json")).get("caption") or ""
+        except (ValueError, AttributeError):
+            return ()
+        return tuple(value) if isinstance(value, list) else (str(value),)
+    return ()
+
+
+# tensorflow-datasets ------------------------------------------------------------------------------
+
+
+class TensorflowDataset:
+    """A prepared data set of tensorflow-datasets, read through `tfds.data_source`: no TensorFlow.
+
+    Args:
+      name: as `tfds.data_source` takes it.
+      split: such as "train" or "train[:1000]".
+      data_dir: where it was prepared, as array_record files.
+      image: the feature with the picture.
+      caption: the feature with a caption or several; a class label is turned into its name.
+      template: what the caption or name is put into.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: Path | None = None,
+        *,
+        image: str = "image",
+        caption: str = "caption",
+        template: str = "{}",
+    ) -> None:
+        import tensorflow_datasets as tfds  # the extra `tfds`
+
+        builder = tfds.builder(name, data_dir=data_dir)
+        decoders = {image: tfds.decode.SkipDecoding()}
+        self.rows = builder.as_data_source(split=split, decoders=decoders)
+        feature = builder.info.features[caption]
+        self.names: list[str] | None = getattr(feature, "names", None)
+        self.image, self.caption, self.template = image, caption, template
+        self.origin = f"{name}, {split}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Pair:
+        row = self.rows[i]
+        value = row[self.caption]
+        values: list[bytes | str]
+        if self.names is not None:
+            values = [self.names[int(value)].replace("_", " ")]
+        else:
+            values = [value] if isinstance(value, bytes | str) else list(value)
+        texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+        captions = tuple(self.template.format(text) if text.strip() else "" for text in texts)
+        return Pair(bytes(row[self.image]), captions, f"{self.origin}, row {i}")

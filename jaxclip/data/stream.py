@@ -1,0 +1,158 @@
+"""From sources to batches: order, shards, random crops, threads and position, by grain.
+
+The order is one for all processes: at every place of it stands one example, and each source's come
+exactly once before any comes again. Batch k holds the places k * batch_size and on; a process reads
+its own rows of every batch. So neither the number of processes nor that of threads changes a batch,
+as long as nothing is skipped; after a skip the process's later pairs move up by one place.
+"""
+
+import collections
+import io
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxclip.data.pairs import Pair, Source
+
+logger = logging.getLogger(__name__)
+
+
+class TooManySkipped(ValueError):
+    """More pictures or captions were unusable than allowed."""
+
+
+class Skips:
+    """What was left out and why: counted, logged, and an error beyond `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+
+    def add(self, reason: str, detail: str) -> None:
+        """Count one; TooManySkipped when it is one too many."""
+        with self._lock:
+            self.counts[reason] += 1
+            total = self.counts.total()
+        logger.warning("skipped, %s: %s (%d so far)", reason, detail, total)
+        if total > self.limit:
+            told = ", ".join(f"{count} times {name}" for name, count in self.counts.items())
+            raise TooManySkipped(f"more than {self.limit} pairs skipped: {told}; last: {detail}")
+
+
+def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+    """An encoded picture -> uint8 [size, size, 3]: resized, then a random square of it.
+
+    "A random square crop from resized images is the only data augmentation" (section 2.3).
+    """
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (int(rng.integers(side - size + 1)) for side in (width, height))
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def usable(pair: Pair, size: int, rng: np.random.Generator, skips: Skips) -> Any:
+    """(image uint8 [size, size, 3], one of the captions), or None, counted, if that cannot be."""
+    captions = [caption.strip() for caption in pair.captions if caption.strip()]
+    if not captions:
+        skips.add("empty caption", pair.where)
+        return None
+    try:
+        image = random_square(pair.image, size, rng)
+    except Exception as error:  # decoders raise all kinds when a file is damaged
+        skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}")
+        return None
+    return image, captions[rng.integers(len(captions))]
+
+
+class _OwnPlaces:
+    """The places of the order that one process reads, as a sequence for grain."""
+
+    def __init__(self, order: Any, batch_size: int, rows: slice) -> None:
+        self.order, self.batch_size = order, batch_size
+        self.start, self.share = rows.start, rows.stop - rows.start
+
+    def __len__(self) -> int:
+        return sys.maxsize // (2 * self.batch_size)  # no end
+
+    def __getitem__(self, i: int) -> tuple[int, int, int]:
+        batch, row = divmod(i, self.share)
+        place = batch * self.batch_size + self.start + row
+        return place, *self.order[place]
+
+
+def _order(lengths: Sequence[int], weights: Sequence[float], seed: int) -> Any:
+    """An endless sequence of (source, index): each source in a new order every epoch."""
+    import grain
+
+    def numbered(source: int) -> Any:
+        shuffled = grain.MapDataset.range(lengths[source]).shuffle(seed=seed + source).repeat()
+        return shuffled.map(lambda index: (source, int(index)))
+
+    parts = [numbered(source) for source in range(len(lengths))]
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    together = {name: [example[name] for example in examples] for name in examples[0]}
+    return {
+        name: values if name == "caption" else np.stack(values) for name, values in together.items()
+    }
+
+
+def batches(
+    sources: Sequence[Source],
+    *,
+    size: int,
+    batch_size: int,
+    rows: slice,
+    seed: int,
+    skips: Skips,
+    weights: Sequence[float] | None = None,
+    threads: int = 8,
+) -> Any:
+    """An endless `grain.IterDataset` of this process's part of every batch.
+
+    Its iterator's `get_state()` is the position, for `set_state()` to go on from.
+
+    Args:
+      sources: what to read.
+      size: pixels a side.
+      batch_size: pairs of a whole batch.
+      rows: those of them that this process reads (`training.distributed.own_rows`).
+      seed: of the order, the crops and the choice among captions.
+      skips: what counts the unusable ones.
+      weights: of the sources, in examples; equal unless given.
+      threads: that read and decode.
+
+    Returns:
+      Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `place` int [b] in the
+      order and `index` int [b, 2] (source, index in it).
+    """
+    import grain  # the extra `tfds`
+
+    weights = weights or [1.0] * len(sources)
+    if len(weights) != len(sources) or min(weights) <= 0:
+        raise ValueError(f"{len(sources)} sources came with the weights {list(weights)}")
+    order = _order([len(source) for source in sources], weights, seed)
+
+    def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
+        place, source, index = item
+        rng = np.random.default_rng([seed, place])
+        found = usable(sources[source][index], size, rng, skips)
+        if found is None:
+            return None
+        where = {"place": np.int64(place), "index": np.array([source, index])}
+        return {"image": found[0], "caption": found[1], **where}
+
+    own = grain.MapDataset.source(_OwnPlaces(order, batch_size, rows)).map(load)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
+    loaded = own.to_iter_dataset(reading)  # leaves the Nones out
+    return loaded.batch(rows.stop - rows.start, drop_remainder=True, batch_fn=_collate)

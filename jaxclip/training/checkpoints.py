@@ -1,0 +1,147 @@
+"""The whole state of a large run, by Orbax: saved while training goes on, each device its own part.
+
+A checkpoint holds model, optimiser state, step, random key, position in the data and config. It can
+be restored on another number of devices, as what is read is cut anew. One that was not finished
+does not count, and if the newest cannot be read, the one before it is taken, which is logged.
+(`state.py` is the one file of a small run on one process.)
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxclip import checkpoint
+from jaxclip.models.clip import named_leaves
+
+logger = logging.getLogger(__name__)
+PARTS = ("model", "opt_state")
+
+
+class RunState(NamedTuple):
+    """What a run goes on from; `step` updates have been made."""
+
+    model: Any
+    opt_state: Any
+    step: int
+    key: jax.Array  # from jax.random.key
+    position: Any  # of the data, JSON: `get_state()` of the stream's iterator
+    config: Any  # JSON
+
+
+def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+class Checkpoints:
+    """The checkpoints of a run in one folder, of which the newest `keep` stay.
+
+    All processes of a run make and call it together.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True
+        )
+        self.folder = folder.absolute()
+        handlers = {
+            "arrays": ocp.StandardCheckpointHandler(),
+            "rest": ocp.JsonCheckpointHandler(),
+        }
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def save(self, state: RunState) -> None:
+        """Begin to save; the arrays may be donated as soon as it returns."""
+        arrays = {
+            "model": named_leaves(state.model),
+            "opt_state": named_leaves(state.opt_state),
+        }
+        rest = {
+            "key": jax.random.key_data(state.key).tolist(),
+            "position": state.position,
+            "config": state.config,
+        }
+        self.manager.save(
+            state.step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest)
+            ),
+        )
+
+    def finish(self) -> None:
+        """Wait until what was begun is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish, and end Orbax's threads."""
+        self.manager.close()
+
+    def restore(self, like: tuple[Any, Any], placement: tuple[Any, Any]) -> RunState | None:
+        """The newest state that can be read, or None where no checkpoint is.
+
+        Args:
+          like: model and optimiser state, or their shapes.
+          placement: the shardings that they shall have (`sharding.placement`), on this run's mesh.
+
+        Raises:
+          ValueError: there are checkpoints, and none can be read, or one is of another config.
+        """
+        expected = {
+            name: dict(
+                zip(
+                    named_leaves(tree),
+                    map(_abstract, jax.tree.leaves(tree), jax.tree.leaves(places)),
+                    strict=True,
+                )
+            )
+            for name, tree, places in zip(PARTS, like, placement, strict=True)
+        }
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                stored = self.manager.item_metadata(step)["arrays"]
+                came = {name: dict(stored[name]) for name in PARTS}
+            except Exception as error:  # what Orbax and its storage raise has no type in common
+                self._tell(step, error)
+                continue
+            # before anything is read: another config is no damage
+            for name in PARTS:
+                shapes = {path: leaf.shape for path, leaf in expected[name].items()}
+                checkpoint.check(shapes, came[name])
+            try:
+                read, rest = self._read(step, expected)
+            except Exception as error:
+                self._tell(step, error)
+                continue
+            model, opt_state = (
+                jax.tree.unflatten(
+                    jax.tree.structure(tree), [read[name][n] for n in expected[name]]
+                )
+                for name, tree in zip(PARTS, like, strict=True)
+            )
+            key = jax.random.wrap_key_data(jnp.array(rest["key"], jnp.uint32))
+            return RunState(model, opt_state, step, key, rest["position"], rest["config"])
+        if steps:
+            raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read")
+        return None
+
+    def _read(self, step: int, expected: Any) -> tuple[Any, Any]:
+        read = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(expected), rest=ocp.args.JsonRestore()
+            ),
+        )
+        return read["arrays"], read["rest"]
+
+    def _tell(self, step: int, error: Exception) -> None:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        logger.warning(
+            "checkpoint %d in %s cannot be read (%s); the one before it is tried",
+            step,
+            self.folder,
+            cause,
+        )

@@ -1,0 +1,84 @@
+"""What fine-tuning adds to training: locked parts, rates of their own, averages of weights."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxclip import checkpoint
+from jaxclip.models.clip import named_leaves, trained
+
+# (pattern, factor on the learning rate): the first pattern found in a parameter's path counts, one
+# layer of a stack at a time (`visual.transformer.resblocks.3.ln_1.scale`); 1 where none is found.
+Rates = Sequence[tuple[str, float]]
+LOCKED_IMAGE_TOWER: Rates = ((r"^visual\.", 0.0),)  # LiT (Zhai et al. 2021, arXiv 2111.07991)
+
+
+def factors(model: Any, rates: Rates) -> Any:
+    """A tree like `trained(model)`: the factor of every parameter, [layers, 1, ...] for a stack."""
+
+    def of(path: str) -> float:
+        return next((factor for pattern, factor in rates if re.search(pattern, path)), 1.0)
+
+    def leaf(path: str, value: Any) -> np.ndarray:
+        tower, found, rest = path.partition("resblocks.")
+        if not found:
+            return np.array(of(path), np.float32)
+        each = [of(f"{tower}resblocks.{i}.{rest}") for i in range(value.shape[0])]
+        return np.array(each, np.float32).reshape(-1, *(1,) * (value.ndim - 1))
+
+    parameters = trained(model)
+    leaves = [leaf(path, value) for path, value in named_leaves(parameters).items()]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(parameters), leaves)
+
+
+def at_rates(optimizer: optax.GradientTransformation, rates: Rates) -> optax.GradientTransformation:
+    """`optimizer` with its updates, decay too, times a factor by path; 0 locks to the bit."""
+
+    def update(grads: Any, state: Any, model: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, model)
+        scaled = jax.tree.map(lambda u, f: u * f.astype(u.dtype), updates, factors(model, rates))
+        return scaled, state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def moving_average(average: Any, model: Any, decay: float) -> Any:
+    """decay * average + (1 - decay) * model, for every array of two models (or flat dicts)."""
+    return jax.tree.map(lambda a, m: a + (1 - decay) * (m - a), average, model)
+
+
+def interpolate(
+    start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], share: float
+) -> checkpoint.Flat:
+    """(1 - share) * start + share * end, by name (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+
+    Args:
+      start: flat parameters, of the model before fine-tuning.
+      end: the same after it.
+      share: 0 gives `start`, 1 gives `end`; the paper takes 0.5 where nothing else is known.
+
+    >>> interpolate({"a": np.zeros(2)}, {"a": np.ones(2)}, 0.25)
+    {'a': array([0.25, 0.25])}
+    """
+    if not (math.isfinite(share) and 0 <= share <= 1):
+        raise ValueError(f"a share between 0 and 1 was expected, {share} came")
+    checkpoint.check({name: array.shape for name, array in start.items()}, dict(end))
+    mixed = {name: (1 - share) * array + share * end[name] for name, array in start.items()}
+    return {name: array.astype(start[name].dtype) for name, array in mixed.items()}
+
+
+def parameters_at_rate(model: Any, rates: Rates) -> dict[float, int]:
+    """{factor: how many parameters train at it}: to see what a rule has caught."""
+    found: dict[float, int] = {}
+    for factor, value in zip(
+        jax.tree.leaves(factors(model, rates)), jax.tree.leaves(trained(model)), strict=True
+    ):
+        for one in np.ravel(factor):
+            found[float(one)] = found.get(float(one), 0) + value.size // jnp.size(factor)
+    return found

@@ -1,0 +1,71 @@
+"""Where arrays live on a mesh of devices: the batch by rows, parameters by rules on their paths.
+
+Three axes. Over `data` and `fsdp` the batch is split; over `fsdp` the parameters, with their
+moments and gradients, are cut as well and put together where they are used (as in ZeRO, Rajbhandari
+et al. 2019, arXiv 1910.02054); over `tensor` matrix products are cut (Shoeybi et al. 2019, arXiv
+1909.08053): the first of a block by columns, the second by rows.
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxclip.models.clip import named_leaves
+
+BATCH = P(("data", "fsdp"))  # axis 0 of images and tokens
+
+# The first rule whose pattern is found in a parameter's path counts; what no rule names is on every
+# device. Stacked blocks have the layers in front.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"attn\.in_proj_kernel$", P(None, "fsdp", "tensor")),
+    (r"attn\.in_proj_bias$", P(None, "tensor")),
+    (r"attn\.out_proj\.kernel$", P(None, "tensor", "fsdp")),
+    (r"mlp\.c_fc\.kernel$", P(None, "fsdp", "tensor")),
+    (r"mlp\.c_fc\.bias$", P(None, "tensor")),
+    (r"mlp\.c_proj\.kernel$", P(None, "tensor", "fsdp")),
+    (r"token_embedding\.embedding$", P("tensor", "fsdp")),
+    (r"visual\.proj$|text_projection$", P("fsdp", "tensor")),
+    (r"attnpool\.[qkvc]_proj\.kernel$", P("fsdp", "tensor")),
+    (r"(conv\d|downsample\.0)\.kernel$", P(None, None, "fsdp", "tensor")),
+)
+
+
+def data_mesh(devices: list[jax.Device] | None = None, *, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """All devices; along `data` as many as `fsdp` and `tensor` leave."""
+    chosen = devices or jax.devices()
+    if len(chosen) % (fsdp * tensor):
+        raise ValueError(
+            f"{len(chosen)} devices do not divide into fsdp {fsdp} times tensor {tensor}"
+        )
+    return jax.make_mesh(
+        (len(chosen) // (fsdp * tensor), fsdp, tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,  # the default, Explicit, refuses ordinary code
+        devices=chosen,
+    )
+
+
+def specification(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """How the array at that dotted path is cut.
+
+    A dimension that the devices of its axis do not divide stays whole.
+    """
+    found = next((spec for pattern, spec in RULES if re.search(pattern, path)), P())
+    whole = [
+        axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(found, shape, strict=False)
+    ]
+    return P(*whole)
+
+
+def placement(tree: Any, mesh: Mesh) -> Any:
+    """A tree like `tree` (a model, a gradient, an optimiser's state) of the leaves' shardings."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    placed = [
+        NamedSharding(mesh, specification(path, leaf.shape, mesh))
+        for path, leaf in zip(named_leaves(tree), leaves, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(structure, placed)
