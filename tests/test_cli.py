@@ -134,6 +134,6 @@ def test_python_classifies_in_ten_lines() -> None:
     assert np.array_equal(logits_per_image, logits_per_text.T)
     best = np.asarray(logits_per_image).argmax(axis=1)
     said = {path.stem: LABELS[i].replace(" ", "-") for path, i in zip(EXAMPLES, best, strict=True)}
-    assert {stem for stem, label in said.items() if stem != label} <= WRONG
+    assert all(stem == label for stem, label in said.items())
     eager, _ = jaxclip.load("emoji", jit=False)
     assert np.allclose(eager(np.stack(pictures), tokens)[0], logits_per_image, atol=1e-3)
