@@ -6,7 +6,7 @@ from typing import Literal
 from rich.table import Table
 
 from jaxclip.cli.shared import FAILED, AsJson, UsageError, print_table
-from jaxclip.config import RELEASED
+from jaxclip.config import RELEASED, Remat
 
 
 def plan(
@@ -16,7 +16,7 @@ def plan(
     loss: Literal["dense", "gathered", "ring"] = "ring",
     fsdp: int = 1,
     tensor: int = 1,
-    remat: Literal["full", "dots", "none"] = "full",
+    remat: Remat = "full",
     parts: int = 1,
     as_json: AsJson = False,
 ) -> int:
