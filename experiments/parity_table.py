@@ -164,9 +164,10 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     held = dict.fromkeys(f"{row['backend']}, {row['precision']}, {row['versions']}" for row in rows)
     return f"""# Parity with the official code
 
-Written by `python -m experiments.parity_table`: {"; ".join(held)}. Random weights in the exact
-official format (the official files were not at hand), two pictures, three texts, judged by the
-official code in float64.
+Written by `python -m experiments.parity_table`:
+{"; ".join(held)}.
+Random weights in the exact official format (the official files were not at hand), two pictures,
+three texts, judged by the official code in float64.
 
 {table(rows)}
 

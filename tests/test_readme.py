@@ -1,20 +1,25 @@
 """The README stays true: its Python runs, its commands parse, its file tree is there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from experiments import parity_table
 from jaxclip import cli
+from jaxclip.config import RELEASED
+from tests.test_models import COUNTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
 COMMANDS = [
     line.split("#")[0].split("&&")[-1].strip()
-    for block in re.findall(r"```\n(.*?)```", README, re.S)
+    for language, block in BLOCKS
     for line in block.splitlines()
-    if line.split("#")[0].split("&&")[-1].strip().startswith("jaxclip ")
+    if not language and line.split("#")[0].split("&&")[-1].strip().startswith("jaxclip ")
 ]
 
 
@@ -22,7 +27,7 @@ def test_python_example_prints_what_it_says(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = [block for language, block in BLOCKS if language == "python"]
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == "1\n"
 
@@ -33,7 +38,7 @@ def test_command_parses(command: str) -> None:
 
 
 def test_there_are_commands_to_parse() -> None:
-    assert len(COMMANDS) >= 5
+    assert len(COMMANDS) >= 12
     with pytest.raises(SystemExit):
         cli._command(["classify", "--no-such-flag"])
 
@@ -44,3 +49,21 @@ def test_files_of_the_tree_are_there() -> None:
     assert len(names) > 10
     for name in names:
         assert (ROOT / "jaxclip" / name).exists(), name
+
+
+def test_the_parity_tables_are_what_the_command_writes() -> None:
+    """From its record, docs/parity.json, in which all nine models stand and hold."""
+    record = json.loads((ROOT / "docs" / "parity.json").read_text())
+    assert list(RELEASED) == [name for name in RELEASED if name in record]
+    rows = [record[name] for name in RELEASED]
+    written = README.split(parity_table.BEGIN)[1].split(parity_table.END)[0].strip()
+    assert written == parity_table.short_table(rows)
+    assert (ROOT / "docs" / "parity.md").read_text() == parity_table.page(rows)
+    for row in rows:
+        assert row["holds"] and row["unequal tensors"] == 0
+        assert row["parameters"] == COUNTS[row["model"]][2]
+        for stage in ("image_features", "text_features", "logits"):
+            numbers = row[stage]
+            floor = parity_table.FLOOR * numbers["largest"]
+            assert numbers["error"] <= 4 * numbers["torch error"] + floor
+            assert numbers.get("cosine", 1) >= 0.999999
