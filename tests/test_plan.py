@@ -1,4 +1,5 @@
-"""What the plan reads out of a program; the compiler for TPUs itself is asked by .ci/run."""
+"""What the plan reads out of a program; the compiler for TPUs itself is asked by
+`python -m experiments.plan --small`."""
 
 from __future__ import annotations
 
