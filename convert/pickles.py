@@ -137,6 +137,7 @@ class _Machine:
             target[key] = value
 
     def name(self) -> None:
+        """A name is pushed if PyTorch's files may mention it; it is never looked up."""
         found = Global(self.line(), self.line())
         # With the dot: `__torch__os` is no class of an archive.
         is_class = found.module == "__torch__" or found.module.startswith("__torch__.")
@@ -151,6 +152,7 @@ class _Machine:
         self.stack.append(found)
 
     def reduce(self) -> None:
+        """The few calls that PyTorch writes become descriptions; nothing is called."""
         function, arguments = self.pop(2)
         if type(function) is not Global or type(arguments) is not tuple:
             refuse(f"a pickle calls {show(function)}")
@@ -183,6 +185,7 @@ class _Machine:
             refuse(f"a pickle sets the state of {show(target)}")
 
     def storage(self) -> None:
+        """A reference to numbers elsewhere in the file, the same each time its key comes."""
         [reference] = self.pop(1)
         if type(reference) is not tuple or len(reference) not in (5, 6):
             refuse(f"{show(reference)} came for a reference to a storage")
@@ -201,6 +204,7 @@ class _Machine:
         self.stack.append(found)
 
     def step(self, code: int) -> None:
+        """One opcode; ValueError for any that PyTorch does not write."""
         if code in _CONSTANTS:
             self.stack.append(_CONSTANTS[code])
         elif code in _EMPTY:

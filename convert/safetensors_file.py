@@ -5,7 +5,6 @@ gaps must not depend on the library's version. Format: 8 bytes length, JSON head
 """
 
 import math
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxclip.checkpoint import Flat
 
 from . import strict_json
 from .inert import is_int, refuse, show
+from .mapped import Bytes, parsed
 
 DTYPES = {
     "F16": np.dtype("<f2"),
@@ -79,7 +79,7 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def parse(data: bytes | mmap.mmap) -> tuple[Flat, dict[str, str]]:
+def parse(data: Bytes) -> tuple[Flat, dict[str, str]]:
     """The same as `read`, of bytes in memory, whose views the arrays are."""
     view = memoryview(data).toreadonly()
     length = int.from_bytes(view[:8], "little")
@@ -115,15 +115,4 @@ def read(path: Path) -> tuple[Flat, dict[str, str]]:
     ValueError, in one line, unless the header describes each byte of the file once.
     Source: the format's own description in the safetensors project.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a file; the path of a checkpoint was expected")
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the path") from None
-    try:
-        return parse(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return parsed(path, parse)

@@ -8,7 +8,6 @@ the bytes that are really there.
 """
 
 import math
-import mmap
 import struct
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from jaxclip.checkpoint import Flat, replacing
 
 from . import pickles
 from .inert import DTYPES, ORDERED_DICT, REBUILD_TENSOR, Object, Storage, refuse, show
+from .mapped import Bytes, parsed
 from .state_dicts import LONGEST_NAME, views
 from .zip_records import Record, records
 
@@ -132,7 +132,7 @@ def _explain(data: memoryview) -> NoReturn:
     raise ValueError(f"no checkpoint of PyTorch: {cause}")
 
 
-def parse(data: bytes | mmap.mmap) -> Flat:
+def parse(data: Bytes) -> Flat:
     """The same as `read`, of bytes in memory, whose views the arrays are."""
     view = memoryview(data).toreadonly()
     # By the whole magic: safetensors and other pickles may start with 0x80 as well.
@@ -164,19 +164,7 @@ def read(path: Path) -> Flat:
 
     Source: torch/serialization.py, torch/csrc/jit/serialization (pickler.cpp, export_module.cpp).
     """
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise ValueError(f"{path} is not a file; the path of a checkpoint was expected")
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the path") from None
-    try:
-        return parse(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return parsed(Path(path), parse)
 
 
 # Writing -----------------------------------------------------------------------------------------
