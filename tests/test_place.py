@@ -42,5 +42,5 @@ def test_a_path_is_looked_at(tmp_path):
 )
 def test_what_is_not_there_is_refused_with_what_was_expected(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="came.*(expected)"):
+    with pytest.raises(ValueError, match=r"came.*expected"):
         place(text)

@@ -1,11 +1,12 @@
-"""What a `--data` flag says: one text that names a data set, wherever it lies and however it is kept.
+"""What `--data` says: one text that names a data set, wherever it lies and however it is kept.
 
     tfds:oxford_iiit_pet:test      a prepared data set of tensorflow-datasets, and its split
     pictures/                      a folder: class folders, pictures with captions, or tar shards
     pairs.csv (.tsv, .jsonl)       a table of paths and captions
     shards/*.tar                   tar shards; also one .tar file
 
-`classes:`, `captions:`, `table:` and `tar:` in front of a path say what it is, where looking is not enough.
+`classes:`, `captions:`, `table:` or `tar:` in front of a path says what it is, where a look is not
+enough.
 """
 
 import dataclasses
