@@ -9,7 +9,8 @@ TextKind = Literal["transformer", "cbow"]
 Remat = Literal["none", "dots", "full"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """ValueError with that message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -19,7 +20,7 @@ def _require_positive(config: Any) -> None:
         value = getattr(config, field.name)
         if field.type in (int, "int"):
             ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _require(
+            require(
                 ok,
                 f"{type(config).__name__}.{field.name} must be a positive integer, {value!r} came",
             )
@@ -38,8 +39,8 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _require_positive(self)
         size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
-        _require(size % patch == 0, f"image_size {size} is not a multiple of patch_size {patch}")
-        _require(width % heads == 0, f"vision width {width} is not a multiple of heads {heads}")
+        require(size % patch == 0, f"image_size {size} is not a multiple of patch_size {patch}")
+        require(width % heads == 0, f"vision width {width} is not a multiple of heads {heads}")
 
     @property
     def tokens(self) -> int:
@@ -63,14 +64,14 @@ class ResNetConfig:
         _require_positive(self)
         size, width, layers = self.image_size, self.width, self.layers
         whole = isinstance(layers, tuple) and all(type(blocks) is int for blocks in layers)
-        _require(
+        require(
             whole and len(layers) == 4 and min(layers) > 0,
             f"ResNetConfig.layers must be four positive integers, {layers!r} came",
         )
-        _require(self.kind == "resnet", f"vision kind {self.kind!r} is not 'resnet'")
-        _require(width % 2 == 0, f"ResNet width {width} is odd; the stem begins with half of it")
+        require(self.kind == "resnet", f"vision kind {self.kind!r} is not 'resnet'")
+        require(width % 2 == 0, f"ResNet width {width} is odd; the stem begins with half of it")
         # the first convolution rounds up, and the released code, which counts on 32, then fails
-        _require(
+        require(
             size >= 32 and size % 32 != 31,
             f"image_size {size} does not suit a ResNet: at least 32 and no multiple of 32 less one",
         )
@@ -115,9 +116,9 @@ class TextConfig:
     def __post_init__(self) -> None:
         _require_positive(self)
         kinds = get_args(TextKind)
-        _require(self.kind in kinds, f"text kind {self.kind!r} is none of {', '.join(kinds)}")
+        require(self.kind in kinds, f"text kind {self.kind!r} is none of {', '.join(kinds)}")
         fits = self.kind == "cbow" or self.width % self.heads == 0
-        _require(fits, f"text width {self.width} is not a multiple of heads {self.heads}")
+        require(fits, f"text width {self.width} is not a multiple of heads {self.heads}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ class ClipConfig:
     def __post_init__(self) -> None:
         _require_positive(self)
         names = get_args(Activation)
-        _require(
+        require(
             self.activation in names,
             f"activation {self.activation!r} is none of {', '.join(names)}",
         )
@@ -182,78 +183,3 @@ RELEASED: dict[str, ClipConfig] = {
     "ViT-L/14": _vit(768, 224, 14, 1024, 24, text=768),
     "ViT-L/14@336px": _vit(768, 336, 14, 1024, 24, text=768),
 }
-
-
-# Small enough for two cores. Two thousand names with three drawings each are few: on them a small
-# ResNet, which knows beforehand that a drawing may lie anywhere, learns several times as much a
-# picture as a Vision Transformer of the same cost; and the bag of words starts to learn at once,
-# where a text transformer first spends a hundred steps on nothing.
-def _emoji(width: int, layers: tuple[int, int, int, int]) -> ClipConfig:
-    text = TextConfig(width=128, context_length=32, kind="cbow")
-    return ClipConfig(ResNetConfig(64, width, layers), text, embed_dim=192)
-
-
-EMOJI = _emoji(16, (1, 1, 1, 1))  # what ten minutes are enough for
-EMOJI_FULL = _emoji(24, (1, 1, 2, 1))  # the embedded model
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that a training run on the embedded emoji depends on; its run folder holds it."""
-
-    steps: int = 640
-    """Updates of the weights."""
-    batch_size: int = 256
-    """Pairs a step, over all devices."""
-    learning_rate: float = 3e-3
-    """Greatest learning rate, reached after the warm-up."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.2
-    """Decoupled weight decay, on matrices only."""
-    seed: int = 0
-    """Of the weights, the order of the data and the augmentation."""
-    text_length: int = 20
-    """Tokens of a caption that are kept in training; the longest name has 18."""
-    log_every: int = 10
-    """Steps from one line of metrics.jsonl to the next."""
-    evaluate_every: int = 200
-    """Steps between evaluations on the validation pictures."""
-    save_every: int = 100
-    """Steps between saves of the whole state, from which --resume continues."""
-    remat: Remat = "none"
-    """What the backward pass computes anew: "full" saves most memory for a third more work."""
-    model: ClipConfig = EMOJI
-    """The model to train."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "evaluate_every", "save_every", "text_length"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, {value} came")
-        _require(self.batch_size >= 2, f"batch_size must be at least 2, {self.batch_size} came")
-        _require(self.seed >= 0, f"seed must not be negative, {self.seed} came")
-        _require(self.remat in get_args(Remat), f"remat {self.remat!r} is not none, dots or full")
-        _require(self.learning_rate > 0, f"learning_rate must be positive: {self.learning_rate}")
-        context = self.model.text.context_length
-        _require(
-            3 <= self.text_length <= context,
-            f"text_length must lie between 3 and the model's context length {context}, "
-            f"{self.text_length} came",
-        )
-
-    def to_json(self) -> str:
-        """The config as indented JSON, keys sorted."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The config that `to_json` wrote; ValueError names what is wrong with any other text."""
-        try:
-            data = json.loads(text)
-            return cls(**{**data, "model": ClipConfig.from_json(json.dumps(data["model"]))})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            message = f"not a training config ({error}); expected what this version writes"
-            raise ValueError(message) from None
-
-
-PRESETS = {"quick": TrainConfig(), "full": TrainConfig(steps=2400, model=EMOJI_FULL)}

@@ -95,11 +95,11 @@ def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
     if name in RELEASED:
         return _released(name, cache_dir)
     path = Path(name_or_path)
-    if path.is_dir() and (path / "state.safetensors").is_file():
+    if (path / "metrics.jsonl").is_file():
         if not (path / "model.safetensors").is_file():
             raise ValueError(
                 f"{path} is a run that has not ended; finish it first: "
-                f"jaxclip train emoji --out {path} --resume"
+                f"jaxclip train ... --out {path} --resume"
             )
     elif not path.exists():
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxclip import cli
-from jaxclip.config import PRESETS, TrainConfig
+from jaxclip.training.recipe import PRESETS, TrainConfig
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.png"))
 LABELS = ["cat face", "rocket", "hot beverage", "bicycle"]

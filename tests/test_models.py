@@ -14,12 +14,10 @@ import pytest
 
 from jaxclip import checkpoint
 from jaxclip.config import (
-    EMOJI,
     RELEASED,
     ClipConfig,
     ResNetConfig,
     TextConfig,
-    TrainConfig,
     VisionConfig,
 )
 from jaxclip.models import clip

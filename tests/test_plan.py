@@ -11,6 +11,7 @@ import pytest
 from jaxclip import cli
 from jaxclip.config import RELEASED
 from jaxclip.training import plan
+from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.losses import gathered_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh
 from tests.test_losses import arguments, on_devices
@@ -64,17 +65,17 @@ def test_flops_are_those_of_the_products():
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_whole_step_is_made_without_an_array(parts):
     mesh = data_mesh(jax.devices()[:8], fsdp=2, tensor=2)
-    text = plan.lowered(plan.Plan(CONFIG, 32, parts=parts, fsdp=2, tensor=2), mesh).as_text()
+    config = TrainConfig(batch_size=32, parts=parts, dtype="bfloat16", text_length=13, model=CONFIG)
+    text = plan.lowered(config, Layout("ring", fsdp=2, tensor=2), mesh).as_text()
     assert "collective_permute" in text and "bf16" in text
 
 
 def test_what_does_not_fit_is_told_what_to_change():
-    tight = plan.Plan(CONFIG, 4096, loss="gathered", remat="none")
-    told = plan.suggestions(tight, 8)
+    tight = TrainConfig(batch_size=4096, remat="none")
+    told = plan.suggestions(tight, Layout("gathered"), 8)
     assert told == ["--remat full", "--loss ring", "--fsdp 8", "--parts 2"]
-    assert plan.suggestions(plan.Plan(CONFIG, 8, fsdp=8), 8) == []
-    with pytest.raises(ValueError, match="loss 'rings' came"):
-        plan.Plan(CONFIG, 8, loss="rings")
+    loose = TrainConfig(batch_size=8, remat="full")
+    assert plan.suggestions(loose, Layout("ring", fsdp=8), 8) == []
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is there")

@@ -15,7 +15,7 @@ from jaxclip.cli.plan import plan
 from jaxclip.cli.shared import FAILED, USAGE, UsageError
 from jaxclip.cli.train import evaluate, train
 from jaxclip.cli.weights import convert, inspect, models, verify
-from jaxclip.config import PRESETS, TrainConfig
+from jaxclip.training.recipe import PRESETS, TrainConfig
 
 DESCRIPTION = (
     "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."

@@ -1,5 +1,6 @@
 """The command that asks the TPU compiler what a training step takes: plan."""
 
+import dataclasses
 import json
 from typing import Literal
 
@@ -7,6 +8,7 @@ from rich.table import Table
 
 from jaxclip.cli.shared import FAILED, AsJson, UsageError, print_table
 from jaxclip.config import RELEASED, Remat
+from jaxclip.training.recipe import PRESETS, Layout
 
 
 def plan(
@@ -37,10 +39,10 @@ def plan(
     """
     if model not in RELEASED:
         raise UsageError(f"--model {model!r} came; one of {', '.join(RELEASED)} was expected")
-    from jaxclip.training.plan import Plan, report
+    from jaxclip.training.plan import report
 
-    asked = Plan(RELEASED[model], batch, loss, fsdp, tensor, remat, parts)
-    told = {"model": model, **report(asked, topology)}
+    recipe = dataclasses.replace(PRESETS[model], batch_size=batch, remat=remat, parts=parts)
+    told = {"model": model, **report(recipe, Layout(loss, fsdp, tensor), topology)}
     if as_json:
         print(json.dumps(told))
     else:

@@ -1,124 +1,92 @@
-"""Commands that train and test a model on the embedded pictures: train, evaluate."""
+"""Commands that train and test models: train, evaluate."""
 
-import contextlib
 import json
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_table, stderr
-from jaxclip.config import PRESETS, TrainConfig
+from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_table
+from jaxclip.training.recipe import PRESETS, Layout, TrainConfig
 
-RUN_FILES = ("config.json", "state.safetensors", "metrics.jsonl", "model.safetensors")
 # AvoidSubcommands: one for each kind of image tower would take the flags of the tower away
 Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM set a flag, which the loop reads between steps; a second one is final."""
-    asked: list[int] = []
-
-    def ask(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        stderr.print("stopping after this step ...")
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _prepare_run(out: Path, config: TrainConfig, resume: bool, force: bool) -> None:
-    saved = out / "config.json"
-    if resume:
-        if not saved.is_file():
-            raise UsageError(f"{out} is no run folder: it has no config.json; leave out --resume")
-        if TrainConfig.from_json(saved.read_text()) != config:
-            raise UsageError(f"the flags differ from {saved}; a run is resumed with its own config")
-        return
-    if out.exists() and any(out.iterdir()) and not force:
-        raise UsageError(f"{out} is there already; add --resume, --force or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
-        (out / name).unlink(missing_ok=True)
-    from jaxclip.checkpoint import replacing
-
-    with replacing(saved) as temporary:
-        temporary.write_text(config.to_json() + "\n")
+Spread = Annotated[Layout, tyro.conf.arg(name="")]
+Preset = Annotated[str, tyro.conf.arg(metavar="{quick,full,RN50,...,ViT-L/14@336px}")]
 
 
 def train(
-    data: Annotated[Literal["emoji"], tyro.conf.Positional],
+    data: Annotated[tuple[str, ...], tyro.conf.Positional],
     config: Recipe = PRESETS["quick"],
-    preset: Literal["quick", "full"] = "quick",
+    layout: Spread = Layout(),
+    preset: Preset = "quick",
     out: Path = Path("runs/emoji"),
+    start: str = "",
+    weights: tuple[float, ...] = (),
+    data_dir: Path | None = None,
+    skip_limit: int = 1000,
     resume: bool = False,
     force: bool = False,
+    tensorboard: bool = False,
+    profile: bool = False,
+    coordinator: str = "",
+    processes: int = 1,
+    process: int = 0,
 ) -> int:
-    """Train a CLIP from scratch on the embedded emoji and test it on an artist it has never seen.
+    """Train a CLIP on the embedded emoji, or on pictures with captions of your own.
+
+    `jaxclip train emoji` tests the result on an artist whom it has never seen. Anything else names
+    pictures with captions: a folder, a table (.csv, .tsv, .jsonl), tar shards or tfds:NAME:SPLIT.
 
     Args:
-        data: What to train on.
-        preset: "quick" takes minutes on two cores; "full" is how the embedded model was made.
+        data: "emoji", or one or more data sets.
+        preset: Gives every flag its default: "quick" and "full" are for two cores (minutes, an
+            hour); the name of a released model is the paper's recipe for it.
         out: The run folder.
+        start: A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained.
+        weights: Examples of each data set in a mixture; equal unless given.
+        data_dir: Where tensorflow-datasets keeps what it has prepared.
+        skip_limit: Broken pictures and empty captions that are left out before the run fails.
         resume: Go on with the run in --out.
         force: Start afresh although --out holds a run.
+        tensorboard: Write the metrics to --out/tensorboard as well.
+        profile: Write a trace of a few steps to --out/profile.
+        coordinator: HOST:PORT of process 0 where several processes train together, or "auto" where
+            the cluster knows them (TPU, Slurm).
+        processes: How many there are.
+        process: The number of this one, from 0.
     """
-    del preset  # `main` has made it the default of every flag of `config`
-    _prepare_run(out, config, resume, force)
-    from jaxclip.data.sources import emoji
-    from jaxclip.evaluation.named_pictures import Evaluation, known
-    from jaxclip.training import loop
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {preset!r} came; one of {', '.join(PRESETS)} was expected")
+    if not data:
+        raise UsageError('no data was given; "emoji", or where pictures with captions are')
+    from jaxclip.cli import run  # it imports jax
+    from jaxclip.data.stream import Skips
 
-    training = emoji("train")
-    validation = Evaluation(known(emoji("validation"), training.names), training.names)
-    chance = float(np.log(config.batch_size))
-    columns = (TextColumn("{task.fields[line]}"), BarColumn(), MofNCompleteColumn())
-    with _stoppable() as asked, Progress(*columns, TimeRemainingColumn(), console=stderr) as bar:
-        task = bar.add_task("", total=config.steps, line="compiling ...")
-        times: list[float] = []
-
-        def progress(values: dict[str, Any]) -> None:
-            times[:] = [*times[-20:], time.monotonic()]
-            rate = config.batch_size * (len(times) - 1) / (times[-1] - times[0] or 1)
-            line = (
-                f"loss {values['loss']:.3f} (chance {chance:.3f}), logit scale "
-                f"{values['logit_scale']:.1f}, {rate:.0f} images/s"
-            )
-            bar.update(task, completed=values["step"], line=line)
-            if "top1" in values:
-                score = f"{100 * values['top1']:.1f} %"
-                bar.console.print(f"step {values['step']}: validation top-1 {score}")
-
-        try:
-            model = loop.train(
-                config,
-                training,
-                out,
-                resume=resume,
-                evaluate=validation,
-                progress=progress,
-                should_stop=asked,
-            )
-        except loop.Stopped as stop:
-            again = f"jaxclip {' '.join(sys.argv[1:])}"
-            again += "" if resume else " --resume"
-            stderr.print(f"{stop}; to go on: {again}", highlight=False, soft_wrap=True)
-            return FAILED
-    _report(model, config, out)
+    run.join(coordinator, processes, process)
+    fed = run.Fed(data, weights, start)
+    skips = Skips(skip_limit)
+    config, flat = run.with_start(config, start)
+    stream = run.stream(config, layout, fed, data_dir, skips)
+    run.prepare_folder(out, config, fed, resume, force)
+    model = run.run(
+        config,
+        layout,
+        stream,
+        out,
+        skips=skips,
+        evaluate=run.validation(config, fed),
+        start=flat,
+        resume=resume,
+        sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
+        profile=profile,
+    )
+    if model is None:
+        return FAILED
+    if run.is_first():
+        _report(model, config, fed.data, out)
     return 0
 
 
@@ -162,7 +130,16 @@ def _show_scores(result: dict[str, Any], as_json: bool) -> None:
     print_table(table)
 
 
-def _report(model: Any, config: TrainConfig, out: Path) -> None:
+def _report(model: Any, config: TrainConfig, data: tuple[str, ...], out: Path) -> None:
+    from jaxclip.evaluation import plots
+
+    plots.loss_curve(out / "metrics.jsonl", float(np.log(config.batch_size)), out / "loss.png")
+    if data == ("emoji",):
+        _report_emoji(model, out)
+    print(f"wrote {out}: try it with  jaxclip classify examples/*.png --model {out} --labels ...")
+
+
+def _report_emoji(model: Any, out: Path) -> None:
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation import plots
 
@@ -170,7 +147,6 @@ def _report(model: Any, config: TrainConfig, out: Path) -> None:
     with replacing(out / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     _show_scores(result, as_json=False)
-    plots.loss_curve(out / "metrics.jsonl", float(np.log(config.batch_size)), out / "loss.png")
     image_embeds, text_embeds = evaluation.embeds(model)
     scores = image_embeds @ text_embeds.T
     plots.answer_sheet(evaluation.pictures, evaluation.classes, scores, out / "answers.png")
@@ -178,4 +154,3 @@ def _report(model: Any, config: TrainConfig, out: Path) -> None:
     names = [evaluation.pictures.names[i] for i in eight]
     cosines = scores[np.ix_(eight, evaluation.answers[eight])]
     plots.similarity(evaluation.pictures.images[eight], names, cosines, out / "similarity.png")
-    print(f"wrote {out}: try it with  jaxclip classify examples/*.png --model {out} --labels ...")

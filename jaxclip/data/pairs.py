@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxclip.data.place import Place
+
 logger = logging.getLogger(__name__)
+TEMPLATE = "a photo of a {}."  # what a class's name is put into (section 3.1.4)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 
 
@@ -68,7 +71,7 @@ def folder(root: Path) -> Files:
     return Files(((file, captions(file)) for file in _pictures(root)), root)
 
 
-def classes(root: Path, templates: Sequence[str] = ("a photo of a {}.",)) -> Files:
+def classes(root: Path, templates: Sequence[str] = (TEMPLATE,)) -> Files:
     """Pictures in folders that are named as what they show: `tabby_cat/1.jpg`."""
 
     def captions(picture: Path) -> tuple[str, ...]:
@@ -119,7 +122,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 # Tar shards ---------------------------------------------------------------------------------------
 
 BLOCK = 512  # bytes; headers and contents begin at multiples of it
-Place = tuple[int, int]  # where a member's bytes begin, and how many there are
+Extent = tuple[int, int]  # where a member's bytes begin, and how many there are
 
 
 class TarShards:
@@ -150,9 +153,9 @@ class TarShards:
             return Pair(read(picture), _captions(members, read), f"{path}, {name}")
 
 
-def _scan(path: Path) -> list[tuple[str, dict[str, Place]]]:
-    """(name, {suffix: place}) of every example with a picture, in the order of the file."""
-    found: dict[str, dict[str, Place]] = {}
+def _scan(path: Path) -> list[tuple[str, dict[str, Extent]]]:
+    """(name, {suffix: extent}) of every example with a picture, in the order of the file."""
+    found: dict[str, dict[str, Extent]] = {}
     end = 0
     try:
         with tarfile.open(path, "r:") as archive:
@@ -160,8 +163,8 @@ def _scan(path: Path) -> list[tuple[str, dict[str, Place]]]:
                 if member.isfile():
                     directory, _, base = member.name.rpartition("/")
                     stem, _, suffix = base.partition(".")
-                    place = member.offset_data, member.size
-                    found.setdefault(f"{directory}/{stem}", {})[suffix.lower()] = place
+                    extent = member.offset_data, member.size
+                    found.setdefault(f"{directory}/{stem}", {})[suffix.lower()] = extent
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
         with path.open("rb") as file:
             file.seek(end)
@@ -179,7 +182,7 @@ def _scan(path: Path) -> list[tuple[str, dict[str, Place]]]:
     return with_picture
 
 
-def _captions(members: dict[str, Place], read: Callable[[str], bytes]) -> tuple[str, ...]:
+def _captions(members: dict[str, Extent], read: Callable[[str], bytes]) -> tuple[str, ...]:
     if "txt" in members:
         return tuple(read("txt").decode("utf-8", "replace").splitlines())
     if "json" in members:
@@ -202,8 +205,9 @@ class TensorflowDataset:
       split: such as "train" or "train[:1000]".
       data_dir: where it was prepared, as array_record files.
       image: the feature with the picture.
-      caption: the feature with a caption or several; a class label is turned into its name.
-      template: what the caption or name is put into.
+      caption: the feature with a caption or several; a class label is turned into its name. Unless
+        given, "caption" or "label", whichever there is.
+      template: what a class's name is put into.
     """
 
     def __init__(
@@ -213,16 +217,21 @@ class TensorflowDataset:
         data_dir: Path | None = None,
         *,
         image: str = "image",
-        caption: str = "caption",
-        template: str = "{}",
+        caption: str | None = None,
+        template: str = TEMPLATE,
     ) -> None:
         import tensorflow_datasets as tfds  # the extra `tfds`
 
         builder = tfds.builder(name, data_dir=data_dir)
+        features = builder.info.features
+        if caption is None:
+            caption = "caption" if "caption" in features else "label"
+        if image not in features or caption not in features:
+            known = ", ".join(features)
+            raise ValueError(f"{name} has the features {known}; {image!r}, {caption!r} expected")
         decoders = {image: tfds.decode.SkipDecoding()}
         self.rows = builder.as_data_source(split=split, decoders=decoders)
-        feature = builder.info.features[caption]
-        self.names: list[str] | None = getattr(feature, "names", None)
+        self.names: list[str] | None = getattr(features[caption], "names", None)
         self.image, self.caption, self.template = image, caption, template
         self.origin = f"{name}, {split}"
 
@@ -234,9 +243,36 @@ class TensorflowDataset:
         value = row[self.caption]
         values: list[bytes | str]
         if self.names is not None:
-            values = [self.names[int(value)].replace("_", " ")]
+            values = [self.template.format(self.names[int(value)].replace("_", " "))]
         else:
             values = [value] if isinstance(value, bytes | str) else list(value)
         texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-        captions = tuple(self.template.format(text) if text.strip() else "" for text in texts)
-        return Pair(bytes(row[self.image]), captions, f"{self.origin}, row {i}")
+        return Pair(bytes(row[self.image]), tuple(texts), f"{self.origin}, row {i}")
+
+
+# By place -----------------------------------------------------------------------------------------
+
+
+def opened(found: Place, data_dir: Path | None = None) -> Source:
+    """The pairs of a place; the names of classes are put into the template TEMPLATE.
+
+    Raises:
+      ValueError: it holds no pictures with captions, or is not what it was said to be.
+    """
+    if found.kind == "tfds":
+        try:
+            return TensorflowDataset(found.name, found.split, data_dir)
+        except ImportError:
+            raise ValueError(f"{found.name} needs pip install 'jaxclip[tfds]'") from None
+        except (RuntimeError, KeyError, AssertionError, OSError) as error:
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            message = f"tfds:{found.name}:{found.split} cannot be read: {cause}; it has to be "
+            raise ValueError(message + "prepared, as array_record files, in --data-dir") from None
+    if found.kind == "tar":
+        return TarShards(found.paths)
+    ways: dict[str, Callable[[Path], Source]] = {
+        "classes": classes,
+        "captions": folder,
+        "table": table,
+    }
+    return ways[found.kind](found.paths[0])

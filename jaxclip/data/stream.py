@@ -75,15 +75,15 @@ def usable(pair: Pair, size: int, rng: np.random.Generator, skips: Skips) -> Any
 class _OwnPlaces:
     """The places of the order that one process reads, as a sequence for grain."""
 
-    def __init__(self, order: Any, batch_size: int, rows: slice) -> None:
-        self.order, self.batch_size = order, batch_size
+    def __init__(self, order: Any, batch_size: int, rows: slice, read: int) -> None:
+        self.order, self.batch_size, self.read = order, batch_size, read
         self.start, self.share = rows.start, rows.stop - rows.start
 
     def __len__(self) -> int:
-        return sys.maxsize // (2 * self.batch_size)  # no end
+        return sys.maxsize // (2 * self.batch_size) - self.read  # no end
 
     def __getitem__(self, i: int) -> tuple[int, int, int]:
-        batch, row = divmod(i, self.share)
+        batch, row = divmod(self.read + i, self.share)
         place = batch * self.batch_size + self.start + row
         return place, *self.order[place]
 
@@ -117,6 +117,7 @@ def batches(
     skips: Skips,
     weights: Sequence[float] | None = None,
     threads: int = 8,
+    start: int = 0,
 ) -> Any:
     """An endless `grain.IterDataset` of this process's part of every batch.
 
@@ -131,6 +132,7 @@ def batches(
       skips: what counts the unusable ones.
       weights: of the sources, in examples; equal unless given.
       threads: that read and decode.
+      start: how many of its own places this process has read before.
 
     Returns:
       Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `place` int [b] in the
@@ -152,7 +154,7 @@ def batches(
         where = {"place": np.int64(place), "index": np.array([source, index])}
         return {"image": found[0], "caption": found[1], **where}
 
-    own = grain.MapDataset.source(_OwnPlaces(order, batch_size, rows)).map(load)
+    own = grain.MapDataset.source(_OwnPlaces(order, batch_size, rows, start)).map(load)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
     loaded = own.to_iter_dataset(reading)  # leaves the Nones out
     return loaded.batch(rows.stop - rows.start, drop_remainder=True, batch_fn=_collate)

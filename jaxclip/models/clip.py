@@ -93,11 +93,22 @@ class Clip(nnx.Module):
 
 
 def create(
-    config: ClipConfig, seed: int = 0, *, remat: str = "full", numerics: Numerics = Numerics()
+    config: ClipConfig,
+    seed: int = 0,
+    *,
+    remat: str = "full",
+    numerics: Numerics = Numerics(),
+    placement: Any = None,
 ) -> Clip:
-    """A model with fresh random weights; blocks as the released code draws its text tower's."""
-    make = jax.jit(lambda key: Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics))
-    return make(jax.random.key(seed))
+    """A model with fresh random weights; blocks as the released code draws its text tower's.
+
+    `placement` is a tree like the model, of the shardings that its leaves shall have.
+    """
+
+    def make(key: Array) -> Clip:
+        return Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics)
+
+    return jax.jit(make, out_shardings=placement)(jax.random.key(seed))
 
 
 def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:

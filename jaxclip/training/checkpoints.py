@@ -1,18 +1,21 @@
-"""The whole state of a large run, by Orbax: saved while training goes on, each device its own part.
+"""The whole state of a run, by Orbax: saved while training goes on, each device its own part.
 
 A checkpoint holds model, optimiser state, step, random key, position in the data and config. It can
 be restored on another number of devices, as what is read is cut anew. One that was not finished
 does not count, and if the newest cannot be read, the one before it is taken, which is logged.
-(`state.py` is the one file of a small run on one process.)
 """
 
+import contextlib
 import logging
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxclip import checkpoint
 from jaxclip.models.clip import named_leaves
@@ -28,12 +31,16 @@ class RunState(NamedTuple):
     opt_state: Any
     step: int
     key: jax.Array  # from jax.random.key
-    position: Any  # of the data, JSON: `get_state()` of the stream's iterator
+    position: Any  # of the data, JSON: of every process, as `streams.Stream` counts
     config: Any  # JSON
 
 
 def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Checkpoints:
@@ -64,20 +71,30 @@ class Checkpoints:
             "position": state.position,
             "config": state.config,
         }
-        self.manager.save(
-            state.step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest)
-            ),
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest)
         )
+        with self._writing():
+            self.manager.save(state.step, args=args)
 
     def finish(self) -> None:
         """Wait until what was begun is on disk."""
-        self.manager.wait_until_finished()
+        with self._writing():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish, and end Orbax's threads."""
-        self.manager.close()
+        """End Orbax's threads; what `finish` was not called for may be lost."""
+        with contextlib.suppress(Exception):  # told by save or finish, or the run fails anyway
+            self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax and its storage, also of a save before this one
+            raise OSError(
+                f"cannot save to {self.folder}: {_cause(error)}; what was saved before is untouched"
+            ) from None
 
     def restore(self, like: tuple[Any, Any], placement: tuple[Any, Any]) -> RunState | None:
         """The newest state that can be read, or None where no checkpoint is.
@@ -122,6 +139,7 @@ class Checkpoints:
                 )
                 for name, tree in zip(PARTS, like, strict=True)
             )
+            self._set_aside([newer for newer in steps if newer > step])
             key = jax.random.wrap_key_data(jnp.array(rest["key"], jnp.uint32))
             return RunState(model, opt_state, step, key, rest["position"], rest["config"])
         if steps:
@@ -137,11 +155,24 @@ class Checkpoints:
         )
         return read["arrays"], read["rest"]
 
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move what cannot be read: Orbax saves nothing below a newer step."""
+        if steps and jax.process_index() == 0:
+            aside = self.folder.with_name(f"{self.folder.name}-damaged")
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                target = aside / f"{step}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self.folder / f"{step}").rename(target)
+                logger.warning("checkpoint %d is now in %s", step, aside)
+        if steps:
+            multihost_utils.sync_global_devices("damaged checkpoints are aside")
+            self.manager.reload()
+
     def _tell(self, step: int, error: Exception) -> None:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
         logger.warning(
             "checkpoint %d in %s cannot be read (%s); the one before it is tried",
             step,
             self.folder,
-            cause,
+            _cause(error),
         )

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves, trained
+from jaxclip.models.clip import named_leaves, running_statistics, trained, with_statistics
+from jaxclip.training.optimizer import hold_logit_scale
 
 # (pattern, factor on the learning rate): the first pattern found in a parameter's path counts, one
 # layer of a stack at a time (`visual.transformer.resblocks.3.ln_1.scale`); 1 where none is found.
@@ -51,6 +52,35 @@ def at_rates(optimizer: optax.GradientTransformation, rates: Rates) -> optax.Gra
 def moving_average(average: Any, model: Any, decay: float) -> Any:
     """decay * average + (1 - decay) * model, for every array of two models (or flat dicts)."""
     return jax.tree.map(lambda a, m: a + (1 - decay) * (m - a), average, model)
+
+
+class Averaged(NamedTuple):
+    """The state of an optimiser that keeps an average of the weights beside its own."""
+
+    inner: Any
+    average: Any  # a tree like `trained(model)`
+
+
+def with_average(optimizer: optax.GradientTransformation, decay: float) -> Any:
+    """`optimizer` with the moving average of what its updates lead to, begun at the first weights.
+
+    Running statistics have none: `average_model` takes those of the model.
+    """
+
+    def init(model: Any) -> Averaged:
+        return Averaged(optimizer.init(model), jax.tree.map(jnp.array, trained(model)))
+
+    def update(grads: Any, state: Averaged, model: Any) -> tuple[Any, Averaged]:
+        updates, inner = optimizer.update(grads, state.inner, model)
+        reached = hold_logit_scale(optax.apply_updates(trained(model), updates))
+        return updates, Averaged(inner, moving_average(state.average, reached, decay))
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_model(model: Any, opt_state: Averaged) -> Any:
+    """The model with the average of its weights, and its own running statistics."""
+    return with_statistics(opt_state.average, running_statistics(model))
 
 
 def interpolate(

@@ -1,44 +1,47 @@
 """The training loop: batches in, checkpoints and metrics out, stoppable and resumable at any time.
 
 A run folder holds
-  config.json        the TrainConfig
-  state.safetensors  everything needed to go on
-  metrics.jsonl      one line every `log_every` steps, and one an evaluation
-  model.safetensors  the result, written at the end
+  config.json          the TrainConfig
+  state/               what is needed to go on, the newest few (`checkpoints.py`)
+  metrics.jsonl        one line every `log_every` steps, and one an evaluation
+  model.safetensors    the result, written at the end
+  average.safetensors  the moving average of the weights, if the config asks for one
+
+Every process of a run calls `train`; process 0 writes the files, and each its part of the state.
 """
 
 import contextlib
 import json
 import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
-from jaxclip.config import TrainConfig
-from jaxclip.data.loader import Batches
-from jaxclip.data.sources import Pictures
 from jaxclip.models import clip
-from jaxclip.tokenizer import tokenize
-from jaxclip.training import state as states
-from jaxclip.training.optimizer import adamw
+from jaxclip.training import assembly, distributed
+from jaxclip.training.checkpoints import Checkpoints, RunState
+from jaxclip.training.finetune import average_model
+from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.state import State
-from jaxclip.training.step import sharded_step
+from jaxclip.training.streams import Stream, ahead
 
-STATE, METRICS, CONFIG, MODEL = (
-    "state.safetensors",
+STATE, METRICS, CONFIG, MODEL, AVERAGE = (
+    "state",
     "metrics.jsonl",
     "config.json",
     "model.safetensors",
+    "average.safetensors",
 )
+PROFILED_STEPS = 5  # of --profile, after the first, which compiles
 Metrics = dict[str, Any]
 
 
@@ -50,44 +53,7 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state."""
 
 
-def host_batch(batches: Batches, step: int, text_length: int) -> dict[str, np.ndarray]:
-    """The arrays of one step, on the host: drawings, mirrorable, tokens (see `step.Batch`)."""
-    batch = batches.at(step)
-    return {
-        "drawings": batches.pictures.images[batch.indices],
-        "mirrorable": batch.mirrorable,
-        "tokens": tokenize(batch.captions, text_length, truncate=True),
-    }
-
-
-def prefetch(make: Callable[[int], Any], start: int, stop: int, ahead: int = 2) -> Iterator[Any]:
-    """make(start), ..., make(stop - 1), made in a thread while the caller computes."""
-    results: queue.Queue[Any] = queue.Queue(ahead)
-    ended = threading.Event()
-
-    def put(item: Any) -> None:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                return results.put(item, timeout=0.1)
-
-    def work() -> None:
-        try:
-            for i in range(start, stop):
-                put((make(i), None))
-                if ended.is_set():
-                    return
-        except BaseException as error:  # handed to the caller, who raises it
-            put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(start, stop):
-            item, error = results.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        ended.set()
+# The log ------------------------------------------------------------------------------------------
 
 
 def keep_lines_until(path: Path, step: int) -> None:
@@ -112,84 +78,175 @@ def append(log: FileIO, values: Metrics) -> None:
         ) from None
 
 
-def start_or_resume(config: TrainConfig, run: Path, resume: bool, optimizer: Any) -> State:
-    """A fresh state, or the one that `run` was stopped in."""
-    if resume and (run / STATE).exists():
-        like_model = clip.abstract(config.model, remat=config.remat)
-        state = states.load(run / STATE, (like_model, jax.eval_shape(optimizer.init, like_model)))
-        keep_lines_until(run / METRICS, state.step)
-        return state
-    model = clip.create(config.model, config.seed, remat=config.remat)
-    (run / METRICS).unlink(missing_ok=True)
-    return State(model, jax.jit(optimizer.init)(model), 0)
+def _numbers(step: int, metrics: Metrics, run: Path) -> Metrics:
+    """The metrics as Python's numbers, waited for; Diverged when they are none."""
+    values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        raise Diverged(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
+            f"what was saved before it, if anything, is in {run / STATE}; "
+            "try a lower --learning-rate"
+        )
+    return values
+
+
+# The state ----------------------------------------------------------------------------------------
+
+
+def _begin(
+    config: TrainConfig, mesh: Mesh, stored: Checkpoints, flat: dict[str, Any] | None, resume: bool
+) -> RunState:
+    """The newest state of the run, or a first one. The key is the same throughout a run."""
+    if resume:
+        found = stored.restore(assembly.shapes(config), assembly.places(config, mesh))
+        if found is not None:
+            return found
+    model, opt_state = assembly.first_state(config, mesh, flat)
+    key = jax.random.key(config.seed)
+    return RunState(model, opt_state, 0, key, None, json.loads(config.to_json()))
+
+
+def _positions(own: int) -> list[int]:
+    """The positions of all processes, which each of them knows only its own of."""
+    if jax.process_count() == 1:
+        return [own]
+    return [int(i) for i in multihost_utils.process_allgather(np.int64(own)).ravel()]
+
+
+def _write_models(config: TrainConfig, run: Path, state: RunState, mesh: Mesh) -> Any:
+    """The result files; the model whole on every device, as it comes back."""
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
+    model = whole(state.model)
+    written = {MODEL: model}
+    if config.average:
+        written[AVERAGE] = whole(average_model(state.model, state.opt_state))
+    notes = {"trained_by": "jaxclip train", "config": state.config}
+    if jax.process_index() == 0:
+        for name, each in written.items():
+            checkpoint.save(run / name, clip.to_flat(each), config.model, notes)
+    return model
+
+
+# The loop -----------------------------------------------------------------------------------------
 
 
 def train(
     config: TrainConfig,
-    pictures: Pictures,
+    stream: Stream,
     run: Path,
     *,
+    layout: Layout = Layout(),
+    mesh: Mesh | None = None,
+    start: dict[str, Any] | None = None,
     resume: bool = False,
     evaluate: Callable[[Any], Metrics] | None = None,
     progress: Callable[[Metrics], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[int], bool] = lambda _: False,
+    sinks: Sequence[Callable[[Metrics], None]] = (),
+    profile: bool = False,
 ) -> Any:
     """Train from scratch, or go on, and write `run`; the trained model comes back.
 
     Args:
       config: the recipe.
-      pictures: what to train on, images uint8 [n, h, w, 4].
+      stream: what to train on.
       run: the run folder; must exist and hold config.json.
-      resume: continue from the state in `run`.
+      layout: how it lies on the devices.
+      mesh: the devices; all of them unless given.
+      start: flat parameters to begin with in place of random ones.
+      resume: continue from the newest state in `run` that can be read.
       evaluate: model -> metrics, called every `evaluate_every` steps and at the end.
-      progress: called after every step with its metrics.
-      should_stop: asked after every step; True saves the state and ends the run.
+      progress: called with the metrics of every step, one step late.
+      should_stop: asked after every step, with its number; True saves the state and ends the run.
+      sinks: also called with what goes to metrics.jsonl.
+      profile: write a trace of a few steps to `run`/profile.
 
     Raises:
       Diverged: loss or gradient is not a number; the state saved last stays in `run`.
       Stopped: `should_stop` said so, and the state was saved.
+      OSError: a file cannot be written; what was saved before is untouched.
     """
-    optimizer = adamw(
-        config.learning_rate,
-        config.warmup,
-        config.steps,
-        config.weight_decay,
-        tower=type(config.model.vision),
-    )
-    state = start_or_resume(config, run, resume, optimizer)
-    batches = Batches(pictures, config.batch_size, config.seed)
-    step_fn = sharded_step(data_mesh(), optimizer)
-    key = jax.random.key(config.seed)
-    arrays = prefetch(
-        lambda i: host_batch(batches, i, config.text_length), state.step, config.steps
-    )
-    began = time.monotonic()
-    with contextlib.closing(arrays), open(run / METRICS, "ab", buffering=0) as log:  # type: ignore[type-var]
-        for batch in arrays:
+    mesh = mesh or data_mesh(fsdp=layout.fsdp, tensor=layout.tensor)
+    step_fn = assembly.compiled_step(config, layout, mesh, stream.prepare)
+    with contextlib.ExitStack() as stack:
+        stored = stack.enter_context(contextlib.closing(Checkpoints(run / STATE, layout.keep)))
+        state = _begin(config, mesh, stored, start, resume)
+        if state.step:
+            stream.seek(state.position)
+        log = stack.enter_context(_log(run, state.step))
+        batches = stack.enter_context(contextlib.closing(ahead(stream, config.steps - state.step)))
+        trace = stack.enter_context(_trace(run / "profile", state.step + 1 if profile else None))
+        key = distributed.everywhere(mesh, state.key)
+        began = time.monotonic()
+
+        def told(step: int, metrics: Metrics) -> Metrics:
+            values = _numbers(step, metrics, run)
+            values["seconds"] = time.monotonic() - began
+            if step % config.log_every == 0 or step == config.steps:
+                for sink in (log, *sinks):
+                    sink(values)
+            return values
+
+        running: tuple[int, Metrics] | None = None  # dispatched, its numbers not waited for
+        for host_batch, position in batches:
+            trace(state.step)
+            batch = distributed.global_batch(mesh, host_batch)
             step_key = jax.random.fold_in(key, state.step)
             model, opt_state, metrics = step_fn(state.model, state.opt_state, batch, step_key)
+            if running:
+                progress(told(*running))
             done = state.step + 1
-            values = {name: float(value) for name, value in metrics.items()}
-            values = {"step": done, **values, "seconds": time.monotonic() - began}
-            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-                raise Diverged(
-                    f"step {done}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-                    f"what was saved before it, if anything, is in {run / STATE}; "
-                    "try a lower --learning-rate"
-                )
-            state = State(model, opt_state, done)
-            if done % config.log_every == 0 or done == config.steps:
-                append(log, values)
-            if evaluate and (done % config.evaluate_every == 0 or done == config.steps):
+            state = state._replace(model=model, opt_state=opt_state, step=done)
+            stop, last = should_stop(done), done == config.steps
+            running = done, metrics
+            evaluates = evaluate is not None and (last or done % config.evaluate_every == 0)
+            saves = stop or last or done % config.save_every == 0
+            if not (evaluates or saves):
+                continue
+            values, running = told(*running), None
+            if evaluates and evaluate:
                 scores = evaluate(model)
-                append(log, {"step": done, **scores})
+                for sink in (log, *sinks):
+                    sink({"step": done, **scores})
                 values |= scores
             progress(values)
-            stop = should_stop()
-            if stop or done % config.save_every == 0 or done == config.steps:
-                states.save(run / STATE, state)
-            if stop and done < config.steps:
+            if saves:
+                stored.save(state._replace(position=_positions(position)))
+            if stop and not last:
+                stored.finish()
                 raise Stopped(f"stopped after step {done} of {config.steps}")
-    notes = {"trained_by": "jaxclip train emoji", "config": json.loads(config.to_json())}
-    checkpoint.save(run / MODEL, clip.to_flat(state.model), config.model, notes)
-    return state.model
+        stored.finish()
+        return _write_models(config, run, state, mesh)
+
+
+@contextlib.contextmanager
+def _log(run: Path, step: int) -> Any:
+    """What appends a line to metrics.jsonl, whose lines after `step` are dropped: process 0's."""
+    if jax.process_index():
+        yield lambda values: None
+        return
+    if step:
+        keep_lines_until(run / METRICS, step)
+    with open(run / METRICS, "ab" if step else "wb", buffering=0) as log:
+        yield lambda values: append(log, values)
+
+
+@contextlib.contextmanager
+def _trace(folder: Path, first: int | None) -> Any:
+    """What, told the number of each step, traces PROFILED_STEPS of them from `first` on."""
+    running = False
+
+    def at(step: int) -> None:
+        nonlocal running
+        if step == first:
+            jax.profiler.start_trace(str(folder))
+            running = True
+        elif running and first is not None and step == first + PROFILED_STEPS:
+            jax.profiler.stop_trace()
+            running = False
+
+    try:
+        yield at
+    finally:
+        if running:
+            jax.profiler.stop_trace()

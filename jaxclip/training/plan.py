@@ -6,8 +6,6 @@ numbers are right (the tests show the latter on CPU devices).
 """
 
 import collections
-import dataclasses
-import functools
 import math
 import re
 from typing import Any
@@ -18,35 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.config import ClipConfig
-from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
-from jaxclip.models.layers import Numerics
-from jaxclip.training import cached, step
-from jaxclip.training.losses import gathered_contrastive_loss, ring_contrastive_loss
-from jaxclip.training.optimizer import adamw
-from jaxclip.training.sharding import BATCH, data_mesh, placement
+from jaxclip.training import assembly, step
+from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.sharding import BATCH, data_mesh
 
 GIB = 2**30
-LOSSES = {"gathered": gathered_contrastive_loss, "ring": ring_contrastive_loss}  # and "dense"
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A training step to be compiled: bfloat16 products over float32 weights, AdamW."""
-
-    config: ClipConfig
-    batch: int  # pairs, over all devices
-    loss: str = "ring"
-    fsdp: int = 1
-    tensor: int = 1
-    remat: str = "full"
-    parts: int = 1  # of gradient caching
-
-    def __post_init__(self) -> None:
-        if self.loss not in ("dense", *LOSSES):
-            raise ValueError(f"loss {self.loss!r} came; dense, {', '.join(LOSSES)} are there")
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -64,26 +41,16 @@ def topology_devices(name: str) -> list[Any]:
         raise ValueError(message + "with libtpu: pip install 'jaxclip[tpu]'") from None
 
 
-def lowered(plan: Plan, mesh: Mesh) -> Any:
+def lowered(config: TrainConfig, layout: Layout, mesh: Mesh) -> Any:
     """The whole step for a mesh, up to what a compiler takes; no array is made."""
-    model = clip.abstract(plan.config, remat=plan.remat, numerics=Numerics(dtype=jnp.bfloat16))
-    optimizer = adamw(5e-4, 2000, 100_000, tower=type(plan.config.vision))
-    opt_state = jax.eval_shape(optimizer.init, model)
-    places = (placement(model, mesh), placement(opt_state, mesh))
-    loss: step.Loss = contrastive_loss
-    if plan.loss != "dense":
-        loss = step.over_mesh(mesh, LOSSES[plan.loss])
-    gradients = functools.partial(step.gradients, loss=loss)
-    if plan.parts > 1:
-        gradients = functools.partial(cached.gradients, loss=loss, parts=plan.parts)
-    compiled = step.sharded_step(
-        mesh, optimizer, prepare=step.normalised, gradients=gradients, placement=places
-    )
-    size, length = plan.config.vision.image_size, plan.config.text.context_length
+    model, opt_state = assembly.shapes(config)
+    compiled = assembly.compiled_step(config, layout, mesh, step.normalised)
+    size, length = config.model.vision.image_size, config.text_length
     split, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())
+    pairs = config.batch_size
     batch = {
-        "image": jax.ShapeDtypeStruct((plan.batch, size, size, 3), jnp.uint8, sharding=split),
-        "tokens": jax.ShapeDtypeStruct((plan.batch, length), jnp.int32, sharding=split),
+        "image": jax.ShapeDtypeStruct((pairs, size, size, 3), jnp.uint8, sharding=split),
+        "tokens": jax.ShapeDtypeStruct((pairs, length), jnp.int32, sharding=split),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
@@ -155,34 +122,35 @@ def _flops(jaxpr: Any) -> float:
 # The report ---------------------------------------------------------------------------------------
 
 
-def suggestions(plan: Plan, devices: int) -> list[str]:
+def suggestions(config: TrainConfig, layout: Layout, devices: int) -> list[str]:
     """What to change when a step does not fit, the cheapest first."""
     told = []
-    if plan.remat != "full":
+    if config.remat != "full":
         told.append("--remat full")
-    if plan.loss != "ring":
+    if layout.loss != "ring":
         told.append("--loss ring")
-    if plan.fsdp == 1 and devices > 1:
+    if layout.fsdp == 1 and devices > 1:
         told.append(f"--fsdp {min(devices, 8)}")
-    if plan.batch // devices >= 2 * plan.parts:
-        told.append(f"--parts {2 * plan.parts}")
+    if config.batch_size // devices >= 2 * config.parts:
+        told.append(f"--parts {2 * config.parts}")
     return told
 
 
-def report(plan: Plan, topology: str) -> dict[str, Any]:
+def report(config: TrainConfig, layout: Layout, topology: str) -> dict[str, Any]:
     """Compile a step for a topology; what it takes or, with too little memory, what to change."""
     devices = topology_devices(topology)
-    mesh = data_mesh(devices, fsdp=plan.fsdp, tensor=plan.tensor)
+    mesh = data_mesh(devices, fsdp=layout.fsdp, tensor=layout.tensor)
+    shares = len(devices) // layout.tensor
     told: dict[str, Any] = {
         "topology": topology,
         "devices": len(devices),
         "kind": devices[0].device_kind,
-        "batch": plan.batch,
-        "pairs a device": plan.batch // (len(devices) // plan.tensor),
-        "model TFLOPs a step": round(model_flops(plan.config, plan.batch) / 1e12, 1),
+        "batch": config.batch_size,
+        "pairs a device": config.batch_size // shares,
+        "model TFLOPs a step": round(model_flops(config.model, config.batch_size) / 1e12, 1),
     }
     try:
-        compiled = lowered(plan, mesh).compile()
+        compiled = lowered(config, layout, mesh).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -191,17 +159,16 @@ def report(plan: Plan, topology: str) -> dict[str, Any]:
             **told,
             "fits": False,
             "because": needed[0] if needed else "out of memory",
-            "try": suggestions(plan, len(devices)),
+            "try": suggestions(config, layout, len(devices)),
         }
     memory, text = compiled.memory_analysis(), compiled.as_text()
     taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     taken += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    shares = len(devices) // plan.tensor
     return {
         **told,
         "fits": True,
         "GiB a device": round(taken / GIB, 2),
         "of them state and batch": round(memory.argument_size_in_bytes / GIB, 2),
         "collectives": collectives(text),
-        "logits held": sorted(logits_held(text, plan.batch, shares)),
+        "logits held": sorted(logits_held(text, config.batch_size, shares)),
     }

@@ -31,7 +31,7 @@ from jaxclip.training.sharding import BATCH
 
 Array = jax.Array
 Batch = dict[str, Any]  # tokens int32 [n, l] and what `Prepare` makes images from
-Prepare = Callable[[Batch, Array, int], Array]  # (batch, key, size) -> [n, size, size, 3]
+Prepare = Callable[..., Array]  # (batch, key, size) -> [n, size, size, 3]
 Loss = Callable[..., Array]  # (image_embeds, text_embeds, logit_scale) -> scalar
 Metrics = dict[str, Array]
 Gradients = Callable[..., tuple[Clip, Metrics, Statistics]]  # as `gradients` below

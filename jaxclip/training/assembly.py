@@ -1,0 +1,100 @@
+"""From a recipe and a layout to what runs: optimiser, placement, first state, compiled step."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxclip.losses import contrastive_loss
+from jaxclip.models import clip
+from jaxclip.models.layers import Numerics
+from jaxclip.training import cached, step
+from jaxclip.training.finetune import at_rates, with_average
+from jaxclip.training.losses import (
+    chunked_contrastive_loss,
+    gathered_contrastive_loss,
+    ring_contrastive_loss,
+)
+from jaxclip.training.optimizer import adamw
+from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
+from jaxclip.training.sharding import placement
+
+CHUNK = 1024  # texts a block of the chunked loss, or the largest divisor that it has with the batch
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The paper's AdamW with the recipe's rates and, if it asks for one, average of the weights."""
+    found = adamw(
+        config.learning_rate,
+        config.warmup,
+        config.steps,
+        config.weight_decay,
+        tower=type(config.model.vision),
+    )
+    if config.rates:
+        found = at_rates(found, parse_rates(config.rates))
+    return with_average(found, config.average) if config.average else found
+
+
+def _numerics(config: TrainConfig) -> Numerics:
+    return Numerics(dtype=jnp.dtype(config.dtype))
+
+
+def shapes(config: TrainConfig) -> tuple[Any, Any]:
+    """(model, optimiser state) without arrays."""
+    model = clip.abstract(config.model, remat=config.remat, numerics=_numerics(config))
+    return model, jax.eval_shape(optimizer(config).init, model)
+
+
+def places(config: TrainConfig, mesh: Mesh) -> tuple[Any, Any]:
+    """Where (model, optimiser state) live on a mesh, leaf by leaf."""
+    model, opt_state = shapes(config)
+    return placement(model, mesh), placement(opt_state, mesh)
+
+
+def first_state(
+    config: TrainConfig, mesh: Mesh, flat: dict[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """(model, optimiser state) to begin with, made where they will live.
+
+    The weights are drawn from the recipe's seed, or taken from `flat` (by official name).
+    """
+    model_places, state_places = places(config, mesh)
+    options: dict[str, Any] = {"remat": config.remat, "numerics": _numerics(config)}
+    if flat is None:
+        model = clip.create(config.model, config.seed, placement=model_places, **options)
+    else:
+        model = clip.from_flat(flat, clip.abstract(config.model, **options))
+        model = jax.device_put(model, model_places)
+    return model, jax.jit(optimizer(config).init, out_shardings=state_places)(model)
+
+
+def compiled_step(config: TrainConfig, layout: Layout, mesh: Mesh, prepare: step.Prepare) -> Any:
+    """`step.sharded_step` for a recipe: (model, opt_state, batch, key) -> the same and metrics."""
+    loss = _loss(config, layout, mesh)
+    gradients: Any = functools.partial(step.gradients, loss=loss)
+    if config.parts > 1:
+        gradients = functools.partial(cached.gradients, loss=loss, parts=config.parts)
+    return step.sharded_step(
+        mesh,
+        optimizer(config),
+        prepare=prepare,
+        gradients=gradients,
+        placement=places(config, mesh),
+    )
+
+
+def _loss(config: TrainConfig, layout: Layout, mesh: Mesh) -> step.Loss:
+    if layout.loss == "dense":
+        return contrastive_loss
+    if layout.loss == "chunked":
+        if mesh.size > 1:
+            raise ValueError(f"{mesh.size} devices came; the chunked loss is one device's: ring")
+        chunk = math.gcd(config.batch_size, CHUNK)
+        return functools.partial(chunked_contrastive_loss, chunk=chunk)
+    ways = {"gathered": gathered_contrastive_loss, "ring": ring_contrastive_loss}
+    return step.over_mesh(mesh, ways[layout.loss])

@@ -1,0 +1,177 @@
+"""What a training run is, in numbers: recipe, layout on devices, presets. Without jax."""
+
+import dataclasses
+import json
+import math
+from typing import Literal, Self, get_args
+
+from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, require
+
+Dtype = Literal["float32", "bfloat16"]
+LossName = Literal["dense", "gathered", "ring", "chunked"]
+
+
+# Small enough for two cores. Two thousand names with three drawings each are few: on them a small
+# ResNet, which knows beforehand that a drawing may lie anywhere, learns several times as much a
+# picture as a Vision Transformer of the same cost; and the bag of words starts to learn at once,
+# where a text transformer first spends a hundred steps on nothing.
+def _emoji(width: int, layers: tuple[int, int, int, int]) -> ClipConfig:
+    text = TextConfig(width=128, context_length=32, kind="cbow")
+    return ClipConfig(ResNetConfig(64, width, layers), text, embed_dim=192)
+
+
+EMOJI = _emoji(16, (1, 1, 1, 1))  # what ten minutes are enough for
+EMOJI_FULL = _emoji(24, (1, 1, 2, 1))  # the embedded model
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that the numbers of a training run depend on; its run folder holds it."""
+
+    steps: int = 640
+    """Updates of the weights."""
+    batch_size: int = 256
+    """Pairs a step, over all devices and processes."""
+    learning_rate: float = 3e-3
+    """Greatest learning rate, reached after the warm-up."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.2
+    """Decoupled weight decay, on matrices only."""
+    seed: int = 0
+    """Of the weights, the order of the data and the augmentation."""
+    text_length: int = 20
+    """Tokens of a caption that are kept in training; 77 is all that the released models take."""
+    log_every: int = 10
+    """Steps from one line of metrics.jsonl to the next."""
+    evaluate_every: int = 200
+    """Steps between evaluations on what is held out."""
+    save_every: int = 100
+    """Steps between saves of the whole state, from which --resume continues."""
+    dtype: Dtype = "float32"
+    """Of matrix products; weights, norms, softmax and loss stay in float32."""
+    remat: Remat = "none"
+    """What the backward pass computes anew: "full" saves most memory for a third more work."""
+    parts: int = 1
+    """Parts that a batch goes through the towers in (gradient caching), for less memory."""
+    rates: tuple[str, ...] = ()
+    """PATTERN=FACTOR on the learning rate of the parameters whose path has the pattern, first match
+    first; 0 locks them. "^visual\\.=0" is LiT."""
+    average: float = 0.0
+    """Decay of the moving average of the weights, such as 0.9999; 0 keeps none."""
+    model: ClipConfig = EMOJI
+    """The model to train."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every", "save_every", "text_length", "parts"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1, {value} came")
+        require(self.batch_size >= 2, f"batch_size must be at least 2, {self.batch_size} came")
+        for name in ("seed", "warmup", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must not be negative, {value} came")
+        for name, choices in (("remat", Remat), ("dtype", Dtype)):
+            value, known = getattr(self, name), get_args(choices)
+            require(value in known, f"{name} {value!r} is none of {', '.join(known)}")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, f"learning_rate must be positive and finite: {rate}")
+        require(0 <= self.average < 1, f"average must be at least 0 and below 1: {self.average}")
+        context = self.model.text.context_length
+        require(
+            3 <= self.text_length <= context,
+            f"text_length must lie between 3 and the model's context length {context}, "
+            f"{self.text_length} came",
+        )
+        parse_rates(self.rates)
+
+    def to_json(self) -> str:
+        """The config as indented JSON, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that `to_json` wrote; ValueError names what is wrong with any other text."""
+        try:
+            data = json.loads(text)
+            model = ClipConfig.from_json(json.dumps(data["model"]))
+            return cls(**{**data, "model": model, "rates": tuple(data.get("rates", ()))})
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            message = f"not a training config ({error}); expected what this version writes"
+            raise ValueError(message) from None
+
+
+def parse_rates(texts: tuple[str, ...]) -> list[tuple[str, float]]:
+    """PATTERN=FACTOR texts as `finetune.Rates`; ValueError where one is something else."""
+    import re
+
+    found = []
+    for text in texts:
+        pattern, equals, factor = text.rpartition("=")
+        try:
+            re.compile(pattern)
+            value = float(factor)
+        except (re.error, ValueError):
+            value = math.nan
+        require(bool(equals) and value >= 0, f"rate {text!r} came, PATTERN=FACTOR was expected")
+        found.append((pattern, value))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run lies on its devices: speed, memory and rounding, but no other numbers.
+
+    A run may go on with another layout than it began with.
+    """
+
+    loss: LossName = "dense"
+    """The same number and gradient, spread otherwise: "ring" holds least of the logits; "chunked"
+    is the ring of one device."""
+    fsdp: int = 1
+    """Devices that share parameters and moments."""
+    tensor: int = 1
+    """Devices that share a matrix product."""
+    threads: int = 8
+    """Threads a process that read and decode."""
+    keep: int = 3
+    """Checkpoints that stay."""
+
+    def __post_init__(self) -> None:
+        for name in ("fsdp", "tensor", "threads", "keep"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1, {value} came")
+        known = get_args(LossName)
+        require(self.loss in known, f"loss {self.loss!r} is none of {', '.join(known)}")
+
+
+# The paper's recipe (sections 2.4, 2.5 and tables 18 to 20): 400 million pairs, 32 epochs.
+PAPER_PAIRS, PAPER_BATCH, PAPER_EPOCHS = 400_000_000, 32_768, 32
+PAPER_RATES = {"RN50x16": 4e-4, "RN50x64": 3.6e-4, "ViT-L/14": 4e-4, "ViT-L/14@336px": 2e-5}
+
+
+def paper(name: str) -> TrainConfig:
+    """The published recipe of a released model; beta and epsilon follow from the kind of tower.
+
+    ViT-L/14@336px is one epoch more, from the finished ViT-L/14 (section 2.5). What the paper
+    leaves open is the schedule of that epoch: here the same, with as many steps of warm-up.
+    """
+    epochs = 1 if name == "ViT-L/14@336px" else PAPER_EPOCHS
+    return TrainConfig(
+        steps=epochs * PAPER_PAIRS // PAPER_BATCH,
+        batch_size=PAPER_BATCH,
+        learning_rate=PAPER_RATES.get(name, 5e-4),
+        warmup=2000,
+        text_length=77,
+        evaluate_every=2000,
+        save_every=1000,
+        dtype="bfloat16",  # float16 with a scaled loss in the paper, which TPUs do not have
+        remat="full",
+        model=RELEASED[name],
+    )
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "quick": TrainConfig(),
+    "full": TrainConfig(steps=2400, model=EMOJI_FULL),
+    **{name: paper(name) for name in RELEASED},
+}
