@@ -16,12 +16,6 @@ from jaxclip.tokenizer import tokenize
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
 
 
-def known(pictures: Pictures, names: Sequence[str]) -> Pictures:
-    """The pictures whose name is among `names`."""
-    there = set(names)
-    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in there]))
-
-
 def pixels(pictures: Pictures, size: int) -> np.ndarray:
     """What a person's picture file would become: `safe` policy -> float32 [n, size, size, 3]."""
     preprocess = Preprocess(size)

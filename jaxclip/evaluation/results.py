@@ -73,7 +73,9 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no result.json that can be read ({error})") from None
     if not isinstance(result, dict) or any(key not in result for key in REQUIRED):
-        raise ValueError(f"{folder / 'result.json'} is not a result; expected {', '.join(REQUIRED)}")
+        raise ValueError(
+            f"{folder / 'result.json'} is not a result; expected {', '.join(REQUIRED)}"
+        )
     path = folder / "predictions.npz"
     if not path.is_file():
         return result, None
