@@ -34,6 +34,8 @@ result.json for not measured.
 """
 
 import json
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,43 @@ def save(folder: Path, result: dict[str, Any], predictions: dict[str, np.ndarray
             np.savez_compressed(file, allow_pickle=False, **predictions)
     with replacing(folder / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def join(folder: Path, parts: Sequence[Path], confusion: np.ndarray) -> None:
+    """predictions.npz from .npz files that hold a block each; one block is in memory at a time.
+
+    Args:
+      folder: where it is written, whole or not at all.
+      parts: files with `label`, `top`, `score` and `where`, in order.
+      confusion: int [c, c].
+    """
+    first = [_member(parts, name) for name in ARRAYS[:4]]
+    with (
+        replacing(folder / "predictions.npz") as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, (shape, dtype) in zip(ARRAYS[:4], first, strict=True):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    with np.load(part, allow_pickle=False) as arrays:
+                        file.write(arrays[name].astype(dtype).tobytes())
+        with archive.open("confusion.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, confusion, allow_pickle=False)
+
+
+def _member(parts: Sequence[Path], name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and number format (for texts the widest) of an array over all parts."""
+    rows, dtype, rest = 0, np.dtype("U1"), ()
+    for part in parts:
+        with np.load(part, allow_pickle=False) as arrays:
+            array = arrays[name]
+        if len(array):
+            dtype = np.promote_types(dtype, array.dtype) if array.dtype.kind == "U" else array.dtype
+            rest = array.shape[1:]
+        rows += len(array)
+    return (rows, *rest), dtype
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
