@@ -11,8 +11,8 @@ import pytest
 from jaxclip import cli
 from jaxclip.config import RELEASED
 from jaxclip.training import plan
-from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.losses import gathered_contrastive_loss, ring_contrastive_loss
+from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
 from tests.test_losses import arguments, on_devices
 from tests.test_ways import CONFIG

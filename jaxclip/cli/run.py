@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
+import logging
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,6 +218,20 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
         yield show
 
 
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Silence for Orbax's threads and coroutines, whose failures `Checkpoints` raises anyway."""
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        gc.collect()
+        threading.excepthook, sys.unraisablehook = before
+
+
 def run(
     config: TrainConfig,
     layout: Layout,
@@ -226,7 +243,7 @@ def run(
     **options: Any,
 ) -> Any:
     """`loop.train` with a progress bar, until it ends or a signal ends it: None then."""
-    with stoppable() as asked, progress_bar(config, skips) as show:
+    with one_voice(), stoppable() as asked, progress_bar(config, skips) as show:
         try:
             return loop.train(
                 config,
