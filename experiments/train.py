@@ -4,9 +4,9 @@ Question:  what would it take to train that model again?
 Command:   python -m experiments.train                          # the recipes as a table
            python -m experiments.train ViT-B/32 SHARDS [FLAGS]  # = jaxclip train --preset ViT-B/32
 Result:    not measured: the paper's 400 million pairs were never published, and a run took 256
-           V100 for 12 days (ViT-L/14) or 592 for 18 (RN50x64), section 2.5. The same command has been
-           run on small data (tests/test_train_command.py), and its step compiled for TPUs at full
-           size (docs/scaling.md).
+           V100 for 12 days (ViT-L/14) or 592 for 18 (RN50x64), section 2.5. The same command runs
+           on small data (tests/test_train_command.py), and its step has been compiled for TPUs at
+           full size (docs/scaling.md).
 
 Every flag of `jaxclip train` may follow and wins over the recipe. On many hosts each runs the same
 command, with --coordinator.
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     """The table, or the run that the arguments ask for; its exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        Console().print(table())
+        Console(width=100).print(table())
         return 0
     name, *rest = arguments
     if name not in RELEASED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -10,19 +11,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import train as recipes
 from jaxclip import checkpoint, cli
 from jaxclip.config import RELEASED
+from jaxclip.training import loop
 from jaxclip.training.recipe import PRESETS, TrainConfig
+from jaxclip.training.sharding import data_mesh
 from tests.test_cli import fails
 from tests.test_distributed import PATIENCE, free_port
 from tests.test_pairs import png, shard
 
+pytestmark = pytest.mark.usefixtures("kept_programs", "one_device")
 SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]
 SMALL += ["--model.embed-dim", "8", "--batch-size", "8", "--log-every", "1", "--warmup", "1"]
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight take three times as long to compile for."""
+    one = functools.partial(data_mesh, jax.devices()[:1])
+    monkeypatch.setattr(loop, "data_mesh", one)
 
 
 @pytest.fixture(scope="module")
