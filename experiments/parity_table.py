@@ -14,8 +14,6 @@ float32 departs, and by 2e-5 of the largest value, which is what rounding costs 
 import argparse
 import gc
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 import jaxclip
+from experiments.common import machine
 from jaxclip import convert
 from jaxclip.checkpoint import replacing
 from jaxclip.config import RELEASED
@@ -41,17 +40,6 @@ TEXTS = ("a diagram", "a dog", "a cat")
 FLOOR = 2e-5  # of the largest value
 BEGIN = "<!-- written by python -m experiments.parity_table -->"
 END = "<!-- end of the table -->"
-
-
-def machine() -> str:
-    """The processor as the kernel names it: family and model tell the generation."""
-    file = Path("/proc/cpuinfo")
-    if not file.is_file():
-        return platform.processor() or "unknown"
-    lines = (line.partition(":") for line in file.read_text().split("\n\n")[0].splitlines())
-    said = {name.strip(): value.strip() for name, _, value in lines}
-    numbers = ", ".join(f"{k} {said[k]}" for k in ("cpu family", "model") if k in said)
-    return f"{said.get('model name', 'unknown')} ({numbers}), {os.cpu_count()} cores"
 
 
 def versions() -> str:

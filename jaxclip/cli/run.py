@@ -24,9 +24,9 @@ from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import UsageError, stderr
 from jaxclip.data.pairs import opened
 from jaxclip.data.place import place
-from jaxclip.data.sources import emoji
+from jaxclip.data.sources import emoji, known
 from jaxclip.data.stream import Skips
-from jaxclip.evaluation.named_pictures import Evaluation, known
+from jaxclip.evaluation.named_pictures import Evaluation
 from jaxclip.training import distributed, loop
 from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.streams import Drawings, Pairs, Stream

@@ -102,13 +102,12 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
 
 
 def _unseen_artist(model: Any) -> tuple[dict[str, Any], Any]:
-    from jaxclip.data.sources import emoji
-    from jaxclip.evaluation.named_pictures import Evaluation, known, nearest_pixels
+    from jaxclip.data.sources import emoji, unseen_artist
+    from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
 
-    training = emoji("train")
-    test = known(emoji("test"), training.names + emoji("validation").names)
+    test = unseen_artist()
     evaluation = Evaluation(test, test.names)
-    floor = nearest_pixels(test, training)
+    floor = nearest_pixels(test, emoji("train"))
     count = len(evaluation.classes)
     chance = {"top1": 1 / count, "top5": 5 / count}
     chance |= {

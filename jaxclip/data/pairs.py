@@ -1,11 +1,13 @@
-"""Where pictures with captions come from: tables, folders, tar shards, tensorflow-datasets.
+"""Where pictures with captions come from: tables, folders, tar shards, tensorflow-datasets, memory.
 
 A source is a sequence: `len(source)`, `source[i] -> Pair`, from any thread. It reads names and
 captions when it is made and a picture's bytes when it is asked for it; nothing is decoded here.
 """
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import logging
 import tarfile
@@ -13,7 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from jaxclip.data.place import Place
+from jaxclip.data.sources import Pictures, emoji, unseen_artist
 
 logger = logging.getLogger(__name__)
 TEMPLATE = "a photo of a {}."  # what a class's name is put into (section 3.1.4)
@@ -55,7 +60,8 @@ class Files:
         return Pair(content, captions, str(path))
 
 
-def _pictures(root: Path) -> list[Path]:
+def pictures_below(root: Path) -> list[Path]:
+    """The picture files of a folder and of those in it, sorted."""
     if not root.is_dir():
         raise ValueError(f"{root}: a folder with pictures was expected")
     return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
@@ -68,7 +74,7 @@ def folder(root: Path) -> Files:
         text = picture.with_suffix(".txt")
         return tuple(text.read_text(encoding="utf-8").splitlines()) if text.is_file() else ()
 
-    return Files(((file, captions(file)) for file in _pictures(root)), root)
+    return Files(((file, captions(file)) for file in pictures_below(root)), root)
 
 
 def classes(root: Path, templates: Sequence[str] = (TEMPLATE,)) -> Files:
@@ -78,7 +84,7 @@ def classes(root: Path, templates: Sequence[str] = (TEMPLATE,)) -> Files:
         name = picture.relative_to(root).parts[0].replace("_", " ")
         return tuple(template.format(name) for template in templates)
 
-    below = [file for file in _pictures(root) if file.parent != root]
+    below = [file for file in pictures_below(root) if file.parent != root]
     return Files(((file, captions(file)) for file in below), root)
 
 
@@ -87,9 +93,8 @@ def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
 
     In JSON lines the caption may be a list of several. Lines of one picture are put together.
     """
-    rows = _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
     found: dict[Path, tuple[str, ...]] = {}
-    for number, row in rows:
+    for number, row in table_rows(path):
         if not isinstance(row.get(image), str) or row.get(caption) is None:
             raise ValueError(f"{path}, line {number}: expected the fields {image!r}, {caption!r}")
         value = row[caption]
@@ -97,6 +102,11 @@ def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
         picture = path.parent / row[image]
         found[picture] = found.get(picture, ()) + captions
     return Files(found.items(), path)
+
+
+def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row by column) of a .csv (with a header), .tsv or .jsonl."""
+    return _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -123,6 +133,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 BLOCK = 512  # bytes; headers and contents begin at multiples of it
 Extent = tuple[int, int]  # where a member's bytes begin, and how many there are
+Read = Callable[[str], bytes]  # a member's bytes, by suffix
 
 
 class TarShards:
@@ -140,7 +151,9 @@ class TarShards:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, i: int) -> Pair:
+    @contextlib.contextmanager
+    def opened(self, i: int) -> Iterator[tuple[dict[str, Extent], Read, str]]:
+        """An example's members by suffix, what reads one of them, and where it is."""
         path, (name, members) = self.examples[i]
         with path.open("rb") as file:
 
@@ -149,8 +162,12 @@ class TarShards:
                 file.seek(start)
                 return file.read(size)
 
+            yield members, read, f"{path}, {name}"
+
+    def __getitem__(self, i: int) -> Pair:
+        with self.opened(i) as (members, read, where):
             picture = next(suffix for suffix in members if f".{suffix}" in SUFFIXES)
-            return Pair(read(picture), _captions(members, read), f"{path}, {name}")
+            return Pair(read(picture), _captions(members, read), where)
 
 
 def _scan(path: Path) -> list[tuple[str, dict[str, Extent]]]:
@@ -182,7 +199,7 @@ def _scan(path: Path) -> list[tuple[str, dict[str, Extent]]]:
     return with_picture
 
 
-def _captions(members: dict[str, Extent], read: Callable[[str], bytes]) -> tuple[str, ...]:
+def _captions(members: dict[str, Extent], read: Read) -> tuple[str, ...]:
     if "txt" in members:
         return tuple(read("txt").decode("utf-8", "replace").splitlines())
     if "json" in members:
@@ -250,7 +267,43 @@ class TensorflowDataset:
         return Pair(bytes(row[self.image]), tuple(texts), f"{self.origin}, row {i}")
 
 
+# In memory ----------------------------------------------------------------------------------------
+
+
+class Drawings:
+    """Named pictures in memory; the caption of each is its name."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures.names)
+
+    def __getitem__(self, i: int) -> Pair:
+        file = io.BytesIO()
+        Image.fromarray(self.pictures.images[i]).save(file, "png", compress_level=0)
+        return Pair(file.getvalue(), (self.pictures.names[i],), self.pictures.files[i])
+
+
+def drawings(split: str) -> Drawings:
+    """The embedded pictures of a split; of "test" those that `jaxclip evaluate` asks about."""
+    return Drawings(unseen_artist() if split == "test" else emoji(split))
+
+
 # By place -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def telling(found: Place) -> Iterator[None]:
+    """What tensorflow-datasets raises when a set cannot be opened, as one ValueError."""
+    try:
+        yield
+    except ImportError:
+        raise ValueError(f"{found.name} needs pip install 'jaxclip[tfds]'") from None
+    except (RuntimeError, KeyError, AssertionError, OSError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"tfds:{found.name}:{found.split} cannot be read: {cause}; it has to be "
+        raise ValueError(message + "prepared, as array_record files, in --data-dir") from None
 
 
 def opened(found: Place, data_dir: Path | None = None) -> Source:
@@ -260,16 +313,12 @@ def opened(found: Place, data_dir: Path | None = None) -> Source:
       ValueError: it holds no pictures with captions, or is not what it was said to be.
     """
     if found.kind == "tfds":
-        try:
+        with telling(found):
             return TensorflowDataset(found.name, found.split, data_dir)
-        except ImportError:
-            raise ValueError(f"{found.name} needs pip install 'jaxclip[tfds]'") from None
-        except (RuntimeError, KeyError, AssertionError, OSError) as error:
-            cause = (str(error).splitlines() or [type(error).__name__])[0]
-            message = f"tfds:{found.name}:{found.split} cannot be read: {cause}; it has to be "
-            raise ValueError(message + "prepared, as array_record files, in --data-dir") from None
     if found.kind == "tar":
         return TarShards(found.paths)
+    if found.kind == "emoji":
+        return drawings(found.split)
     ways: dict[str, Callable[[Path], Source]] = {
         "classes": classes,
         "captions": folder,

@@ -4,6 +4,7 @@
     pictures/                      a folder: class folders, pictures with captions, or tar shards
     pairs.csv (.tsv, .jsonl)       a table of paths and captions
     shards/*.tar                   tar shards; also one .tar file
+    emoji:test                     the embedded pictures of a split, in memory
 
 `classes:`, `captions:`, `table:` or `tar:` in front of a path says what it is, where a look is not
 enough.
@@ -19,10 +20,10 @@ EXPECTED = "expected tfds:NAME:SPLIT, a folder, a table (.csv, .tsv, .jsonl) or 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A data set by kind: "tfds", "classes", "captions", "table" or "tar".
+    """A data set by kind: "tfds", "emoji", "classes", "captions", "table" or "tar".
 
-    paths: the folder or table (one), or the tar files; none for "tfds".
-    name, split: for "tfds".
+    paths: the folder or table (one), or the tar files; none for "tfds" and "emoji".
+    name, split: for "tfds"; split: for "emoji".
     """
 
     kind: str
@@ -45,6 +46,8 @@ def place(text: str) -> Place:
         if not (name and split):
             raise ValueError(f"data {text!r} came; tfds:NAME:SPLIT was expected")
         return Place("tfds", name=name, split=split + bracket + slice_)
+    if prefix == "emoji" and rest:
+        return Place("emoji", split=rest)
     if prefix in PREFIXES:
         return _forced(prefix, rest, text)
     return _looked_at(text)

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from importlib.resources import files
 
 import numpy as np
@@ -62,3 +63,14 @@ def emoji(split: str) -> Pictures:
         tuple(tuple(record["keywords"]) for record in records),
         tuple(record["file"] for record in records),
     )
+
+
+def known(pictures: Pictures, names: Sequence[str]) -> Pictures:
+    """The pictures whose name is among `names`."""
+    there = set(names)
+    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in there]))
+
+
+def unseen_artist() -> Pictures:
+    """The test pictures whose name some training or validation picture has."""
+    return known(emoji("test"), emoji("train").names + emoji("validation").names)

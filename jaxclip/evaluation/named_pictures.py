@@ -8,18 +8,12 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data.sources import Pictures
-from jaxclip.evaluation.metrics import ranks, recall
+from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.preprocess import Preprocess
 from jaxclip.tokenizer import tokenize
 
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
-
-
-def known(pictures: Pictures, names: Sequence[str]) -> Pictures:
-    """The pictures whose name is among `names`."""
-    there = set(names)
-    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in there]))
 
 
 def pixels(pictures: Pictures, size: int) -> np.ndarray:
@@ -67,15 +61,12 @@ class Evaluation:
         and text to picture among those pictures.
         """
         I_e, T_e = self.embeds(model)
-        rank = ranks(I_e @ T_e.T, self.answers)
-        scores = {"top1": recall(rank, 1), "top5": recall(rank, 5)}
+        tally = Tally(len(self.classes))
+        tally.add(self.answers, best(I_e @ T_e.T, 5)[0])
         labels, first = np.unique(self.answers, return_index=True)
-        between = I_e[first] @ T_e[labels].T  # [m, m]
-        same = np.arange(len(labels))
-        for name, matrix in (("image_to_text", between), ("text_to_image", between.T)):
-            found = ranks(matrix, same)
-            scores |= {f"{name}_r{k}": recall(found, k) for k in (1, 5, 10)}
-        return scores
+        between = retrieve(I_e[first], T_e[labels], np.arange(len(labels)))
+        scores = tally.metrics()
+        return {name: scores[name] for name in ("top1", "top5")} | between.metrics()
 
 
 def nearest_pixels(pictures: Pictures, training: Pictures) -> dict[str, float]:

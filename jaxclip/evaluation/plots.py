@@ -89,3 +89,26 @@ def answer_sheet(
             title = said[i] if right[i] else f"{said[i]}\n(is: {pictures.names[i]})"
             axes.set_title("\n".join(textwrap.wrap(title, 20)[:4]), fontsize=7, color=colour)
     _save(figure, out)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], out: Path) -> None:
+    """A confusion matrix [c, c], label down, answer across, as shares of every row.
+
+    Up to thirty classes are named, and have their counts written in where they fit.
+    """
+    c = len(classes)
+    named = c <= 30
+    figure = _figure(*(2.5 + 0.45 * c, 2 + 0.45 * c) if named else (9, 8))
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    drawn = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+    axes.set(xlabel="answer", ylabel="label")
+    figure.colorbar(drawn, label="share of the label's pictures")
+    if named:
+        short = [textwrap.shorten(name, 24, placeholder="...") for name in classes]
+        axes.set_xticks(range(c), short, rotation=90)
+        axes.set_yticks(range(c), short)
+        for i, j in np.argwhere(counts > 0):
+            colour = "black" if shares[i, j] > 0.6 else "white"
+            axes.text(j, i, int(counts[i, j]), ha="center", va="center", color=colour, fontsize=6)
+    _save(figure, out)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.evaluation.prompts import checked
+
 Encode = Callable[[np.ndarray], Any]
 
 
@@ -27,6 +29,25 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def prompted(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every class in every template, a class's texts together: p * c texts.
+
+    >>> prompted(["cat", "dog"], ["a {}.", "my {}."])
+    ['a cat.', 'my cat.', 'a dog.', 'my dog.']
+    """
+    return [template.format(name) for name in classes for template in checked(templates)]
+
+
+def ensemble(features: np.ndarray, classes: int) -> np.ndarray:
+    """One unit vector a class [c, e] from the text_features [c * p, e] of `prompted`.
+
+    The released order (notebook Prompt_Engineering_for_ImageNet: zeroshot_classifier): normalise
+    each prompt's embedding, average over the prompts, normalise again.
+    """
+    embeds = unit(features).reshape(classes, -1, features.shape[-1])  # [c, p, e]
+    return unit(embeds.mean(axis=1))
+
+
 def classifier(
     encode_text: Callable[[Sequence[str]], np.ndarray],
     labels: Sequence[str],
@@ -39,9 +60,4 @@ def classifier(
       labels: class names.
       prompts: templates, each with one slot "{}".
     """
-    for prompt in prompts:
-        if prompt.count("{}") != 1:
-            raise ValueError(f"prompt {prompt!r} needs exactly one slot {{}} for the label")
-    texts = [prompt.format(label) for prompt in prompts for label in labels]
-    embeds = unit(encode_text(texts)).reshape(len(prompts), len(labels), -1)
-    return unit(embeds.mean(axis=0))
+    return ensemble(encode_text(prompted(labels, prompts)), len(labels))

@@ -1,0 +1,86 @@
+"""What experiments share: where and with what they ran, published figures, errors in one line."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+PUBLISHED = Path(__file__).with_name("published.json")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse whose usage errors take one line; the exit code is 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
+    """Parse, work, and tell a failure in one line: the exit code is 0 or 1."""
+    arguments = parser.parse_args(given)
+    try:
+        work(arguments)
+    except (ValueError, OSError) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "interrupted; the same command goes on from here"
+    else:
+        return 0
+    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def machine() -> str:
+    """The processor as the kernel names it: family and model tell the generation."""
+    file = Path("/proc/cpuinfo")
+    if not file.is_file():
+        return platform.processor() or "unknown"
+    lines = (line.partition(":") for line in file.read_text().split("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    numbers = ", ".join(f"{k} {said[k]}" for k in ("cpu family", "model") if k in said)
+    return f"{said.get('model name', 'unknown')} ({numbers}), {os.cpu_count()} cores"
+
+
+def surroundings() -> dict[str, str]:
+    """What the numbers depend on: libraries, Python, machine, backend."""
+    import jax
+
+    names = ("jaxclip", "jax", "flax", "numpy", "pillow")
+    said = {name: version(name) for name in names} | {"python": platform.python_version()}
+    return said | {"machine": machine(), "backend": jax.default_backend()}
+
+
+def now() -> str:
+    """The date and the time, with the zone, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def published(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:
+    """The published figures, as [{"value" (a share), "source"}], for that very metric and model."""
+    rows = json.loads(PUBLISHED.read_text(encoding="utf-8"))["figures"]
+    asked = (dataset, model, metric)
+    return [
+        {"value": row["percent"] / 100, "source": row["source"]}
+        for row in rows
+        if (row["dataset"], row["model"], row["metric"]) == asked
+    ]
+
+
+def verdict(value: float, interval: tuple[float, float], expected: Sequence[dict[str, Any]]) -> str:
+    """One line: which published figures lie inside of the interval, and how far off the others."""
+    if not expected:
+        return "nothing is published for this model on this data"
+    told = []
+    for row in expected:
+        inside = interval[0] <= row["value"] <= interval[1]
+        off = 100 * (value - row["value"])
+        how = "within the interval" if inside else f"{off:+.1f} points from it, outside"
+        told.append(f"{100 * row['value']:.1f} ({row['source']}): {how}")
+    return "; ".join(told)

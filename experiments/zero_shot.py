@@ -1,0 +1,281 @@
+"""Zero-shot classification: one row of the article's tables.
+
+Question:  how often is the right class the one whose prompts fit best?
+Command:   python -m experiments.zero_shot --data tfds:cifar100:test --dataset cifar100 \
+               --model ViT-L/14 --out runs/cifar100
+Result:    result.json, predictions.npz (jaxclip/evaluation/results.py) and confusion.png in --out;
+           what was measured here stands in docs/experiments.md.
+
+Section 3.1.4 of the paper: a class is the mean of its prompts' embeddings. A run that was
+interrupted goes on where it stopped when the same command is given again.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+from rich.table import Table
+
+from experiments import common
+from jaxclip.checkpoint import replacing
+from jaxclip.cli.shared import load_model, print_table, stderr
+from jaxclip.data.labelled import Aligned, Example, aligned, labelled
+from jaxclip.data.place import place
+from jaxclip.data.stream import Skips
+from jaxclip.downloads import cache_folder
+from jaxclip.evaluation import plots, prompts, results
+from jaxclip.evaluation.compiled import compiled, weights_checksum
+from jaxclip.evaluation.features import Block, streamed
+from jaxclip.evaluation.metrics import Tally, best
+from jaxclip.evaluation.zero_shot import unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is asked: pictures with classes, the prompts, a model, and how it is told.
+
+    dataset: as published figures name it, such as "cifar100".
+    source: labels are places in its names.
+    """
+
+    experiment: str
+    data: str
+    dataset: str
+    model: str
+    source: Aligned
+    templates: tuple[str, ...]
+    metric: str = "top1"
+    policy: str = "official"
+    batch_size: int = 64
+    skip_limit: int = 100
+
+
+def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
+    """Ask the model about every picture, write what came of it to `out`, and return the result."""
+    model, preprocess = load_model(task.model)
+    classes = task.source.names
+    checksums = {
+        "weights": weights_checksum(model.module),
+        "prompts": digest({"classes": classes, "templates": task.templates}),
+        "preprocessing": digest([task.policy, preprocess.size]),
+    }
+    parts = Parts(out, {"checksums": checksums, "data": task.data, "n": len(task.source)}, force)
+    matrix = compiled(model, classes, task.templates, cache_folder())  # [c, e]
+    skips = Skips(task.skip_limit)
+    skips.counts.update(parts.skipped)
+    blocks = streamed(
+        task.source,
+        preprocess.safe if task.policy == "safe" else preprocess,
+        model.encode_image,
+        skips=skips,
+        usable=lambda example: unusable(example, len(classes)),
+        block=task.batch_size,
+        start=len(parts.paths) * task.batch_size,
+    )
+    total = -(-len(task.source) // task.batch_size) - len(parts.paths)
+    for block in track(blocks, "asking", total=total, console=stderr):
+        parts.add(answers(block, matrix), skips)
+    tally = counted(parts, len(classes))
+    result = described(task, tally, skips, checksums)
+    results.join(out, parts.paths, tally.confusion)
+    plots.confusion(tally.confusion, classes, out / "confusion.png")
+    results.save(out, result, None)
+    parts.remove()
+    return result
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of something that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+
+def unusable(example: Example, classes: int) -> str | None:
+    """Why a picture cannot count, whatever it shows."""
+    return None if 0 <= example.label < classes else "label out of range"
+
+
+def answers(block: Block, matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """A block's part of predictions.npz, by the classifier [c, e]."""
+    k = min(5, len(matrix))
+    if not block.items:
+        top, score = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+    else:
+        top, score = best(unit(block.features) @ matrix.T, k)
+    labels = np.array([example.label for example in block.items], np.int64)
+    where = np.array([example.where for example in block.items], np.str_)
+    return {"label": labels, "top": top, "score": score, "where": where}
+
+
+class Parts:
+    """What a run has so far, a file a block, so that one that was interrupted can go on."""
+
+    def __init__(self, out: Path, same: dict[str, Any], force: bool) -> None:
+        self.folder, key = out / "parts", json.dumps(same, sort_keys=True)
+        if force:
+            self.remove()
+        elif (out / "result.json").is_file() and not self.folder.is_dir():
+            raise ValueError(f"{out} holds a result already; add --force or another --out")
+        saved = self.folder / "key.json"
+        if not saved.is_file():
+            with replacing(saved) as temporary:
+                temporary.write_text(key)
+        elif saved.read_text() != key:
+            raise ValueError(f"{out} holds half a run of another kind; add --force")
+        self.paths = sorted(self.folder.glob("*.npz"))
+        self.skipped: dict[str, int] = {}
+        for path in self.paths[-1:]:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.skipped = json.loads(str(arrays["skipped"]))
+
+    def add(self, part: dict[str, np.ndarray], skips: Skips) -> None:
+        """Keep a block; `skipped` is what all blocks up to it have left out."""
+        path = self.folder / f"{len(self.paths):08d}.npz"
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, skipped=np.array(json.dumps(skips.counts)), **part)
+        self.paths.append(path)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def counted(parts: Parts, classes: int) -> Tally:
+    """The tally of all blocks."""
+    tally = Tally(classes)
+    for path in parts.paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            tally.add(arrays["label"], arrays["top"])
+    return tally
+
+
+def described(task: Task, tally: Tally, skips: Skips, checksums: dict[str, str]) -> dict[str, Any]:
+    """The object of result.json."""
+    metrics = tally.metrics()
+    value, interval = metrics[task.metric], tally.interval(task.metric)
+    expected = common.published(task.dataset, task.model, task.metric)
+    per_class = [
+        {"class": name, "n": int(n), "accuracy": None if n == 0 else float(accuracy)}
+        for name, n, accuracy in zip(
+            task.source.names, tally.counts, tally.per_class(), strict=True
+        )
+    ]
+    return {
+        "experiment": task.experiment,
+        "data": task.data,
+        "dataset": task.dataset,
+        "model": task.model,
+        "metric": task.metric,
+        "value": value,
+        "interval": list(interval),
+        "metrics": metrics,
+        "n": tally.n,
+        "skipped": dict(skips.counts),
+        "empty": [row["class"] for row in per_class if row["n"] == 0],
+        "expected": expected,
+        "verdict": common.verdict(value, interval, expected),
+        "templates": list(task.templates),
+        "policy": task.policy,
+        "checksums": checksums,
+        "classes": list(task.source.names),
+        "per_class": per_class,
+        "versions": common.surroundings(),
+        "date": common.now(),
+    }
+
+
+def show(result: dict[str, Any], out: Path) -> None:
+    """The result as people read it, on standard output."""
+    table = Table("class", "pictures", "right (%)", title=f"{result['dataset']}, {result['model']}")
+    for row in sorted(result["per_class"], key=lambda row: row["accuracy"] or 0)[:20]:
+        share = "no picture" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        table.add_row(row["class"], str(row["n"]), share)
+    print_table(table)
+    if len(result["per_class"]) > 20:
+        print(f"(the lowest 20 of {len(result['per_class'])}; all of them are in result.json)")
+    for name, value in result["metrics"].items():
+        print(f"{name}: {100 * value:.2f} %")
+    low, high = (100 * x for x in result["interval"])
+    print(f"{result['metric']}, 95 % interval: {low:.2f} to {high:.2f}, {result['n']} pictures")
+    for reason, count in result["skipped"].items():
+        print(f"left out: {count}, {reason}")
+    if result["empty"]:
+        print(f"classes without a picture: {len(result['empty'])}, not in the mean per class")
+    print(f"published: {result['verdict']}")
+    print(f"wrote {out}")
+
+
+def parser(name: str, description: str) -> common.Parser:
+    """The flags that every experiment on labelled pictures has."""
+    made = common.Parser(prog=name, description=description)
+    flag = made.add_argument
+    flag("--model", default="emoji", help='"emoji", a released name, a run folder, a checkpoint')
+    flag("--out", type=Path, required=True, help="the folder of the result")
+    flag("--policy", choices=("official", "safe"), default="official", help="picture to pixels")
+    flag("--batch-size", type=int, default=64, help="pictures at once")
+    flag("--skip-limit", type=int, default=100, help="pictures that may be left out")
+    flag("--data-dir", type=Path, help="where tensorflow-datasets were prepared")
+    flag("--force", action="store_true", help="start afresh although --out holds a run")
+    return made
+
+
+def task(arguments: argparse.Namespace, dataset: str, experiment: str) -> Task:
+    """What the flags ask for, on one of the data sets by name or file."""
+    if arguments.batch_size < 1 or arguments.skip_limit < 0:
+        raise ValueError("--batch-size must be at least 1 and --skip-limit at least 0")
+    known = prompts.load(dataset, arguments.template_set)
+    templates = prompts.checked(arguments.prompts) if arguments.prompts else known.templates
+    source = labelled(
+        place(arguments.data), arguments.data_dir, image=arguments.image, label=arguments.label
+    )
+    return Task(
+        experiment=experiment,
+        data=arguments.data,
+        dataset=dataset,
+        model=arguments.model,
+        source=aligned(source, known.classes, known.folders),
+        templates=templates,
+        metric=arguments.metric or known.metric,
+        policy=arguments.policy,
+        batch_size=arguments.batch_size,
+        skip_limit=arguments.skip_limit,
+    )
+
+
+def data_flags(made: common.Parser) -> None:
+    """The flags that say which pictures, and with which prompts."""
+    flag = made.add_argument
+    flag(
+        "--data",
+        required=True,
+        help="tfds:NAME:SPLIT, class folders, a table, tar shards, emoji:test",
+    )
+    flag("--template-set", default="", help="other templates of the data set, such as seven")
+    flag("--prompts", nargs="+", default=(), help="templates of your own, one slot {} each")
+    flag("--image", default="image", help="the feature or column with the picture")
+    flag("--label", default="label", help="the feature or column with the class")
+    flag("--metric", choices=prompts.METRICS, help="instead of the one that is published")
+
+
+def main(given: Sequence[str]) -> int:
+    """The command line; the exit code."""
+    made = parser("zero_shot", __doc__.splitlines()[0])
+    data_flags(made)
+    names = ", ".join(prompts.available())
+    made.add_argument("--dataset", default="custom", help=f"{names}, or a .json file of your own")
+
+    def work(arguments: argparse.Namespace) -> None:
+        asked = task(arguments, arguments.dataset, "zero_shot")
+        show(run(asked, arguments.out, arguments.force), arguments.out)
+
+    return common.run(made, work, given)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

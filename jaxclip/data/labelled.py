@@ -1,0 +1,296 @@
+"""Pictures with a class each, wherever they lie: what is evaluated, and what a probe learns from.
+
+A labelled source is a sequence: `source[i] -> Example`, from any thread, and `names`, what the
+source calls its classes. `aligned` turns its labels into places in a list of classes. The same
+pictures give the same examples from a class folder, a table, tar shards and tensorflow-datasets.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxclip.data.pairs import (
+    SUFFIXES,
+    Extent,
+    Read,
+    TarShards,
+    drawings,
+    pictures_below,
+    table_rows,
+    telling,
+)
+from jaxclip.data.place import Place
+
+NO_LABEL = -1
+NAMES_FILE = "classnames.txt"  # beside a table or shards, or one folder up: a class a line
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An encoded picture, its label, and where it came from, for messages.
+
+    The label is a place in the source's names, or a bare number where it has none. One outside of
+    them (also NO_LABEL) means that the picture cannot count.
+    """
+
+    image: bytes
+    label: int
+    where: str
+
+
+class Labelled(Protocol):
+    """A sequence of examples. `names` is empty where the labels are bare numbers."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Example: ...
+
+
+class Files:
+    """Pictures that are files of their own."""
+
+    def __init__(self, entries: Sequence[tuple[Path, int]], names: tuple[str, ...]) -> None:
+        self.entries, self.names = entries, names
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> Example:
+        path, label = self.entries[i]
+        # a file that is gone is a broken picture, to be counted like the others
+        content = path.read_bytes() if path.is_file() else b""
+        return Example(content, label, str(path))
+
+
+def class_folders(root: Path) -> Files:
+    """Pictures in folders that are named as what they show; an empty folder is a class too."""
+    folders = sorted(x for x in root.iterdir() if x.is_dir() and not x.name.startswith("."))
+    entries = [(file, i) for i, below in enumerate(folders) for file in pictures_below(below)]
+    if not entries:
+        raise ValueError(f"{root}: no pictures in class folders, such as cat/1.jpg")
+    return Files(entries, tuple(folder.name for folder in folders))
+
+
+def label_table(path: Path, image: str = "image", label: str = "label") -> Files:
+    """A .csv (with a header), .tsv or .jsonl with a path and a class, by name or number, a line."""
+    files: list[Path] = []
+    values: list[Any] = []
+    for number, row in table_rows(path):
+        if not isinstance(row.get(image), str) or row.get(label) is None:
+            raise ValueError(f"{path}, line {number}: expected the fields {image!r}, {label!r}")
+        files.append(path.parent / row[image])
+        values.append(row[label])
+    if not files:
+        raise ValueError(f"{path}: no pictures in it")
+    labels, names = _numbered(values, _names_beside(path))
+    return Files(list(zip(files, labels, strict=True)), names)
+
+
+class LabelShards:
+    """Tar shards in webdataset's layout: the class is in `.cls`, in `.json` or in `.txt`.
+
+    `.cls` holds a number or a name, `.json` the field `cls` or `label`, `.txt` a name.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.shards = TarShards(paths)
+        values = []
+        for i in range(len(self.shards)):
+            with self.shards.opened(i) as (members, read, _):
+                values.append(_class_in(members, read))
+        self.labels, self.names = _numbered(values, _names_beside(paths[0]))
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, i: int) -> Example:
+        with self.shards.opened(i) as (members, read, where):
+            picture = next(suffix for suffix in members if f".{suffix}" in SUFFIXES)
+            return Example(read(picture), self.labels[i], where)
+
+
+def _class_in(members: Mapping[str, Extent], read: Read) -> Any:
+    """What a shard says about an example's class; None if nothing."""
+    if "cls" in members:
+        return read("cls").decode("utf-8", "replace").strip() or None
+    if "json" in members:
+        try:
+            record = json.loads(read("json"))
+        except ValueError:
+            return None
+        if isinstance(record, dict) and ("cls" in record or "label" in record):
+            return record.get("cls", record.get("label"))
+    if "txt" in members:
+        return read("txt").decode("utf-8", "replace").strip() or None
+    return None
+
+
+def _names_beside(path: Path) -> tuple[str, ...]:
+    for folder in (path.parent, path.parent.parent):
+        if (folder / NAMES_FILE).is_file():
+            lines = (folder / NAMES_FILE).read_text(encoding="utf-8").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+    return ()
+
+
+def _numbered(values: Sequence[Any], names: tuple[str, ...]) -> tuple[list[int], tuple[str, ...]]:
+    """(labels, names) of classes given as all numbers, or as names; None becomes NO_LABEL."""
+    words = [None if value is None else str(value) for value in values]
+    if all(word is None or word.lstrip("-").isdecimal() for word in words):
+        return [NO_LABEL if word is None else int(word) for word in words], names
+    names = names or tuple(sorted({word for word in words if word is not None}))
+    place = {name: i for i, name in enumerate(names)}
+    return [place.get(word, NO_LABEL) if word is not None else NO_LABEL for word in words], names
+
+
+class TensorflowDataset:
+    """A prepared data set of tensorflow-datasets with a class label, read without TensorFlow."""
+
+    def __init__(
+        self, name: str, split: str, data_dir: Path | None, image: str, label: str
+    ) -> None:
+        import tensorflow_datasets as tfds  # the extra `tfds`
+
+        builder = tfds.builder(name, data_dir=data_dir)
+        features = builder.info.features
+        if image not in features or label not in features:
+            there = ", ".join(features)
+            raise ValueError(f"{name} has the features {there}; {image!r}, {label!r} were expected")
+        names = getattr(features[label], "names", None)
+        if names is None:
+            raise ValueError(f"{name}: the feature {label!r} is no class label")
+        decoders = {image: tfds.decode.SkipDecoding()}
+        self.rows = builder.as_data_source(split=split, decoders=decoders)
+        self.names, self.image, self.label = tuple(names), image, label
+        self.origin = f"{name}, {split}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Example:
+        row = self.rows[i]
+        return Example(bytes(row[self.image]), int(row[self.label]), f"{self.origin}, row {i}")
+
+
+class NamedDrawings:
+    """The embedded pictures of a split; every name is a class."""
+
+    def __init__(self, split: str) -> None:
+        self.pairs = drawings(split)
+        self.names = tuple(sorted(set(self.pairs.pictures.names)))
+        self.place = {name: i for i, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> Example:
+        pair = self.pairs[i]
+        return Example(pair.image, self.place[pair.captions[0]], pair.where)
+
+
+def labelled(
+    found: Place, data_dir: Path | None = None, *, image: str = "image", label: str = "label"
+) -> Labelled:
+    """The examples of a place.
+
+    Args:
+      found: what `place` made of --data.
+      data_dir: where data sets of tensorflow-datasets were prepared.
+      image, label: the features of a tensorflow-datasets set, or the columns of a table.
+
+    Raises:
+      ValueError: there are no pictures with classes, or it is not what it was said to be.
+    """
+    if found.kind == "tfds":
+        with telling(found):
+            return TensorflowDataset(found.name, found.split, data_dir, image, label)
+    if found.kind == "emoji":
+        return NamedDrawings(found.split)
+    if found.kind == "tar":
+        return LabelShards(found.paths)
+    if found.kind == "table":
+        return label_table(found.paths[0], image, label)
+    if found.kind == "classes":
+        return class_folders(found.paths[0])
+    raise ValueError(
+        f"{found.paths[0]} holds pictures without classes; expected a folder for each class, a "
+        "table with the columns image and label, tar shards with .cls, or tfds:NAME:SPLIT"
+    )
+
+
+# Labels as places in a list of classes -----------------------------------------------------------
+
+
+class Aligned:
+    """A labelled source whose labels are places in `names`, a list of classes from elsewhere."""
+
+    def __init__(self, source: Labelled, names: Sequence[str], to: Sequence[int]) -> None:
+        self.source, self.names, self.to = source, tuple(names), to
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Example:
+        example = self.source[i]
+        there = 0 <= example.label < len(self.to)
+        label = self.to[example.label] if there else NO_LABEL
+        return dataclasses.replace(example, label=label)
+
+
+def _key(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def aligned(source: Labelled, classes: Sequence[str] = (), folders: Sequence[str] = ()) -> Aligned:
+    """The source with its labels as places in a list of classes.
+
+    The source's names are looked for among `classes` (case, "_" and "-" aside), then among
+    `folders`, other names of the same classes such as wordnet ids, and then taken as numbers, as
+    ImageNet-V2 numbers its folders. Whichever way is taken fits all of them. Classes that the
+    source lacks stay without pictures.
+
+    Args:
+      source: with names, or with bare numbers, which are places in `classes`.
+      classes: in the order that is wanted; the source's own names if none are given.
+      folders: one for each of `classes`, or none.
+
+    Raises:
+      ValueError: the names do not fit the classes; the message has some that do not.
+    """
+    if not classes:
+        if not source.names:
+            raise ValueError(
+                f"the labels are numbers and nothing names them; put {NAMES_FILE}, a class a line, "
+                "beside the data, or name a --dataset"
+            )
+        return Aligned(source, _readable(source.names), range(len(source.names)))
+    if not source.names:
+        return Aligned(source, classes, range(len(classes)))
+    for candidates, key in ((classes, _key), (folders, str)):
+        counts = Counter(key(name) for name in candidates)
+        place = {key(name): i for i, name in enumerate(candidates) if counts[key(name)] == 1}
+        if all(key(name) in place for name in source.names):
+            return Aligned(source, classes, [place[key(name)] for name in source.names])
+    if all(name.isdecimal() and int(name) < len(classes) for name in source.names):
+        return Aligned(source, classes, [int(name) for name in source.names])
+    raise ValueError(_mismatch(source.names, classes))
+
+
+def _readable(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _mismatch(names: Sequence[str], classes: Sequence[str]) -> str:
+    there = {_key(name) for name in classes}
+    strange = [name for name in names if _key(name) not in there]
+    told = ", ".join(map(repr, strange[:5])) or "a name that stands twice"
+    return (
+        f"{len(strange)} of the data's {len(names)} classes are not among the {len(classes)} that "
+        f"were asked for: {told}; expected names such as {classes[0]!r}; is it the right --dataset?"
+    )

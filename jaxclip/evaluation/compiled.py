@@ -1,0 +1,110 @@
+"""Compiled classifiers: a prompt ensemble computed once and kept as a matrix in a file.
+
+The file's name is the SHA-256 of everything the matrix depends on: the weights of the text tower,
+the model's config and number formats, the backend, the tokens and the templates. So another model,
+another class list or another template has another file, and none is ever taken for another.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip.checkpoint import load_arrays, save_arrays
+from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted
+from jaxclip.models.clip import to_flat
+from jaxclip.tokenizer import tokenize
+
+logger = logging.getLogger(__name__)
+FORMAT = "jaxclip classifier 1"
+FOLDER = "classifiers"  # in the cache folder
+BLOCK = 256  # texts at a time
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray], config: str) -> str:
+    """SHA-256 of named arrays and a config: names, shapes, number formats and every bit."""
+    digest = hashlib.sha256(config.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def weights_checksum(model: Any) -> str:
+    """`fingerprint` of a whole `models.clip.Clip`, by official names."""
+    return fingerprint(to_flat(model), model.config.to_json())
+
+
+def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
+    """What tells a classifier from any other: see the module's docstring."""
+    numerics = model.text.numerics
+    said = {
+        "format": FORMAT,
+        # the image tower does not matter: one with the same text tower shares the classifier
+        "weights": fingerprint(to_flat(model.text), model.config.to_json()),
+        "numerics": [np.dtype(numerics.dtype).name, str(numerics.precision), str(numerics.unroll)],
+        "precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
+        "backend": jax.default_backend(),
+        "tokens": fingerprint({"tokens": tokens}, ""),
+        "templates": list(templates),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def compiled(
+    model: Any, classes: Sequence[str], templates: Sequence[str], cache: Path | None
+) -> np.ndarray:
+    """One unit vector a class [c, e] float32, from the cache folder or computed and kept there.
+
+    Args:
+      model: a `hub.Model`: `module`, `config` and `encode_text`.
+      classes: names.
+      templates: each with one slot {}.
+      cache: the cache folder; None keeps nothing. One that cannot be written to is told and left.
+
+    Raises:
+      ValueError: a prompt without its slot, or too long for the model.
+    """
+    tokens = tokenize(prompted(classes, templates), model.config.text.context_length)
+    name = key(model.module, tokens, templates)
+    path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
+    shape = (len(classes), model.config.embed_dim)
+    found = None if path is None else _read(path, name, shape)
+    if found is not None:
+        return found
+    features = in_blocks(model.encode_text, tokens, min(BLOCK, len(tokens)))
+    matrix = ensemble(np.asarray(features, np.float32), len(classes))
+    if not np.isfinite(matrix).all():
+        raise ValueError("text embeddings are not finite numbers; the weights are damaged")
+    if path is not None:
+        _write(path, name, matrix)
+    return matrix
+
+
+def _write(path: Path, name: str, matrix: np.ndarray) -> None:
+    metadata = {"format": FORMAT, "key": name, "content": fingerprint({"matrix": matrix}, name)}
+    try:
+        save_arrays(path, {"matrix": matrix}, metadata)
+    except OSError as error:
+        logger.warning("the classifier is not kept: %s", error)
+
+
+def _read(path: Path, name: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """The matrix of that key; None where there is none, or one that is not what was written."""
+    if not path.is_file():
+        return None
+    try:
+        arrays, metadata = load_arrays(path)
+    except ValueError:
+        arrays, metadata = {}, {}
+    same = metadata.get("key") == name and metadata.get("content") == fingerprint(arrays, name)
+    if same and arrays["matrix"].shape == shape:
+        return arrays["matrix"]
+    logger.warning("%s is damaged; it is made anew", path)
+    return None

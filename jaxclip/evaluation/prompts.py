@@ -1,0 +1,94 @@
+"""Class names and prompt templates, as data files: jaxclip/data_files/prompts/*.json.
+
+Each file is one JSON object: `classes` (names in the released order; none where they come with the
+data), `templates` with one slot {} each, `metric` (the one that is published: "top1" or
+"mean_per_class"), `origin` and `licence`; perhaps `folders` (other names of the classes, such as
+wordnet ids) and `template_sets` ({name: templates}). A file of your own has the same keys.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+METRICS = ("top1", "mean_per_class")
+LIKE = {"imagenetv2": "imagenet"}  # the same classes and templates under another name
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The classes and templates of one data set."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    metric: str
+    folders: tuple[str, ...] = ()
+
+
+def available() -> list[str]:
+    """The names that `load` takes, besides the path of a file."""
+    here = files("jaxclip") / "data_files" / "prompts"
+    there = [entry.name.removesuffix(".json") for entry in here.iterdir()]
+    return sorted([*there, *LIKE])
+
+
+def load(name_or_path: str, template_set: str = "") -> Prompts:
+    """The classes and templates of a data set by name, or of a .json file.
+
+    Args:
+      name_or_path: one of `available()`, or a file.
+      template_set: the name of other templates that the file has ("seven" and "one" of ImageNet).
+
+    Raises:
+      ValueError: there is no such file or it does not hold what it should.
+
+    >>> len(load("imagenet").classes), len(load("imagenet").templates)
+    (1000, 80)
+    """
+    if name_or_path in available():
+        file = (
+            files("jaxclip")
+            / "data_files"
+            / "prompts"
+            / f"{LIKE.get(name_or_path, name_or_path)}.json"
+        )
+        text = file.read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise ValueError(
+            f"data set {name_or_path!r} is none of {', '.join(available())}, and no such file"
+        )
+    try:
+        return _read(json.loads(text), template_set)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"classes and prompts of {name_or_path}: {error}") from None
+
+
+def _read(record: dict[str, Any], template_set: str) -> Prompts:
+    sets = record.get("template_sets", {})
+    if template_set and template_set not in sets:
+        raise ValueError(f"no template set {template_set!r}; there are {', '.join(sets) or 'none'}")
+    templates = sets[template_set] if template_set else record["templates"]
+    metric = record.get("metric", "top1")
+    classes, folders = record.get("classes", []), record.get("folders", [])
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+    for name, value in (("classes", classes), ("templates", templates), ("folders", folders)):
+        if not isinstance(value, list) or any(not isinstance(x, str) or not x for x in value):
+            raise ValueError(f"{name} has to be a list of texts")
+    if folders and len(folders) != len(classes):
+        raise ValueError(f"{len(folders)} folders came for {len(classes)} classes")
+    return Prompts(tuple(classes), checked(templates), metric, tuple(folders))
+
+
+def checked(templates: Sequence[str]) -> tuple[str, ...]:
+    """The templates, each with exactly one slot {} for the class; ValueError for any other."""
+    if not templates:
+        raise ValueError("no template came; at least one with a slot {} was expected")
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            raise ValueError(f"prompt {template!r} needs exactly one slot {{}} for the label")
+    return tuple(templates)
