@@ -17,8 +17,8 @@ import pytest
 
 from experiments import train as recipes
 from jaxclip import checkpoint, cli
+from jaxclip.cli import run
 from jaxclip.config import RELEASED
-from jaxclip.training import loop
 from jaxclip.training.recipe import PRESETS, TrainConfig
 from jaxclip.training.sharding import data_mesh
 from tests.test_cli import fails
@@ -34,7 +34,7 @@ SMALL += ["--model.embed-dim", "8", "--batch-size", "8", "--log-every", "1", "--
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight take three times as long to compile for."""
     one = functools.partial(data_mesh, jax.devices()[:1])
-    monkeypatch.setattr(loop, "data_mesh", one)
+    monkeypatch.setattr(run, "data_mesh", one)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,21 @@ def _tensorboard(folder: Path) -> dict[int, float]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {event.step: event.value for event in events.Scalars("loss")}
+
+
+def test_what_is_held_out_is_asked_on_a_schedule(
+    tmp_path: Path, data: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(("ant", "bee", "ant", "cow")):
+        (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "classes" / name / f"{i}.png").write_bytes(png(i))
+    asked = ["--zero-shot", tmp_path / "classes", "--retrieval", data["tar"]]
+    assert train(tmp_path / "run", data["folder"], *asked, "--evaluate-every", "2") == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    scores = [line for line in map(json.loads, lines) if "top1" in line]
+    assert [line["step"] for line in scores] == [2, 3]
+    assert all(0 <= line["image_to_text_r10"] <= 1 for line in scores)
+    assert "step 2: held out: top-1" in capsys.readouterr().err
 
 
 def test_mistakes_take_one_line(
