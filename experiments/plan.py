@@ -7,6 +7,7 @@ Nothing is run on a TPU: jax asks the compiler that TPUs use (libtpu).
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import time
@@ -40,6 +41,11 @@ def small() -> None:
     told = report(SMALL_RECIPE, Layout("gathered"), SMALL_TOPOLOGIES[0])
     print(json.dumps(told), flush=True)
     assert told["logits held"] == [(256, 2048)], told
+    # what does not fit is told, with what to change
+    tight = dataclasses.replace(SMALL_RECIPE, batch_size=2**17, remat="none")
+    told = report(tight, Layout("ring"), "v5e:2x2")
+    print(json.dumps(told), flush=True)
+    assert not told["fits"] and told["try"][0] == "--remat full", told
 
 
 def main() -> list[dict[str, Any]]:

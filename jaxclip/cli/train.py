@@ -24,6 +24,8 @@ def train(
     preset: Preset = "quick",
     out: Path = Path("runs/emoji"),
     start: str = "",
+    zero_shot: str = "",
+    retrieval: str = "",
     weights: tuple[float, ...] = (),
     data_dir: Path | None = None,
     skip_limit: int = 1000,
@@ -46,6 +48,9 @@ def train(
             hour); the name of a released model is the paper's recipe for it.
         out: The run folder.
         start: A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained.
+        zero_shot: Pictures with classes that are held out, asked every --evaluate-every steps: a
+            folder for each class, a table, tar shards, tfds:NAME:SPLIT or emoji:SPLIT.
+        retrieval: Pictures with captions that are held out, asked in both directions.
         weights: Examples of each data set in a mixture; equal unless given.
         data_dir: Where tensorflow-datasets keeps what it has prepared.
         skip_limit: Broken pictures and empty captions that are left out before the run fails.
@@ -66,8 +71,8 @@ def train(
     from jaxclip.data.stream import Skips
 
     run.join(coordinator, processes, process)
-    fed = run.Fed(data, weights, start)
-    skips = Skips(skip_limit)
+    fed = run.Fed(data, weights, start, zero_shot, retrieval)
+    skips, mesh = Skips(skip_limit), run.devices(layout)
     config, flat = run.with_start(config, start)
     stream = run.stream(config, layout, fed, data_dir, skips)
     run.prepare_folder(out, config, fed, resume, force)
@@ -77,7 +82,8 @@ def train(
         stream,
         out,
         skips=skips,
-        evaluate=run.validation(config, fed),
+        mesh=mesh,
+        evaluate=run.validation(config, mesh, fed, data_dir, skip_limit),
         start=flat,
         resume=resume,
         sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
