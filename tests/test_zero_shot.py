@@ -140,10 +140,16 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, data, tmp_
 def test_half_a_run_of_another_kind_and_a_result_are_not_overwritten(model, data, tmp_path, capsys):
     given = command(model, data, tmp_path / "out")
     assert zero_shot.main(given) == 0
-    assert "--force" in fails(capsys, given)
-    assert zero_shot.main([*given, "--force"]) == 0
+    date = results.load(tmp_path / "out")[0]["date"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero_shot, "answers", None)  # the same question is not asked again
+        assert zero_shot.main(given) == 0
+    assert results.load(tmp_path / "out")[0]["date"] == date
+    assert "--force" in fails(capsys, [*given, "--prompts", "a {}"])
+    assert zero_shot.main([*given, "--prompts", "a {}", "--force"]) == 0
+    assert results.load(tmp_path / "out")[0]["templates"] == ["a {}"]
     (tmp_path / "half" / "parts").mkdir(parents=True)
-    (tmp_path / "half" / "parts" / "key.json").write_text("{}")
+    (tmp_path / "half" / "parts" / "key").write_text("other")
     (tmp_path / "half" / "parts" / "00000000.npz").touch()
     assert "half a run of another kind" in fails(capsys, command(model, data, tmp_path / "half"))
 
@@ -156,7 +162,7 @@ def test_mistakes_take_one_line(model, data, tmp_path, capsys):
     assert "are not among the 10 that" in fails(capsys, [*given, "--dataset", "cifar10"])
     assert "none of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
     assert "no template set 'x'" in fails(capsys, [*given, "--template-set", "x"])
-    assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"])
+    assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"], 2)
     assert "nothing is there" in fails(capsys, command(model, tmp_path / "no", out))
     assert "no model is named" in fails(capsys, command(Path("no-such"), data, out))
     assert "--colour" in fails(capsys, [*given, "--colour"], 2)
