@@ -126,8 +126,8 @@ def show(result: dict[str, Any], out: Path) -> None:
     print(f"wrote {out}")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """The command line."""
     made = zero_shot.parser("retrieval", __doc__.splitlines()[0])
     flag = made.add_argument
     flag("--data", required=True, help="any pairs, or the folder of pictures for --captions")
@@ -136,11 +136,16 @@ def main(given: Sequence[str]) -> int:
     flag("--only", type=Path, help="a file with the wanted pictures' names, one a line")
     flag("--dataset", choices=DATASETS, default="custom", help="whose published figures to show")
     flag("--prompt", default="{}", help="what a caption is put into")
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
 
     def work(arguments: argparse.Namespace) -> None:
         show(run(arguments), arguments.out)
 
-    return common.run(made, work, given)
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

@@ -278,18 +278,23 @@ def data_flags(made: common.Parser) -> None:
     flag("--metric", choices=prompts.METRICS, help="instead of the one that is published")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """The command line."""
     made = parser("zero_shot", __doc__.splitlines()[0])
     data_flags(made)
     names = ", ".join(prompts.available())
     made.add_argument("--dataset", default="custom", help=f"{names}, or a .json file of your own")
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
 
     def work(arguments: argparse.Namespace) -> None:
         asked = task(arguments, arguments.dataset, "zero_shot")
         show(run(asked, arguments.out, arguments.force), arguments.out)
 
-    return common.run(made, work, given)
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxclip.data.stream import Skips, TooManySkipped
 from jaxclip.evaluation.features import Block, decoded, streamed
@@ -96,5 +98,10 @@ def test_what_cannot_be_decoded_says_why():
     for content, says in ((b"", "an empty file"), (b"no picture", "cannot identify")):
         with pytest.raises(ValueError, match=says):
             decoded(content)
-    with pytest.raises(ValueError):
-        decoded(png(3)[:-20])
+    noise, file = (
+        np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8),
+        io.BytesIO(),
+    )
+    Image.fromarray(noise).save(file, "png")
+    with pytest.raises(ValueError, match="truncated"):
+        decoded(file.getvalue()[:2000])
