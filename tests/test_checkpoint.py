@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxclip import checkpoint
-from jaxclip.config import EMOJI, ClipConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.training.recipe import EMOJI
 from tests import tiny
 
 SMALL = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101), 7)

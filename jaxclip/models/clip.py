@@ -20,6 +20,7 @@ from jaxclip.models.vit import VisionTransformer
 Array = jax.Array
 Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
+INITIAL_LOGIT_BIAS = -10.0  # nearly all pairs of a batch are wrong ones
 
 
 class Clip(nnx.Module):
@@ -41,7 +42,10 @@ class Clip(nnx.Module):
             if config.text.kind == "cbow"
             else TextTransformer(config, remat=remat, **towers)
         )
-        self.logit_scale = nnx.Param(jnp.float32(INITIAL_LOGIT_SCALE))
+        scale = math.log(10) if config.logit_bias else INITIAL_LOGIT_SCALE
+        self.logit_scale = nnx.Param(jnp.float32(scale))
+        if config.logit_bias:  # SigLIP (arXiv 2303.15343), section 3.2; not in the paper
+            self.logit_bias = nnx.Param(jnp.float32(INITIAL_LOGIT_BIAS))
         self.config = config
 
     def encode_image(self, images: Array) -> Array:
@@ -83,12 +87,18 @@ class Clip(nnx.Module):
         T_e = l2_normalize(text_features.astype(wide))
         return (I_e, T_e, statistics) if train else (I_e, T_e)
 
+    def temperature(self) -> list[nnx.Param]:
+        """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
+        return [self.logit_scale, *([self.logit_bias] if self.config.logit_bias else [])]
+
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
         """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
         I_e, T_e = self.embed(images, tokens)
         precision = self.visual.numerics.precision
         cosines = jnp.matmul(I_e, T_e.T, precision=precision)  # [n_i, n_t]
         logits_per_image = jnp.exp(self.logit_scale[...]) * cosines
+        if self.config.logit_bias:
+            logits_per_image += self.logit_bias[...]
         return logits_per_image, logits_per_image.T
 
 
