@@ -3,7 +3,7 @@
 Question:  how does zero-shot CLIP compare with people who saw no, one or two examples of a breed?
 Command:   python -m experiments.pets_humans --data tfds:oxford_iiit_pet:test --model ViT-L/14 \
                --out runs/pets_humans
-Result:    as experiments.zero_shot writes it, and `table` in result.json. The rows of the people are
+Result:    as experiments.zero_shot writes it, and `table` in result.json. The rows of people are
            published figures: nobody was asked here.
 """
 

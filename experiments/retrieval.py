@@ -6,7 +6,7 @@ Command:   python -m experiments.retrieval --data val2014 --captions dataset_coc
 Result:    result.json (jaxclip/evaluation/results.py) in --out; docs/experiments.md has ours.
 
 A picture may have several captions: from picture to text the best placed one counts, from text to
-picture each asks for itself. The paper puts "a photo of" before a caption: --prompt "a photo of {}".
+picture each asks for itself. The paper puts "a photo of" before it: --prompt "a photo of {}".
 """
 
 import argparse

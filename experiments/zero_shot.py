@@ -124,12 +124,11 @@ class Parts:
         elif (out / "result.json").is_file() and not self.folder.is_dir():
             raise ValueError(f"{out} holds a result already; add --force or another --out")
         saved = self.folder / "key.json"
-        if not saved.is_file():
-            with replacing(saved) as temporary:
-                temporary.write_text(key)
-        elif saved.read_text() != key:
-            raise ValueError(f"{out} holds half a run of another kind; add --force")
         self.paths = sorted(self.folder.glob("*.npz"))
+        if self.paths and (not saved.is_file() or saved.read_text() != key):
+            raise ValueError(f"{out} holds half a run of another kind; add --force")
+        with replacing(saved) as temporary:
+            temporary.write_text(key)
         self.skipped: dict[str, int] = {}
         for path in self.paths[-1:]:
             with np.load(path, allow_pickle=False) as arrays:

@@ -23,6 +23,14 @@ def _choose_platform() -> None:
 _choose_platform()  # here and not in a fixture: test modules import jax while they are collected
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the session's own: no test reads or writes the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
 

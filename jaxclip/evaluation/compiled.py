@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxclip.checkpoint import load_arrays, save_arrays
-from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted
+from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted, sound
 from jaxclip.models.clip import to_flat
 from jaxclip.tokenizer import tokenize
 
@@ -79,9 +79,7 @@ def compiled(
     if found is not None:
         return found
     features = in_blocks(model.encode_text, tokens, min(BLOCK, len(tokens)))
-    matrix = ensemble(np.asarray(features, np.float32), len(classes))
-    if not np.isfinite(matrix).all():
-        raise ValueError("text embeddings are not finite numbers; the weights are damaged")
+    matrix = ensemble(sound(np.asarray(features, np.float32), "the prompts"), len(classes))
     if path is not None:
         _write(path, name, matrix)
     return matrix

@@ -119,7 +119,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     if not path.is_file():
         return result, None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return result, {name: file[name] for name in ARRAYS}
     except Exception as error:  # a damaged zip raises all kinds
         raise ValueError(f"{path} cannot be read ({error}); run the experiment again") from None

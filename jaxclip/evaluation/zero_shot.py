@@ -29,6 +29,16 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def sound(features: np.ndarray, what: str) -> np.ndarray:
+    """The features [n, d], unless a row is zero or no number: then ValueError, naming `what`."""
+    sizes = np.abs(features).sum(axis=-1)
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(
+            f"features of {what} are zero or no numbers; the weights are damaged or have diverged"
+        )
+    return features
+
+
 def prompted(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every class in every template, a class's texts together: p * c texts.
 
