@@ -12,7 +12,7 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import Numerics
+from jaxclip.models.layers import Numerics, constant
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -29,7 +29,7 @@ class Clip(nnx.Module):
         self,
         config: ClipConfig,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         remat: str = "full",
         numerics: Numerics = Numerics(),
     ) -> None:
@@ -41,7 +41,7 @@ class Clip(nnx.Module):
             if config.text.kind == "cbow"
             else TextTransformer(config, remat=remat, **towers)
         )
-        self.logit_scale = nnx.Param(jnp.float32(INITIAL_LOGIT_SCALE))
+        self.logit_scale = constant(rngs, (), INITIAL_LOGIT_SCALE)
         self.config = config
 
     def encode_image(self, images: Array) -> Array:
@@ -101,8 +101,8 @@ def create(
 
 
 def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:
-    """A model whose leaves are shapes: no weight is drawn, no memory taken."""
-    return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
+    """A model whose leaves are shapes: no weight is drawn, no memory taken, nothing traced."""
+    return Clip(config, rngs=None, remat=remat, numerics=numerics)
 
 
 def _part(key: Any) -> str:
@@ -116,7 +116,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments): stacked."""
+    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
 
@@ -151,8 +151,8 @@ def with_statistics(model: Any, statistics: Statistics) -> Any:
 
 def to_flat(tree: Any) -> checkpoint.Flat:
     """A model's (or a gradient's) arrays by official name, one entry a layer, as NumPy."""
-    stacked = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
-    return checkpoint.unstack(stacked)
+    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+    return checkpoint.unstack(arrays)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -160,10 +160,10 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
 
     ValueError lists every path that is missing, unknown or of the wrong shape.
     """
-    stacked = checkpoint.stack(flat)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     expected = {_name(path): leaf for path, leaf in leaves}
-    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, stacked)
+    arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
+    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
     # to float32 in NumPy: jax would compile one program a shape for it, a second in all
-    filled = [jnp.asarray(np.asarray(stacked[name], leaf.dtype)) for name, leaf in expected.items()]
+    filled = [jnp.asarray(np.asarray(arrays[name], leaf.dtype)) for name, leaf in expected.items()]
     return jax.tree_util.tree_unflatten(structure, filled)
