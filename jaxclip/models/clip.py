@@ -12,7 +12,7 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import Numerics
+from jaxclip.models.layers import Numerics, constant
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -30,7 +30,7 @@ class Clip(nnx.Module):
         self,
         config: ClipConfig,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         remat: str = "full",
         numerics: Numerics = Numerics(),
     ) -> None:
@@ -43,9 +43,9 @@ class Clip(nnx.Module):
             else TextTransformer(config, remat=remat, **towers)
         )
         scale = math.log(10) if config.logit_bias else INITIAL_LOGIT_SCALE
-        self.logit_scale = nnx.Param(jnp.float32(scale))
+        self.logit_scale = constant(rngs, (), scale)
         if config.logit_bias:  # SigLIP (arXiv 2303.15343), section 3.2; not in the paper
-            self.logit_bias = nnx.Param(jnp.float32(INITIAL_LOGIT_BIAS))
+            self.logit_bias = constant(rngs, (), INITIAL_LOGIT_BIAS)
         self.config = config
 
     def encode_image(self, images: Array) -> Array:
@@ -122,8 +122,8 @@ def create(
 
 
 def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:
-    """A model whose leaves are shapes: no weight is drawn, no memory taken."""
-    return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
+    """A model whose leaves are shapes: no weight is drawn, no memory taken, nothing traced."""
+    return Clip(config, rngs=None, remat=remat, numerics=numerics)
 
 
 def _part(key: Any) -> str:
@@ -137,7 +137,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments): stacked."""
+    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
 
@@ -172,8 +172,8 @@ def with_statistics(model: Any, statistics: Statistics) -> Any:
 
 def to_flat(tree: Any) -> checkpoint.Flat:
     """A model's (or a gradient's) arrays by official name, one entry a layer, as NumPy."""
-    stacked = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
-    return checkpoint.unstack(stacked)
+    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+    return checkpoint.unstack(arrays)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -181,10 +181,10 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
 
     ValueError lists every path that is missing, unknown or of the wrong shape.
     """
-    stacked = checkpoint.stack(flat)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     expected = {_name(path): leaf for path, leaf in leaves}
-    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, stacked)
+    arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
+    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
     # to float32 in NumPy: jax would compile one program a shape for it, a second in all
-    filled = [jnp.asarray(np.asarray(stacked[name], leaf.dtype)) for name, leaf in expected.items()]
+    filled = [jnp.asarray(np.asarray(arrays[name], leaf.dtype)) for name, leaf in expected.items()]
     return jax.tree_util.tree_unflatten(structure, filled)
