@@ -270,7 +270,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from jaxclip import checkpoint
-from jaxclip.config import EMOJI
+from jaxclip.training.recipe import EMOJI
 
 def die_half_way(arrays, target, metadata):
     Path(target).write_bytes(b"half of it")
