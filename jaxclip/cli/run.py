@@ -30,8 +30,9 @@ from jaxclip.data.sources import emoji, known
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.named_pictures import Evaluation
-from jaxclip.training import distributed, loop
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training import assembly, distributed, loop
+from jaxclip.training.finetune import parameters_at_rate
+from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
 from jaxclip.training.sharding import data_mesh
 from jaxclip.training.streams import Drawings, Pairs, Stream
 
@@ -274,6 +275,10 @@ def run(
     **options: Any,
 ) -> Any:
     """`loop.train` with a progress bar, until it ends or a signal ends it: None then."""
+    if config.rates and is_first():
+        caught = parameters_at_rate(assembly.shapes(config)[0], parse_rates(config.rates))
+        told = ", ".join(f"{count:,} at {factor:g}" for factor, count in sorted(caught.items()))
+        stderr.print(f"parameters by factor on the learning rate: {told}", highlight=False)
     with one_voice(), stoppable() as asked, progress_bar(config, skips) as show:
         try:
             return loop.train(
