@@ -26,9 +26,9 @@ FOLDER = "classifiers"  # in the cache folder
 BLOCK = 256  # texts at a time
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray], config: str) -> str:
-    """SHA-256 of named arrays and a config: names, shapes, number formats and every bit."""
-    digest = hashlib.sha256(config.encode())
+def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
+    """SHA-256 of named arrays and a text: names, shapes, number formats and every bit."""
+    digest = hashlib.sha256(said.encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
@@ -37,8 +37,11 @@ def fingerprint(arrays: Mapping[str, np.ndarray], config: str) -> str:
 
 
 def weights_checksum(model: Any) -> str:
-    """`fingerprint` of a whole `models.clip.Clip`, by official names."""
-    return fingerprint(to_flat(model), model.config.to_json())
+    """`fingerprint` of a whole `models.clip.Clip`, by official names, and of its activation.
+
+    The rest of a config can be read off the arrays, and may gain fields from version to version.
+    """
+    return fingerprint(to_flat(model), model.config.activation)
 
 
 def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
