@@ -111,8 +111,8 @@ def show(found: Sequence[dict[str, Any]], out: Path) -> None:
     print(f"wrote {out}")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """The command line."""
     made = zero_shot.parser("celeba_identity", __doc__.splitlines()[0])
     flag = made.add_argument
     flag("--data", required=True, help="the folder with 000001.jpg and on")
@@ -121,11 +121,16 @@ def main(given: Sequence[str]) -> int:
     flag("--sizes", type=int, nargs="+", default=SIZES, help="how many people to choose from")
     flag("--seed", type=int, default=0, help="draws the people")
     flag("--prompts", nargs="+", default=(), help="templates of your own, one slot {} each")
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
 
     def work(arguments: argparse.Namespace) -> None:
         show(run(arguments), arguments.out)
 
-    return common.run(made, work, given)
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

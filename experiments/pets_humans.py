@@ -50,15 +50,20 @@ def show(result: dict[str, Any], out: Path) -> None:
     zero_shot.show(result, out)
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """The command line."""
     made = zero_shot.parser("pets_humans", __doc__.splitlines()[0])
     zero_shot.data_flags(made)
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
 
     def work(arguments: argparse.Namespace) -> None:
         show(run(arguments), arguments.out)
 
-    return common.run(made, work, given)
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

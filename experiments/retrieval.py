@@ -22,14 +22,14 @@ from rich.table import Table
 from experiments import common, zero_shot
 from jaxclip.cli.shared import load_model, print_table, stderr
 from jaxclip.data.captions import caption_file
-from jaxclip.data.pairs import Pair, Source, opened
+from jaxclip.data.pairs import Source, opened
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import prompts, results
-from jaxclip.evaluation.compiled import weights_checksum
 from jaxclip.evaluation.features import streamed
-from jaxclip.evaluation.metrics import retrieve
-from jaxclip.evaluation.zero_shot import in_blocks, unit
+from jaxclip.evaluation.metrics import Retrieved, retrieve
+from jaxclip.evaluation.retrieval import embedded, unusable
+from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.tokenizer import tokenize
 
 WAYS = ("image_to_text", "text_to_image")
@@ -48,41 +48,6 @@ def source(arguments: argparse.Namespace) -> Source:
     return caption_file(arguments.captions, folder, arguments.split, arguments.only)
 
 
-def words(pair: Pair) -> list[str]:
-    """The captions that hold something."""
-    return [caption.strip() for caption in pair.captions if caption.strip()]
-
-
-def unusable(pair: Pair) -> str | None:
-    """Why a pair cannot count, whatever its picture is."""
-    return None if words(pair) else "no caption"
-
-
-def embedded(
-    arguments: argparse.Namespace, model: Any, preprocess: Any, pairs: Source, skips: Skips
-) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """(image embeds [n, e], m captions, int [m]: the picture that each belongs to)."""
-    blocks = streamed(
-        pairs,
-        preprocess.safe if arguments.policy == "safe" else preprocess,
-        model.encode_image,
-        skips=skips,
-        usable=unusable,
-        block=arguments.batch_size,
-    )
-    total = -(-len(pairs) // arguments.batch_size)
-    features: list[np.ndarray] = []
-    texts: list[list[str]] = []
-    for block in track(blocks, "pictures", total=total, console=stderr):
-        if block.items:
-            features.append(block.features)
-            texts += [words(pair) for pair in block.items]
-    if not texts:
-        raise ValueError(f"{arguments.data}: no picture with a caption could be used")
-    owner = np.repeat(np.arange(len(texts)), [len(captions) for captions in texts])
-    return unit(np.concatenate(features)), [c for captions in texts for c in captions], owner
-
-
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Embed, compare, write, and return the result."""
     (prompt,) = prompts.checked([arguments.prompt])
@@ -90,22 +55,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{arguments.out} holds a result already; add --force or another --out")
     pairs = source(arguments)
     model, preprocess = load_model(arguments.model)
-    skips = Skips(arguments.skip_limit)
-    I_e, captions, owner = embedded(arguments, model, preprocess, pairs, skips)
-    length = model.config.text.context_length
-    tokens = tokenize([prompt.format(c) for c in captions], length, truncate=True)
-    T_e = unit(np.asarray(in_blocks(model.encode_text, tokens, 256), np.float32))
-    found = retrieve(I_e, T_e, owner)
+    skips, captions = Skips(arguments.skip_limit), list[str]()
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        captions.extend(prompt.format(text) for text in texts)
+        tokens = tokenize(captions, model.config.text.context_length, truncate=True)
+        return in_blocks(model.encode_text, tokens, 256)
+
+    blocks = streamed(
+        pairs,
+        zero_shot.to_pixels(preprocess, arguments.policy),
+        model.encode_image,
+        skips=skips,
+        usable=unusable,
+        block=arguments.batch_size,
+    )
+    total = -(-len(pairs) // arguments.batch_size)
+    I_e, T_e, owner = embedded(track(blocks, "pictures", total=total, console=stderr), encode)
+    result = described(arguments, retrieve(I_e, T_e, owner), owner)
+    result["skipped"] = dict(skips.counts)
+    result["checksums"] = zero_shot.checked_sums(model, preprocess, captions, arguments.policy)
+    results.save(arguments.out, result, None)
+    return result
+
+
+def described(arguments: argparse.Namespace, found: Retrieved, owner: np.ndarray) -> dict[str, Any]:
+    """The object of result.json, but for `skipped` and `checksums`."""
     metrics = found.metrics()
-    expected = {
+    intervals = {name: list(found.interval(name, owner)) for name in metrics}
+    figures = {
         way: common.published(arguments.dataset, arguments.model, f"{way}_r1") for way in WAYS
     }
-    intervals = {name: list(found.interval(name, owner)) for name in metrics}
-    verdicts = (
-        f"{way}: {common.verdict(metrics[f'{way}_r1'], intervals[f'{way}_r1'], expected[way])}"
+    verdicts = [
+        f"{way}: {common.verdict(metrics[f'{way}_r1'], intervals[f'{way}_r1'], figures[way])}"
         for way in WAYS
-    )
-    result = {
+    ]
+    return {
         "experiment": "retrieval",
         "data": arguments.data,
         "dataset": arguments.dataset,
@@ -115,24 +100,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "interval": intervals["image_to_text_r1"],
         "metrics": metrics,
         "intervals": intervals,
-        "n": len(I_e),
-        "captions": len(captions),
-        "skipped": dict(skips.counts),
-        "expected": expected["image_to_text"],
-        "expected_text_to_image": expected["text_to_image"],
+        "n": len(found.image_to_text),
+        "captions": len(owner),
+        "expected": figures["image_to_text"],
+        "expected_text_to_image": figures["text_to_image"],
         "verdict": "; ".join(verdicts),
-        "prompt": prompt,
+        "prompt": arguments.prompt,
         "policy": arguments.policy,
-        "checksums": {
-            "weights": weights_checksum(model.module),
-            "prompts": zero_shot.digest([prompt, captions]),
-            "preprocessing": zero_shot.digest([arguments.policy, preprocess.size]),
-        },
         "versions": common.surroundings(),
         "date": common.now(),
     }
-    results.save(arguments.out, result, None)
-    return result
 
 
 def show(result: dict[str, Any], out: Path) -> None:
@@ -149,8 +126,8 @@ def show(result: dict[str, Any], out: Path) -> None:
     print(f"wrote {out}")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """The command line."""
     made = zero_shot.parser("retrieval", __doc__.splitlines()[0])
     flag = made.add_argument
     flag("--data", required=True, help="any pairs, or the folder of pictures for --captions")
@@ -159,11 +136,16 @@ def main(given: Sequence[str]) -> int:
     flag("--only", type=Path, help="a file with the wanted pictures' names, one a line")
     flag("--dataset", choices=DATASETS, default="custom", help="whose published figures to show")
     flag("--prompt", default="{}", help="what a caption is put into")
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
 
     def work(arguments: argparse.Namespace) -> None:
         show(run(arguments), arguments.out)
 
-    return common.run(made, work, given)
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,10 @@ import pytest
 from PIL import Image
 
 from experiments import common, pets_humans, zero_shot
+from jaxclip import checkpoint
+from jaxclip.config import TextConfig
 from jaxclip.evaluation import results
+from jaxclip.models import clip
 from tests import planted
 
 NAMES = list(planted.COLOURS)
@@ -140,10 +147,16 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, data, tmp_
 def test_half_a_run_of_another_kind_and_a_result_are_not_overwritten(model, data, tmp_path, capsys):
     given = command(model, data, tmp_path / "out")
     assert zero_shot.main(given) == 0
-    assert "--force" in fails(capsys, given)
-    assert zero_shot.main([*given, "--force"]) == 0
+    date = results.load(tmp_path / "out")[0]["date"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero_shot, "answers", None)  # the same question is not asked again
+        assert zero_shot.main(given) == 0
+    assert results.load(tmp_path / "out")[0]["date"] == date
+    assert "--force" in fails(capsys, [*given, "--prompts", "a {}"])
+    assert zero_shot.main([*given, "--prompts", "a {}", "--force"]) == 0
+    assert results.load(tmp_path / "out")[0]["templates"] == ["a {}"]
     (tmp_path / "half" / "parts").mkdir(parents=True)
-    (tmp_path / "half" / "parts" / "key.json").write_text("{}")
+    (tmp_path / "half" / "parts" / "key").write_text("other")
     (tmp_path / "half" / "parts" / "00000000.npz").touch()
     assert "half a run of another kind" in fails(capsys, command(model, data, tmp_path / "half"))
 
@@ -156,7 +169,7 @@ def test_mistakes_take_one_line(model, data, tmp_path, capsys):
     assert "are not among the 10 that" in fails(capsys, [*given, "--dataset", "cifar10"])
     assert "none of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
     assert "no template set 'x'" in fails(capsys, [*given, "--template-set", "x"])
-    assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"])
+    assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"], 2)
     assert "nothing is there" in fails(capsys, command(model, tmp_path / "no", out))
     assert "no model is named" in fails(capsys, command(Path("no-such"), data, out))
     assert "--colour" in fails(capsys, [*given, "--colour"], 2)
@@ -218,3 +231,88 @@ def test_published_figures_are_found_by_model_and_metric():
         for size, percent in zip((100, 1000, 2000), percents, strict=True):
             (row,) = common.published(f"celeba_{size}", name, "top1")
             assert row["value"] == pytest.approx(percent / 100)
+
+
+# The same pictures from every place ---------------------------------------------------------------
+
+BUILDER = """
+import io
+import tensorflow_datasets as tfds
+from tests import planted
+
+class Planted(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=sorted(planted.COLOURS))}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+    def _split_generators(self, manager):
+        return {"test": self._generate_examples()}
+    def _generate_examples(self):
+        for i, (label, colour) in enumerate(planted.rows()):
+            yield i, {"image": io.BytesIO(planted.png(colour)), "label": label}
+"""
+PREPARE = """
+import sys
+from made import Planted
+from experiments import zero_shot
+Planted(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+code = zero_shot.main(sys.argv[2:])
+assert "tensorflow" not in sys.modules
+raise SystemExit(code)
+"""
+
+
+def test_a_tfds_name_a_folder_and_tar_shards_give_the_same_result(model, data, tmp_path):
+    """tfds in a process of its own, which shows at its end that TensorFlow was not imported."""
+    pytest.importorskip("tensorflow_datasets")
+    members: dict[str, bytes] = {}
+    for i, (label, colour) in enumerate(planted.rows()):
+        members |= {f"{i:03d}.png": planted.png(colour), f"{i:03d}.cls": label.encode()}
+    half = list(members)[:40]
+    (tmp_path / "shards").mkdir()
+    planted.shard(tmp_path / "shards" / "0.tar", {name: members[name] for name in half})
+    rest = {name: content for name, content in members.items() if name not in half}
+    planted.shard(tmp_path / "shards" / "1.tar", rest)
+    (tmp_path / "shards" / "classnames.txt").write_text("\n".join(sorted(NAMES)))
+    assert zero_shot.main(command(model, data, tmp_path / "folder")) == 0
+    assert zero_shot.main(command(model, tmp_path / "shards", tmp_path / "tar")) == 0
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "__init__.py").write_text(BUILDER)
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    prepared = str(tmp_path / "prepared")
+    given = command(model, "tfds:planted:test", tmp_path / "tfds", "--data-dir", prepared)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(tmp_path / "prepare.py"), prepared, *given],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {kind: results.load(tmp_path / kind) for kind in ("folder", "tar", "tfds")}
+    one = found["folder"]
+    for result, predictions in found.values():
+        assert np.array_equal(predictions["confusion"], TABLE)
+        same = ("metrics", "interval", "per_class", "classes", "checksums", "n", "empty")
+        assert all(result[key] == one[0][key] for key in same)
+        order = np.lexsort((predictions["top"][:, 0], predictions["label"]))
+        first = np.lexsort((one[1]["top"][:, 0], one[1]["label"]))
+        assert np.allclose(predictions["score"][order], one[1]["score"][first], atol=1e-6)
+
+
+def test_imagenet_folders_by_wordnet_id_are_asked_with_the_released_names(tmp_path):
+    """A thousand classes, three folders, a random model: the labels are the released places."""
+    config = dataclasses.replace(planted.CONFIG, text=TextConfig(16, 1, 2, 77, 49408))
+    path = tmp_path / "random.safetensors"
+    checkpoint.save(path, clip.to_flat(clip.create(config, remat="none")), config, {})
+    for folder, colour in (("n01440764", "red"), ("n02123045", "blue"), ("n15075141", "white")):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+        (tmp_path / "val" / folder / "1.png").write_bytes(planted.png(colour))
+    given = command(path, tmp_path / "val", tmp_path / "out", "--dataset", "imagenet")
+    assert zero_shot.main([*given, "--template-set", "one"]) == 0
+    result, predictions = results.load(tmp_path / "out")
+    assert predictions["label"].tolist() == [0, 281, 999]
+    assert [result["classes"][i] for i in (0, 281, 999)] == ["tench", "tabby cat", "toilet paper"]
+    assert predictions["confusion"].shape == (1000, 1000) and len(result["empty"]) == 997

@@ -1,6 +1,7 @@
 """Commands that train and test models: train, evaluate."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,11 +104,21 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
         model: "emoji" (the embedded model), a run folder, or a .safetensors file.
         as_json: Print one JSON object instead of a table.
     """
-    _show_scores(_unseen_artist(load_model(model)[0].module)[0], as_json)
+    from jaxclip.downloads import cache_folder
+    from jaxclip.evaluation.compiled import compiled
+
+    loaded = load_model(model)[0]
+
+    def text_embeds(names: Sequence[str]) -> np.ndarray:
+        return compiled(loaded, names, ("{}",), cache_folder(), truncate=True)
+
+    _show_scores(_unseen_artist(loaded.module, text_embeds)[0], as_json)
     return 0
 
 
-def _unseen_artist(model: Any) -> tuple[dict[str, Any], Any]:
+def _unseen_artist(
+    model: Any, text_embeds: Callable[[Sequence[str]], np.ndarray] | None = None
+) -> tuple[dict[str, Any], Any]:
     from jaxclip.data.sources import emoji, unseen_artist
     from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
 
@@ -119,7 +130,8 @@ def _unseen_artist(model: Any) -> tuple[dict[str, Any], Any]:
     chance |= {
         f"{way}_r{k}": k / count for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
     }
-    scores = {"model": evaluation(model), "pixel nearest neighbour": floor, "chance": chance}
+    T_e = None if text_embeds is None else text_embeds(evaluation.classes)
+    scores = {"model": evaluation(model, T_e), "pixel nearest neighbour": floor, "chance": chance}
     return {"classes": count, "pictures": len(test.names), "scores": scores}, evaluation
 
 

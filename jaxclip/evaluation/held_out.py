@@ -15,6 +15,7 @@ from jaxclip.evaluation.features import streamed
 from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.retrieval import embedded, unusable
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+from jaxclip.evaluation.zero_shot import unusable as no_class
 from jaxclip.preprocess import Preprocess
 from jaxclip.tokenizer import tokenize
 
@@ -91,11 +92,8 @@ class HeldOut:
         names = [name.replace("_", " ") for name in labelled.names]
         T_e = classifier(self._texts(model), names, self.templates)  # [c, e]
 
-        def usable(example: Any) -> str | None:
-            return None if 0 <= example.label < len(names) else "label that is no class"
-
         tally = Tally(len(names))
-        for block in self._blocks(model, labelled, usable):
+        for block in self._blocks(model, labelled, lambda example: no_class(example, len(names))):
             if block.items:
                 top, _ = best(unit(block.features) @ T_e.T, 5)
                 tally.add(np.array([example.label for example in block.items]), top)

@@ -18,6 +18,7 @@ result.json, one object; every number is a share in 0..1 unless its name says ot
     checksums    {"weights", "prompts", "preprocessing"}: SHA-256
     classes      [c] names
     per_class    [{"class", "n", "accuracy"}, ...] in the order of classes; accuracy null if n is 0
+    key          SHA-256 of the question, by which the same one is not asked twice; maybe none
     versions     {library: version}, with "python", "machine" and "backend"
     date         ISO 8601, with the zone
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.data.labelled import Example
 from jaxclip.evaluation.prompts import checked
 
 Encode = Callable[[np.ndarray], Any]
@@ -37,6 +38,11 @@ def sound(features: np.ndarray, what: str) -> np.ndarray:
             f"features of {what} are zero or no numbers; the weights are damaged or have diverged"
         )
     return features
+
+
+def unusable(example: Example, classes: int) -> str | None:
+    """Why a labelled picture cannot count, whatever it shows; for `features.streamed`."""
+    return None if 0 <= example.label < classes else "label out of range"
 
 
 def prompted(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
