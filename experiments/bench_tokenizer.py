@@ -1,0 +1,2 @@
+import argparse
+def add_flags(parser): pass
