@@ -1,2 +1,5 @@
 import argparse
-def add_flags(parser): pass
+
+
+def add_flags(parser):
+    pass
