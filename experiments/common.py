@@ -22,6 +22,14 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def positive(text: str) -> int:
+    """A flag's whole number of at least one, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} came, at least 1 was expected")
+    return number
+
+
 def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
     """Parse, work, and tell a failure in one line: the exit code is 0 or 1."""
     arguments = parser.parse_args(given)

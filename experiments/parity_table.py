@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 import jaxclip
+from experiments import pages
 from experiments.common import machine
 from jaxclip import convert
 from jaxclip.checkpoint import replacing
@@ -38,8 +39,7 @@ ROOT = Path(__file__).parents[1]
 PICTURES = ("rocket", "cat-face")
 TEXTS = ("a diagram", "a dog", "a cat")
 FLOOR = 2e-5  # of the largest value
-BEGIN = "<!-- written by python -m experiments.parity_table -->"
-END = "<!-- end of the table -->"
+COMMAND = "python -m experiments.parity_table"
 
 
 def versions() -> str:
@@ -171,14 +171,9 @@ SHA-256 and compares every stage with the NumPy reference in float64; with `--pi
 
 def write(out: Path, readme: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The page, and the part of the README between its two marks."""
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{readme} lacks {BEGIN!r} or {END!r}")
-    texts = {out: page(rows), readme: f"{before}{BEGIN}\n{short_table(rows)}\n{END}{after}"}
-    for path, text in texts.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+    pages.write_table(readme, COMMAND, short_table(rows))
+    with replacing(out) as temporary:
+        temporary.write_text(page(rows))
 
 
 def main(names: Sequence[str], out: Path, seed: int) -> int:

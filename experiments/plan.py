@@ -7,6 +7,7 @@ Nothing is run on a TPU: jax asks the compiler that TPUs use (libtpu).
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import time
@@ -14,11 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from experiments import pages
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.training.plan import report
 from jaxclip.training.recipe import PRESETS, Layout, TrainConfig
 
-OUT = Path(__file__).parents[1] / "docs" / "tpu.json"
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "docs" / "tpu.json"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
+COMMAND = "python -m experiments.plan"
 # No width of it is 2048, the batch, or 2048 over the number of devices.
 SMALL = ClipConfig(VisionConfig(64, 16, 128, 2, 2), TextConfig(128, 2, 2, 33, 1009), 96)
 SMALL_RECIPE = TrainConfig(
@@ -40,24 +45,58 @@ def small() -> None:
     told = report(SMALL_RECIPE, Layout("gathered"), SMALL_TOPOLOGIES[0])
     print(json.dumps(told), flush=True)
     assert told["logits held"] == [(256, 2048)], told
+    # what does not fit is told, with what to change
+    tight = dataclasses.replace(SMALL_RECIPE, batch_size=2**17, remat="none")
+    told = report(tight, Layout("ring"), "v5e:2x2")
+    print(json.dumps(told), flush=True)
+    assert not told["fits"] and told["try"][0] == "--remat full", told
+
+
+def table(record: dict[str, Any]) -> str:
+    """What the pages show of the record."""
+    lines = [
+        "| model | TPU, chips | GiB a chip, state and batch of it | TFLOPs a chip and step | "
+        "all-reduce | collective-permute |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        flops = row["model TFLOPs a step"] / row["devices"]
+        told = [row["model"], f"{row['topology']}, {row['devices']}"]
+        told += [f"{row['GiB a device']}, {row['of them state and batch']}", f"{flops:.1f}"]
+        for kind in ("all-reduce", "collective-permute"):
+            sent = row["collectives"].get(kind, {"count": 0, "bytes": 0})
+            told.append(f"{sent['count']}, {sent['bytes'] / 2**20:.1f} MiB")
+        lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines)
 
 
 def main() -> list[dict[str, Any]]:
-    """The full-size table, a line as soon as it is there; what does not compile is told as well."""
+    """The full-size table, a line as soon as it is there."""
     rows = []
     for topology in TOPOLOGIES:
         for name in ("ViT-B/32", "ViT-L/14", "RN50"):
             began = time.monotonic()
             row = {"model": name, **report(PRESETS[name], Layout("ring"), topology)}
+            assert not row.get("logits held"), row  # the ring holds a block of logits and no more
             rows.append({**row, "compile seconds": round(time.monotonic() - began)})
             print(json.dumps(rows[-1]), flush=True)
             versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
             versions["python"] = platform.python_version()
             OUT.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    rewrite()
     return rows
+
+
+def rewrite() -> None:
+    """The tables in the pages, from the record."""
+    record = json.loads(OUT.read_text())
+    for page in PAGES:
+        pages.write_table(page, COMMAND, table(record))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--small", action="store_true")
-    small() if parser.parse_args().small else main()
+    parser.add_argument("--small", action="store_true", help="what CI asks")
+    parser.add_argument("--rewrite", action="store_true", help="compile nothing, write the tables")
+    asked = parser.parse_args()
+    small() if asked.small else rewrite() if asked.rewrite else main()

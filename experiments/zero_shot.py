@@ -27,7 +27,7 @@ from rich.table import Table
 from experiments import common
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model, print_table, stderr
-from jaxclip.data.labelled import Aligned, Example, aligned, labelled
+from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.downloads import cache_folder
@@ -35,7 +35,7 @@ from jaxclip.evaluation import plots, prompts, results
 from jaxclip.evaluation.compiled import compiled, weights_checksum
 from jaxclip.evaluation.features import Block, streamed
 from jaxclip.evaluation.metrics import Tally, best
-from jaxclip.evaluation.zero_shot import unit
+from jaxclip.evaluation.zero_shot import unit, unusable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +59,24 @@ class Task:
 
 
 def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
-    """Ask the model about every picture, write what came of it to `out`, and return the result."""
+    """Ask the model about every picture, write what came of it to `out`, and return the result.
+
+    A result of the very same question that is there already is returned as it is.
+    """
     model, preprocess = load_model(task.model)
     classes = task.source.names
-    checksums = {
-        "weights": weights_checksum(model.module),
-        "prompts": digest({"classes": classes, "templates": task.templates}),
-        "preprocessing": digest([task.policy, preprocess.size]),
-    }
-    parts = Parts(out, {"checksums": checksums, "data": task.data, "n": len(task.source)}, force)
+    said = {"classes": classes, "templates": task.templates}
+    checksums = checked_sums(model, preprocess, said, task.policy)
+    key = digest({"checksums": checksums, "data": task.data, "n": len(task.source)})
+    if not force and (done := finished(out, key)) is not None:
+        return done
+    parts = Parts(out, digest([key, task.batch_size]), force)
     matrix = compiled(model, classes, task.templates, cache_folder())  # [c, e]
     skips = Skips(task.skip_limit)
     skips.counts.update(parts.skipped)
     blocks = streamed(
         task.source,
-        preprocess.safe if task.policy == "safe" else preprocess,
+        to_pixels(preprocess, task.policy),
         model.encode_image,
         skips=skips,
         usable=lambda example: unusable(example, len(classes)),
@@ -84,22 +87,41 @@ def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
     for block in track(blocks, "asking", total=total, console=stderr):
         parts.add(answers(block, matrix), skips)
     tally = counted(parts, len(classes))
-    result = described(task, tally, skips, checksums)
+    result = {**described(task, tally), "skipped": dict(skips.counts)}
     results.join(out, parts.paths, tally.confusion)
     plots.confusion(tally.confusion, classes, out / "confusion.png")
-    results.save(out, result, None)
+    results.save(out, {**result, "checksums": checksums, "key": key}, None)
     parts.remove()
+    return results.load(out)[0]
+
+
+def checked_sums(model: Any, preprocess: Any, said: Any, policy: str) -> dict[str, str]:
+    """What a result depends on: `checksums` of result.json. `said`: all that is turned to text."""
+    return {
+        "weights": weights_checksum(model.module),
+        "prompts": digest(said),
+        "preprocessing": digest([policy, preprocess.size]),
+    }
+
+
+def to_pixels(preprocess: Any, policy: str) -> Any:
+    """What turns a decoded picture into pixels, by --policy."""
+    return preprocess.safe if policy == "safe" else preprocess
+
+
+def finished(out: Path, key: str) -> dict[str, Any] | None:
+    """The result of that question, if it is there; ValueError if another one is."""
+    if not (out / "result.json").is_file():
+        return None
+    result = results.load(out)[0]
+    if result.get("key") != key:
+        raise ValueError(f"{out} holds a result of another kind; add --force or another --out")
     return result
 
 
 def digest(value: Any) -> str:
     """SHA-256 of something that JSON can hold."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
-
-
-def unusable(example: Example, classes: int) -> str | None:
-    """Why a picture cannot count, whatever it shows."""
-    return None if 0 <= example.label < classes else "label out of range"
 
 
 def answers(block: Block, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,19 +139,16 @@ def answers(block: Block, matrix: np.ndarray) -> dict[str, np.ndarray]:
 class Parts:
     """What a run has so far, a file a block, so that one that was interrupted can go on."""
 
-    def __init__(self, out: Path, same: dict[str, Any], force: bool) -> None:
-        self.folder, key = out / "parts", json.dumps(same, sort_keys=True)
+    def __init__(self, out: Path, key: str, force: bool) -> None:
+        self.folder = out / "parts"
         if force:
             self.remove()
-        elif (out / "result.json").is_file() and not self.folder.is_dir():
-            raise ValueError(f"{out} holds a result already; add --force or another --out")
-        saved = self.folder / "key.json"
-        if not saved.is_file():
-            with replacing(saved) as temporary:
-                temporary.write_text(key)
-        elif saved.read_text() != key:
-            raise ValueError(f"{out} holds half a run of another kind; add --force")
+        saved = self.folder / "key"
         self.paths = sorted(self.folder.glob("*.npz"))
+        if self.paths and (not saved.is_file() or saved.read_text() != key):
+            raise ValueError(f"{out} holds half a run of another kind; add --force")
+        with replacing(saved) as temporary:
+            temporary.write_text(key)
         self.skipped: dict[str, int] = {}
         for path in self.paths[-1:]:
             with np.load(path, allow_pickle=False) as arrays:
@@ -155,8 +174,8 @@ def counted(parts: Parts, classes: int) -> Tally:
     return tally
 
 
-def described(task: Task, tally: Tally, skips: Skips, checksums: dict[str, str]) -> dict[str, Any]:
-    """The object of result.json."""
+def described(task: Task, tally: Tally) -> dict[str, Any]:
+    """The object of result.json, but for `skipped`, `checksums` and `key`."""
     metrics = tally.metrics()
     value, interval = metrics[task.metric], tally.interval(task.metric)
     expected = common.published(task.dataset, task.model, task.metric)
@@ -176,13 +195,11 @@ def described(task: Task, tally: Tally, skips: Skips, checksums: dict[str, str])
         "interval": list(interval),
         "metrics": metrics,
         "n": tally.n,
-        "skipped": dict(skips.counts),
         "empty": [row["class"] for row in per_class if row["n"] == 0],
         "expected": expected,
         "verdict": common.verdict(value, interval, expected),
         "templates": list(task.templates),
         "policy": task.policy,
-        "checksums": checksums,
         "classes": list(task.source.names),
         "per_class": per_class,
         "versions": common.surroundings(),
@@ -218,7 +235,7 @@ def parser(name: str, description: str) -> common.Parser:
     flag("--model", default="emoji", help='"emoji", a released name, a run folder, a checkpoint')
     flag("--out", type=Path, required=True, help="the folder of the result")
     flag("--policy", choices=("official", "safe"), default="official", help="picture to pixels")
-    flag("--batch-size", type=int, default=64, help="pictures at once")
+    flag("--batch-size", type=common.positive, default=64, help="pictures at once")
     flag("--skip-limit", type=int, default=100, help="pictures that may be left out")
     flag("--data-dir", type=Path, help="where tensorflow-datasets were prepared")
     flag("--force", action="store_true", help="start afresh although --out holds a run")
@@ -227,8 +244,6 @@ def parser(name: str, description: str) -> common.Parser:
 
 def task(arguments: argparse.Namespace, dataset: str, experiment: str) -> Task:
     """What the flags ask for, on one of the data sets by name or file."""
-    if arguments.batch_size < 1 or arguments.skip_limit < 0:
-        raise ValueError("--batch-size must be at least 1 and --skip-limit at least 0")
     known = prompts.load(dataset, arguments.template_set)
     templates = prompts.checked(arguments.prompts) if arguments.prompts else known.templates
     source = labelled(
@@ -263,18 +278,23 @@ def data_flags(made: common.Parser) -> None:
     flag("--metric", choices=prompts.METRICS, help="instead of the one that is published")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """The command line."""
     made = parser("zero_shot", __doc__.splitlines()[0])
     data_flags(made)
     names = ", ".join(prompts.available())
     made.add_argument("--dataset", default="custom", help=f"{names}, or a .json file of your own")
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
 
     def work(arguments: argparse.Namespace) -> None:
         asked = task(arguments, arguments.dataset, "zero_shot")
         show(run(asked, arguments.out, arguments.force), arguments.out)
 
-    return common.run(made, work, given)
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

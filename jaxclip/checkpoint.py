@@ -3,7 +3,7 @@
 Three forms of the same parameters:
   flat     {"visual.transformer.resblocks.0.ln_1.scale": [d], ...}: on disk, one entry a layer
   nested   the same as nested dicts: what `reference` reads
-  stacked  flat, but "resblocks.ln_1.scale" [layers, d]: what the Flax modules hold
+  stacked  flat, but "resblocks.ln_1.scale" [layers, d]: what the Flax modules hold, unless unrolled
 Names are compared here, once: modules themselves would accept permuted layers without a word.
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +26,7 @@ from jaxclip.config import ClipConfig
 FORMAT = "jaxclip-1"
 Flat: TypeAlias = dict[str, np.ndarray]
 _LAYER = re.compile(r"^(.*\bresblocks)\.(\d+)\.(.*)$")
-_STACK = re.compile(r"^(.*\bresblocks)\.(.*)$")
+_STACK = re.compile(r"^(.*\bresblocks)\.(?!\d)(.*)$")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +74,11 @@ def stack(flat: Mapping[str, np.ndarray]) -> Flat:
             raise ValueError(f"{path}: layers of one shape were expected, {sorted(shapes)} came")
         stacked[path] = np.stack([by_number[i] for i in range(len(by_number))])
     return stacked
+
+
+def is_stacked(names: Iterable[str]) -> bool:
+    """Whether any of the paths stands for all layers of a stack at once."""
+    return any(_STACK.match(name) for name in names)
 
 
 def unstack(stacked: Mapping[str, np.ndarray]) -> Flat:

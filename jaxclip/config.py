@@ -133,6 +133,9 @@ class ClipConfig:
     text: TextConfig
     embed_dim: int
     activation: Activation = "quick_gelu"
+    logit_bias: bool = False
+    """A number added to every logit, as SigLIP's loss wants it (not in the paper); such a model
+    trains with that loss."""
 
     def __post_init__(self) -> None:
         _require_positive(self)

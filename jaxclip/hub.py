@@ -138,7 +138,7 @@ def load(
     activation: Activation | None = None,
     image_size: int | None = None,
     precision: str | None = None,
-    unroll: bool = False,
+    unroll: bool | None = None,
 ) -> tuple[Model, Preprocess]:
     """A model and what turns its pictures into pixels.
 
@@ -154,8 +154,9 @@ def load(
         (`jaxclip.convert.at_size` has Hugging Face's way as well).
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
         setting in force.
-      unroll: compile the blocks one after the other instead of once in a loop: slower to compile,
-        sometimes faster to run.
+      unroll: keep a transformer's blocks apart and compile one after the other, instead of once as
+        the body of a loop over their stacked weights. None does so on a CPU, where the loop costs
+        up to a third of the time (docs/performance.md).
 
     Raises:
       ValueError: nothing is there, or it is not a sound checkpoint of a CLIP model.
@@ -168,6 +169,8 @@ def load(
     loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
     if image_size is not None:
         loaded = convert.at_size(loaded, image_size)
+    if unroll is None:
+        unroll = jax.default_backend() == "cpu"
     numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxclip import checkpoint
-from jaxclip.config import EMOJI, ClipConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.training.recipe import EMOJI
 from tests import tiny
 
 SMALL = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101), 7)
@@ -269,7 +270,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from jaxclip import checkpoint
-from jaxclip.config import EMOJI
+from jaxclip.training.recipe import EMOJI
 
 def die_half_way(arrays, target, metadata):
     Path(target).write_bytes(b"half of it")

@@ -96,7 +96,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken_and_it_says_so(tmp_path, c
     for file in (tmp_path / "5").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the checkpoints \[8, 5\]"):
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[5\]"):
         checkpoints.restore(shapes(), places(8, 4))
     checkpoints.close()
 

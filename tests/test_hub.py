@@ -188,6 +188,6 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
         jaxclip.load("ViT-B/31")
     with pytest.raises(ValueError, match="holds no checkpoint"):
         jaxclip.load(tmp_path)
-    (tmp_path / "state.safetensors").write_bytes(b"")
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
     with pytest.raises(ValueError, match="--resume"):
         jaxclip.load(tmp_path)

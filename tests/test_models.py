@@ -369,11 +369,9 @@ def test_image_towers_are_told_apart_by_their_kind():
             ClipConfig.from_json(resnet_json(**changes))
     with pytest.raises(ValueError, match="patch_size"):
         ClipConfig.from_json(resnet_json().replace('"kind": "resnet", ', ""))
-    run = TrainConfig(model=RELEASED["RN50"])
-    assert TrainConfig.from_json(run.to_json()) == run
 
 
-@pytest.mark.parametrize("config", [SMALL, RELEASED["RN50x64"], RELEASED["ViT-L/14@336px"], EMOJI])
+@pytest.mark.parametrize("config", [SMALL, RELEASED["RN50x64"], RELEASED["ViT-L/14@336px"]])
 def test_a_config_survives_json(config):
     text = dataclasses.replace(config, activation="gelu").to_json()
     assert "\n" not in text and ClipConfig.from_json(text).activation == "gelu"

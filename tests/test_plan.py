@@ -78,6 +78,13 @@ def test_what_does_not_fit_is_told_what_to_change():
     assert plan.suggestions(loose, Layout("ring", fsdp=8), 8) == []
 
 
+def test_the_memory_that_was_wanted_is_told():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    said += "temporaries (41.97G) exceeds available HBM (15.75G)."
+    assert plan._needed(said) == "41.97 GiB wanted, 15.75 GiB there"
+    assert plan._needed("RESOURCE_EXHAUSTED: otherwise\nmore") == "RESOURCE_EXHAUSTED: otherwise"
+
+
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is there")
 def test_without_libtpu_one_line_says_what_to_install(capsys):
     assert cli.main(["plan", "--topology", "v5e:2x2"]) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import parity_table
+from experiments import pages, parity_table, plan
 from jaxclip import cli
 from jaxclip.config import RELEASED
 from tests.test_models import COUNTS
@@ -56,7 +56,7 @@ def test_the_parity_tables_are_what_the_command_writes() -> None:
     record = json.loads((ROOT / "docs" / "parity.json").read_text())
     assert list(RELEASED) == [name for name in RELEASED if name in record]
     rows = [record[name] for name in RELEASED]
-    written = README.split(parity_table.BEGIN)[1].split(parity_table.END)[0].strip()
+    written = pages.table_in(ROOT / "README.md", parity_table.COMMAND)
     assert written == parity_table.short_table(rows)
     assert (ROOT / "docs" / "parity.md").read_text() == parity_table.page(rows)
     for row in rows:
@@ -67,3 +67,29 @@ def test_the_parity_tables_are_what_the_command_writes() -> None:
             floor = parity_table.FLOOR * numbers["largest"]
             assert numbers["error"] <= 4 * numbers["torch error"] + floor
             assert numbers.get("cosine", 1) >= 0.999999
+
+
+def test_the_table_of_the_tpus_is_what_the_command_writes() -> None:
+    """From its record, docs/tpu.json: three models on four kinds of TPU, one of 256 chips."""
+    record = json.loads((ROOT / "docs" / "tpu.json").read_text())
+    for page in plan.PAGES:
+        assert pages.table_in(page, plan.COMMAND) == plan.table(record)
+    rows = record["rows"]
+    assert {row["topology"].split(":")[0] for row in rows} == {"v4", "v5e", "v5p", "v6e"}
+    assert {row["model"] for row in rows} == {"ViT-B/32", "ViT-L/14", "RN50"} and len(rows) == 12
+    assert max(row["devices"] for row in rows) == 256
+    for row in rows:
+        assert row["fits"] and row["logits held"] == [] and row["batch"] == 32768
+        assert row["collectives"]["collective-permute"]["count"] > 0
+
+
+def test_a_page_without_its_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{pages.begin('a command')}\n{pages.END}\nafter\n")
+    pages.write_table(page, "a command", "| 1 |")
+    assert pages.table_in(page, "a command") == "| 1 |"
+    pages.write_table(page, "a command", "| 2 |")
+    assert page.read_text() == f"before\n{pages.begin('a command')}\n| 2 |\n{pages.END}\nafter\n"
+    with pytest.raises(ValueError, match="lacks"):
+        pages.write_table(page, "another command", "| 3 |")
+    assert "| 2 |" in page.read_text()

@@ -24,8 +24,8 @@ from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
-from jaxclip.training import state as states
-from jaxclip.training.sharding import data_mesh
+from jaxclip.training.checkpoints import Checkpoints, RunState
+from jaxclip.training.sharding import data_mesh, placement
 from jaxclip.training.step import gradients, sharded_step
 from tests import tiny
 from tests.parity_support import official_module
@@ -412,10 +412,14 @@ def test_setting_statistics_changes_those_named_only():
 def test_a_run_s_state_survives_the_file(tmp_path):
     adamw = optimizer.adamw(0.1, 0, 10, tower=ResNetConfig)
     m = model(TINY)
-    states.save(tmp_path / "state", states.State(m, adamw.init(m), 3))
-    like = clip.abstract(TINY)
-    back = states.load(tmp_path / "state", (like, jax.eval_shape(adamw.init, like)))
-    assert back.step == 3
+    opt_state = adamw.init(m)
+    stored = Checkpoints(tmp_path / "state")
+    stored.save(RunState(m, opt_state, 3, jax.random.key(0), [0], {}))
+    stored.finish()
+    mesh = data_mesh(jax.devices()[:1])
+    places = placement(m, mesh), placement(opt_state, mesh)
+    back = stored.restore((m, opt_state), places)
+    assert back is not None and back.step == 3
     assert jax.tree.structure(back.opt_state) == jax.tree.structure(adamw.init(m))
     flat, expected = clip.to_flat(back.model), clip.to_flat(m)
     assert all((flat[name] == expected[name]).all() for name in expected)

@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from jaxclip.cli.ask import classify, embed, tokenize
+from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
 from jaxclip.cli.shared import FAILED, USAGE, UsageError
 from jaxclip.cli.train import evaluate, train
@@ -20,7 +21,19 @@ from jaxclip.training.recipe import PRESETS, TrainConfig
 DESCRIPTION = (
     "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
 )
-COMMANDS = (classify, embed, tokenize, train, evaluate, models, inspect, convert, verify, plan)
+COMMANDS = (
+    classify,
+    embed,
+    tokenize,
+    train,
+    evaluate,
+    models,
+    inspect,
+    convert,
+    verify,
+    plan,
+    interpolate,
+)
 
 
 def _preset(arguments: Sequence[str]) -> TrainConfig:

@@ -44,15 +44,13 @@ def classify(
     chosen = _labels(labels)
     if not pictures:
         raise UsageError("no picture was given; name one or more picture files")
-    from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+    from jaxclip.downloads import cache_folder
+    from jaxclip.evaluation.compiled import compiled
+    from jaxclip.evaluation.zero_shot import in_blocks, unit
     from jaxclip.pictures import open_image
-    from jaxclip.tokenizer import tokenize
 
     clip, preprocess = load_model(model)
-    length = clip.config.text.context_length
-    text_embeds = classifier(
-        lambda texts: np.asarray(clip.encode_text(tokenize(texts, length))), chosen, prompts
-    )
+    text_embeds = compiled(clip, chosen, prompts, cache_folder())
     images = np.stack([preprocess.safe(open_image(path)) for path in pictures])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
     logits = np.exp(float(clip.module.logit_scale[...])) * image_embeds @ text_embeds.T

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
+import logging
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,23 +17,30 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxclip import convert, hub
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import UsageError, stderr
+from jaxclip.data.labelled import labelled
 from jaxclip.data.pairs import opened
-from jaxclip.data.place import place
+from jaxclip.data.place import Place, place
 from jaxclip.data.sources import emoji, known
 from jaxclip.data.stream import Skips
+from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.named_pictures import Evaluation
-from jaxclip.training import distributed, loop
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training import assembly, distributed, loop
+from jaxclip.training.finetune import parameters_at_rate
+from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
+from jaxclip.training.sharding import data_mesh
 from jaxclip.training.streams import Drawings, Pairs, Stream
 
 FILES = ("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors")
 FOLDERS = ("state", "state-damaged", "profile", "tensorboard")
 EMOJI = ("emoji",)
+# of the metrics of an evaluation, those that are told while it runs
+SHOWN = {"top1": "top-1", "image_to_text_r1": "image to text R@1", "text_to_image_r1": "back R@1"}
 
 
 class Fed(NamedTuple):
@@ -39,6 +49,8 @@ class Fed(NamedTuple):
     data: tuple[str, ...]
     weights: tuple[float, ...]
     start: str
+    zero_shot: str
+    retrieval: str
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
@@ -103,6 +115,13 @@ def _prepare_folder(out: Path, config: TrainConfig, fed: Fed, resume: bool, forc
             temporary.write_text(text)
 
 
+def _place(text: str) -> Place:
+    try:
+        return place(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def stream(
     config: TrainConfig, layout: Layout, fed: Fed, data_dir: Path | None, skips: Skips
 ) -> Stream:
@@ -118,10 +137,7 @@ def stream(
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
     if fed.weights and (len(fed.weights) != len(fed.data) or min(fed.weights) <= 0):
         raise UsageError(f"{len(fed.data)} data sets came with --weights {list(fed.weights)}")
-    try:
-        places = [place(text) for text in fed.data]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    places = [_place(text) for text in fed.data]
     return Pairs(
         [opened(found, data_dir) for found in places],
         size=config.model.vision.image_size,
@@ -132,8 +148,27 @@ def stream(
     )
 
 
-def validation(config: TrainConfig, fed: Fed) -> Callable[[Any], dict[str, Any]] | None:
-    """What is asked on a schedule: of the emoji, the pictures held out of the same artists."""
+def devices(layout: Layout) -> Mesh:
+    """All devices, as the layout wants them; UsageError where they do not divide so."""
+    try:
+        return data_mesh(fsdp=layout.fsdp, tensor=layout.tensor)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def validation(
+    config: TrainConfig, mesh: Mesh, fed: Fed, data_dir: Path | None, skip_limit: int
+) -> Callable[[Any], dict[str, Any]] | None:
+    """What is asked on a schedule: what the flags hold out, or of the emoji the same artists'."""
+    if fed.zero_shot or fed.retrieval:
+        return HeldOut(
+            mesh,
+            config.model.vision.image_size,
+            config.text_length,
+            labelled=labelled(_place(fed.zero_shot), data_dir) if fed.zero_shot else None,
+            pairs=opened(_place(fed.retrieval), data_dir) if fed.retrieval else None,
+            skip_limit=skip_limit,
+        )
     if fed.data != EMOJI:
         return None
     training = emoji("train")
@@ -208,11 +243,25 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
                 f"{values['logit_scale']:.1f}, {rate:.0f} images/s{skipped}"
             )
             bar.update(task, completed=values["step"], line=line)
-            if "top1" in values and not quiet:
-                score = f"{100 * values['top1']:.1f} %"
-                bar.console.print(f"step {values['step']}: validation top-1 {score}")
+            shown = [f"{SHOWN[k]} {100 * values[k]:.1f} %" for k in SHOWN if k in values]
+            if shown and not quiet:
+                bar.console.print(f"step {values['step']}: held out: {', '.join(shown)}")
 
         yield show
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Silence for Orbax's threads and coroutines, whose failures `Checkpoints` raises anyway."""
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        gc.collect()
+        threading.excepthook, sys.unraisablehook = before
 
 
 def run(
@@ -226,7 +275,11 @@ def run(
     **options: Any,
 ) -> Any:
     """`loop.train` with a progress bar, until it ends or a signal ends it: None then."""
-    with stoppable() as asked, progress_bar(config, skips) as show:
+    if config.rates and is_first():
+        caught = parameters_at_rate(assembly.shapes(config)[0], parse_rates(config.rates))
+        told = ", ".join(f"{count:,} at {factor:g}" for factor, count in sorted(caught.items()))
+        stderr.print(f"parameters by factor on the learning rate: {told}", highlight=False)
+    with one_voice(), stoppable() as asked, progress_bar(config, skips) as show:
         try:
             return loop.train(
                 config,

@@ -1,6 +1,7 @@
 """Commands that train and test models: train, evaluate."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ def train(
     preset: Preset = "quick",
     out: Path = Path("runs/emoji"),
     start: str = "",
+    zero_shot: str = "",
+    retrieval: str = "",
     weights: tuple[float, ...] = (),
     data_dir: Path | None = None,
     skip_limit: int = 1000,
@@ -46,6 +49,9 @@ def train(
             hour); the name of a released model is the paper's recipe for it.
         out: The run folder.
         start: A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained.
+        zero_shot: Pictures with classes that are held out, asked every --evaluate-every steps: a
+            folder for each class, a table, tar shards, tfds:NAME:SPLIT or emoji:SPLIT.
+        retrieval: Pictures with captions that are held out, asked in both directions.
         weights: Examples of each data set in a mixture; equal unless given.
         data_dir: Where tensorflow-datasets keeps what it has prepared.
         skip_limit: Broken pictures and empty captions that are left out before the run fails.
@@ -66,8 +72,8 @@ def train(
     from jaxclip.data.stream import Skips
 
     run.join(coordinator, processes, process)
-    fed = run.Fed(data, weights, start)
-    skips = Skips(skip_limit)
+    fed = run.Fed(data, weights, start, zero_shot, retrieval)
+    skips, mesh = Skips(skip_limit), run.devices(layout)
     config, flat = run.with_start(config, start)
     stream = run.stream(config, layout, fed, data_dir, skips)
     run.prepare_folder(out, config, fed, resume, force)
@@ -77,7 +83,8 @@ def train(
         stream,
         out,
         skips=skips,
-        evaluate=run.validation(config, fed),
+        mesh=mesh,
+        evaluate=run.validation(config, mesh, fed, data_dir, skip_limit),
         start=flat,
         resume=resume,
         sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
@@ -97,11 +104,21 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
         model: "emoji" (the embedded model), a run folder, or a .safetensors file.
         as_json: Print one JSON object instead of a table.
     """
-    _show_scores(_unseen_artist(load_model(model)[0].module)[0], as_json)
+    from jaxclip.downloads import cache_folder
+    from jaxclip.evaluation.compiled import compiled
+
+    loaded = load_model(model)[0]
+
+    def text_embeds(names: Sequence[str]) -> np.ndarray:
+        return compiled(loaded, names, ("{}",), cache_folder(), truncate=True)
+
+    _show_scores(_unseen_artist(loaded.module, text_embeds)[0], as_json)
     return 0
 
 
-def _unseen_artist(model: Any) -> tuple[dict[str, Any], Any]:
+def _unseen_artist(
+    model: Any, text_embeds: Callable[[Sequence[str]], np.ndarray] | None = None
+) -> tuple[dict[str, Any], Any]:
     from jaxclip.data.sources import emoji, unseen_artist
     from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
 
@@ -113,7 +130,8 @@ def _unseen_artist(model: Any) -> tuple[dict[str, Any], Any]:
     chance |= {
         f"{way}_r{k}": k / count for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
     }
-    scores = {"model": evaluation(model), "pixel nearest neighbour": floor, "chance": chance}
+    T_e = None if text_embeds is None else text_embeds(evaluation.classes)
+    scores = {"model": evaluation(model, T_e), "pixel nearest neighbour": floor, "chance": chance}
     return {"classes": count, "pictures": len(test.names), "scores": scores}, evaluation
 
 

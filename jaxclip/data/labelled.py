@@ -7,6 +7,7 @@ pictures give the same examples from a class folder, a table, tar shards and ten
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -244,13 +245,14 @@ class Aligned:
 
 
 def _key(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    """The name without what folders write otherwise: case, "_", "-" and "/"."""
+    return " ".join(re.sub(r"[_/-]", " ", name.lower()).split())
 
 
 def aligned(source: Labelled, classes: Sequence[str] = (), folders: Sequence[str] = ()) -> Aligned:
     """The source with its labels as places in a list of classes.
 
-    The source's names are looked for among `classes` (case, "_" and "-" aside), then among
+    The source's names are looked for among `classes` (case, "_", "-", "/" aside), then among
     `folders`, other names of the same classes such as wordnet ids, and then taken as numbers, as
     ImageNet-V2 numbers its folders. Whichever way is taken fits all of them. Classes that the
     source lacks stay without pictures.

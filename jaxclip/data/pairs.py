@@ -300,7 +300,9 @@ def telling(found: Place) -> Iterator[None]:
         yield
     except ImportError:
         raise ValueError(f"{found.name} needs pip install 'jaxclip[tfds]'") from None
-    except (RuntimeError, KeyError, AssertionError, OSError) as error:
+    except (RuntimeError, KeyError, AssertionError, OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise  # one of ours; theirs list all the sets there are
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         message = f"tfds:{found.name}:{found.split} cannot be read: {cause}; it has to be "
         raise ValueError(message + "prepared, as array_record files, in --data-dir") from None

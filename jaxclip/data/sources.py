@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,20 +43,26 @@ def _decode(content: bytes) -> np.ndarray:
     return picture * (picture[..., 3:] > 0)
 
 
+def _open() -> Any:
+    return (files("jaxclip") / "data_files" / "emoji.zip").open("rb")
+
+
+def _records(archive: zipfile.ZipFile, split: str) -> list[dict[str, Any]]:
+    lines = archive.read("pictures.jsonl").decode().splitlines()
+    records = [r for r in map(json.loads, lines) if r["split"] == split]
+    if not records:
+        raise ValueError(f"split {split!r} came; train, validation or test was expected")
+    return records
+
+
 @functools.cache
 def emoji(split: str) -> Pictures:
     """The embedded pictures of one split: "train", "validation" (the same artists) or "test".
 
     The test pictures are by an artist whom neither of the others contains (NOTICE has all names).
     """
-    with (
-        (files("jaxclip") / "data_files" / "emoji.zip").open("rb") as file,
-        zipfile.ZipFile(file) as archive,
-    ):
-        lines = archive.read("pictures.jsonl").decode().splitlines()
-        records = [r for r in map(json.loads, lines) if r["split"] == split]
-        if not records:
-            raise ValueError(f"split {split!r} came; train, validation or test was expected")
+    with _open() as file, zipfile.ZipFile(file) as archive:
+        records = _records(archive, split)
         images = np.stack([_decode(archive.read(record["file"])) for record in records])
     return Pictures(
         images,
@@ -73,4 +80,6 @@ def known(pictures: Pictures, names: Sequence[str]) -> Pictures:
 
 def unseen_artist() -> Pictures:
     """The test pictures whose name some training or validation picture has."""
-    return known(emoji("test"), emoji("train").names + emoji("validation").names)
+    with _open() as file, zipfile.ZipFile(file) as archive:
+        there = [r["name"] for part in ("train", "validation") for r in _records(archive, part)]
+    return known(emoji("test"), there)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxclip.checkpoint import load_arrays, save_arrays
-from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted
+from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted, sound
 from jaxclip.models.clip import to_flat
 from jaxclip.tokenizer import tokenize
 
@@ -58,7 +58,12 @@ def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
 
 
 def compiled(
-    model: Any, classes: Sequence[str], templates: Sequence[str], cache: Path | None
+    model: Any,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    cache: Path | None,
+    *,
+    truncate: bool = False,
 ) -> np.ndarray:
     """One unit vector a class [c, e] float32, from the cache folder or computed and kept there.
 
@@ -67,11 +72,12 @@ def compiled(
       classes: names.
       templates: each with one slot {}.
       cache: the cache folder; None keeps nothing. One that cannot be written to is told and left.
+      truncate: cut prompts that are too long for the model.
 
     Raises:
-      ValueError: a prompt without its slot, or too long for the model.
+      ValueError: a prompt without its slot, or too long for the model and not to be cut.
     """
-    tokens = tokenize(prompted(classes, templates), model.config.text.context_length)
+    tokens = tokenize(prompted(classes, templates), model.config.text.context_length, truncate)
     name = key(model.module, tokens, templates)
     path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
     shape = (len(classes), model.config.embed_dim)
@@ -79,9 +85,7 @@ def compiled(
     if found is not None:
         return found
     features = in_blocks(model.encode_text, tokens, min(BLOCK, len(tokens)))
-    matrix = ensemble(np.asarray(features, np.float32), len(classes))
-    if not np.isfinite(matrix).all():
-        raise ValueError("text embeddings are not finite numbers; the weights are damaged")
+    matrix = ensemble(sound(np.asarray(features, np.float32), "the prompts"), len(classes))
     if path is not None:
         _write(path, name, matrix)
     return matrix

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data.stream import Skips
+from jaxclip.evaluation.zero_shot import sound
 
 ToPixels = Callable[[Image.Image], np.ndarray]
 Encode = Callable[[np.ndarray], Any]
@@ -118,10 +119,5 @@ def _block(
         return Block(np.zeros((0, 0), np.float32), [], np.zeros(0, np.int64))
     filled = pixels + [pixels[0]] * (block - len(pixels))  # one shape, one compiled program
     features = np.asarray(encode(np.stack(filled)), np.float32)[: len(items)]
-    sizes = np.abs(features).sum(axis=1)
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ValueError(
-            f"features of {items[0].where} or after are zero or no numbers; the weights are "
-            "damaged or have diverged"
-        )
+    sound(features, f"{items[0].where} or after")
     return Block(features, items, np.array(rows))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data.sources import Pictures
-from jaxclip.evaluation.metrics import ranks, recall
+from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.preprocess import Preprocess
 from jaxclip.tokenizer import tokenize
@@ -41,12 +41,19 @@ class Evaluation:
         self.encode_text = jax.jit(lambda model, tokens: model.encode_text(tokens))
         self._pixels: dict[int, np.ndarray] = {}
 
-    def embeds(self, model: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(image_embeds [n, e], one text embed a class [classes, e])."""
+    def embeds(
+        self, model: Any, text_embeds: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(image_embeds [n, e], one text embed a class [classes, e]).
+
+        text_embeds: the second, where it is at hand (`compiled`).
+        """
         size, length = model.config.vision.image_size, model.config.text.context_length
         if size not in self._pixels:
             self._pixels[size] = pixels(self.pictures, size)
         features = in_blocks(lambda x: self.encode_image(model, x), self._pixels[size], 256)
+        if text_embeds is not None:
+            return unit(features), text_embeds
 
         def encode(texts: Sequence[str]) -> np.ndarray:
             tokens = tokenize(texts, length, truncate=True)
@@ -54,22 +61,19 @@ class Evaluation:
 
         return unit(features), classifier(encode, self.classes, self.prompts)
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: Any, text_embeds: np.ndarray | None = None) -> dict[str, float]:
         """Top-1 and top-5 over the classes, and recall both ways between pictures and names.
 
         Retrieval is over one picture a name: picture to text among all names that have a picture,
         and text to picture among those pictures.
         """
-        I_e, T_e = self.embeds(model)
-        rank = ranks(I_e @ T_e.T, self.answers)
-        scores = {"top1": recall(rank, 1), "top5": recall(rank, 5)}
+        I_e, T_e = self.embeds(model, text_embeds)
+        tally = Tally(len(self.classes))
+        tally.add(self.answers, best(I_e @ T_e.T, 5)[0])
         labels, first = np.unique(self.answers, return_index=True)
-        between = I_e[first] @ T_e[labels].T  # [m, m]
-        same = np.arange(len(labels))
-        for name, matrix in (("image_to_text", between), ("text_to_image", between.T)):
-            found = ranks(matrix, same)
-            scores |= {f"{name}_r{k}": recall(found, k) for k in (1, 5, 10)}
-        return scores
+        between = retrieve(I_e[first], T_e[labels], np.arange(len(labels)))
+        scores = tally.metrics()
+        return {name: scores[name] for name in ("top1", "top5")} | between.metrics()
 
 
 def nearest_pixels(pictures: Pictures, training: Pictures) -> dict[str, float]:

@@ -18,6 +18,7 @@ result.json, one object; every number is a share in 0..1 unless its name says ot
     checksums    {"weights", "prompts", "preprocessing"}: SHA-256
     classes      [c] names
     per_class    [{"class", "n", "accuracy"}, ...] in the order of classes; accuracy null if n is 0
+    key          SHA-256 of the question, by which the same one is not asked twice; maybe none
     versions     {library: version}, with "python", "machine" and "backend"
     date         ISO 8601, with the zone
 
@@ -119,7 +120,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     if not path.is_file():
         return result, None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return result, {name: file[name] for name in ARRAYS}
     except Exception as error:  # a damaged zip raises all kinds
         raise ValueError(f"{path} cannot be read ({error}); run the experiment again") from None

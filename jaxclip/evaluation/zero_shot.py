@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.data.labelled import Example
 from jaxclip.evaluation.prompts import checked
 
 Encode = Callable[[np.ndarray], Any]
@@ -27,6 +28,21 @@ def in_blocks(encode: Encode, rows: np.ndarray, block: int) -> np.ndarray:
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of length one: [..., e] -> [..., e]."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def sound(features: np.ndarray, what: str) -> np.ndarray:
+    """The features [n, d], unless a row is zero or no number: then ValueError, naming `what`."""
+    sizes = np.abs(features).sum(axis=-1)
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(
+            f"features of {what} are zero or no numbers; the weights are damaged or have diverged"
+        )
+    return features
+
+
+def unusable(example: Example, classes: int) -> str | None:
+    """Why a labelled picture cannot count, whatever it shows; for `features.streamed`."""
+    return None if 0 <= example.label < classes else "label out of range"
 
 
 def prompted(classes: Sequence[str], templates: Sequence[str]) -> list[str]:

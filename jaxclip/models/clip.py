@@ -12,7 +12,7 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import Numerics
+from jaxclip.models.layers import Numerics, constant
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -20,6 +20,7 @@ from jaxclip.models.vit import VisionTransformer
 Array = jax.Array
 Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
+INITIAL_LOGIT_BIAS = -10.0  # nearly all pairs of a batch are wrong ones
 
 
 class Clip(nnx.Module):
@@ -29,7 +30,7 @@ class Clip(nnx.Module):
         self,
         config: ClipConfig,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         remat: str = "full",
         numerics: Numerics = Numerics(),
     ) -> None:
@@ -41,7 +42,10 @@ class Clip(nnx.Module):
             if config.text.kind == "cbow"
             else TextTransformer(config, remat=remat, **towers)
         )
-        self.logit_scale = nnx.Param(jnp.float32(INITIAL_LOGIT_SCALE))
+        scale = math.log(10) if config.logit_bias else INITIAL_LOGIT_SCALE
+        self.logit_scale = constant(rngs, (), scale)
+        if config.logit_bias:  # SigLIP (arXiv 2303.15343), section 3.2; not in the paper
+            self.logit_bias = constant(rngs, (), INITIAL_LOGIT_BIAS)
         self.config = config
 
     def encode_image(self, images: Array) -> Array:
@@ -83,12 +87,18 @@ class Clip(nnx.Module):
         T_e = l2_normalize(text_features.astype(wide))
         return (I_e, T_e, statistics) if train else (I_e, T_e)
 
+    def temperature(self) -> list[nnx.Param]:
+        """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
+        return [self.logit_scale, *([self.logit_bias] if self.config.logit_bias else [])]
+
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
         """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
         I_e, T_e = self.embed(images, tokens)
         precision = self.visual.numerics.precision
         cosines = jnp.matmul(I_e, T_e.T, precision=precision)  # [n_i, n_t]
         logits_per_image = jnp.exp(self.logit_scale[...]) * cosines
+        if self.config.logit_bias:
+            logits_per_image += self.logit_bias[...]
         return logits_per_image, logits_per_image.T
 
 
@@ -112,8 +122,8 @@ def create(
 
 
 def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:
-    """A model whose leaves are shapes: no weight is drawn, no memory taken."""
-    return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0), remat=remat, numerics=numerics))
+    """A model whose leaves are shapes: no weight is drawn, no memory taken, nothing traced."""
+    return Clip(config, rngs=None, remat=remat, numerics=numerics)
 
 
 def _part(key: Any) -> str:
@@ -127,7 +137,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments): stacked."""
+    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
 
@@ -162,8 +172,8 @@ def with_statistics(model: Any, statistics: Statistics) -> Any:
 
 def to_flat(tree: Any) -> checkpoint.Flat:
     """A model's (or a gradient's) arrays by official name, one entry a layer, as NumPy."""
-    stacked = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
-    return checkpoint.unstack(stacked)
+    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+    return checkpoint.unstack(arrays)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -171,10 +181,10 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
 
     ValueError lists every path that is missing, unknown or of the wrong shape.
     """
-    stacked = checkpoint.stack(flat)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     expected = {_name(path): leaf for path, leaf in leaves}
-    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, stacked)
+    arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
+    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
     # to float32 in NumPy: jax would compile one program a shape for it, a second in all
-    filled = [jnp.asarray(np.asarray(stacked[name], leaf.dtype)) for name, leaf in expected.items()]
+    filled = [jnp.asarray(np.asarray(arrays[name], leaf.dtype)) for name, leaf in expected.items()]
     return jax.tree_util.tree_unflatten(structure, filled)

@@ -56,9 +56,20 @@ def saving(body: Callable[..., Any], remat: str, **options: Any) -> Callable[...
     return jax.checkpoint(body, policy=REMAT[remat], **options)
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param[Array]:
-    """A parameter drawn from N(0, std^2), float32."""
+def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], std: float) -> nnx.Param[Any]:
+    """A parameter drawn from N(0, std^2), float32; without `rngs` its shape alone."""
+    if rngs is None:
+        return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def constant(
+    rngs: nnx.Rngs | None, shape: tuple[int, ...], value: float, kind: Any = nnx.Param
+) -> Any:
+    """A variable that is `value` all over, float32; without `rngs` its shape alone."""
+    if rngs is None:
+        return kind(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return kind(jnp.full(shape, value, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +78,8 @@ class Numerics:
 
     Layer-norm statistics, softmax, logits and loss are float32 whatever `dtype` says.
     `precision` is jax's ("default", "high", "highest"); None leaves the global setting in force.
-    `unroll` compiles the blocks of a transformer one after the other instead of once in a loop.
+    `unroll` keeps the blocks of a transformer apart and compiles one after the other, where
+    otherwise they are stacked and compiled once, as the body of a loop.
     """
 
     dtype: Any = jnp.float32
@@ -87,9 +99,9 @@ class Numerics:
 class LayerNorm(nnx.Module):
     """Normalise the last axis; statistics in at least float32 (`clip/model.py: LayerNorm`)."""
 
-    def __init__(self, width: int) -> None:
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+    def __init__(self, width: int, *, rngs: nnx.Rngs | None) -> None:
+        self.scale = constant(rngs, (width,), 1.0)
+        self.bias = constant(rngs, (width,), 0.0)
 
     def __call__(self, x: Array) -> Array:
         """x [..., d] -> [..., d]."""
@@ -104,10 +116,10 @@ class Linear(nnx.Module):
     """x @ kernel + bias, kernel [in, out] drawn from N(0, std^2), bias zero."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, std: float, numerics: Numerics, rngs: nnx.Rngs
+        self, inputs: int, outputs: int, *, std: float, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         self.kernel = normal(rngs, (inputs, outputs), std)
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = constant(rngs, (outputs,), 0.0)
         self.numerics = numerics
 
     def __call__(self, x: Array) -> Array:
@@ -120,10 +132,10 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused in-projection [q; k; v], biases everywhere."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, *, numerics: Numerics, rngs: nnx.Rngs
+        self, width: int, heads: int, layers: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         self.in_proj_kernel = normal(rngs, (width, 3 * width), width**-0.5)
-        self.in_proj_bias = nnx.Param(jnp.zeros(3 * width))
+        self.in_proj_bias = constant(rngs, (3 * width,), 0.0)
         std = width**-0.5 * (2 * layers) ** -0.5
         self.out_proj = Linear(width, width, std=std, numerics=numerics, rngs=rngs)
         self.heads = heads
@@ -154,7 +166,7 @@ class Mlp(nnx.Module):
     """Two linear maps, four times as wide between them."""
 
     def __init__(
-        self, width: int, layers: int, activation: str, *, numerics: Numerics, rngs: nnx.Rngs
+        self, width: int, layers: int, activation: str, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         first, second = (2 * width) ** -0.5, width**-0.5 * (2 * layers) ** -0.5
         self.c_fc = Linear(width, 4 * width, std=first, numerics=numerics, rngs=rngs)
@@ -177,12 +189,12 @@ class ResidualAttentionBlock(nnx.Module):
         activation: str,
         *,
         numerics: Numerics,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ) -> None:
         self.attn = Attention(width, heads, layers, numerics=numerics, rngs=rngs)
-        self.ln_1 = LayerNorm(width)
+        self.ln_1 = LayerNorm(width, rngs=rngs)
         self.mlp = Mlp(width, layers, activation, numerics=numerics, rngs=rngs)
-        self.ln_2 = LayerNorm(width)
+        self.ln_2 = LayerNorm(width, rngs=rngs)
 
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
         """x [n, l, d] -> (x [n, l, d], attention weights [n, a, l, m])."""
@@ -192,10 +204,12 @@ class ResidualAttentionBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """`layers` blocks, stacked: every leaf of `resblocks` has a leading layer axis.
+    """`layers` blocks, stacked (every leaf of `resblocks` has a leading layer axis) or a list.
 
-    They are walked by `jax.lax.scan` with `jax.checkpoint`, which keeps one activation a layer for
-    the backward pass and recomputes the rest; `remat` names what is kept (`REMAT`, or "none").
+    Stacked they are walked by `jax.lax.scan` with `jax.checkpoint`, which keeps one activation a
+    layer for the backward pass and recomputes the rest; `remat` names what is kept (`REMAT`, or
+    "none"). Where memory is slow beside arithmetic, as on a CPU with few pictures, the loop's
+    copies of each layer's weights out of the stack cost up to a third of the time: there the list.
     """
 
     def __init__(
@@ -207,15 +221,25 @@ class Transformer(nnx.Module):
         *,
         remat: str,
         numerics: Numerics,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ) -> None:
-        def block(key: Array) -> ResidualAttentionBlock:
-            inner = nnx.Rngs(key)
+        def block(key: Array | None) -> ResidualAttentionBlock:
+            inner = None if key is None else nnx.Rngs(key)
             return ResidualAttentionBlock(
                 width, heads, layers, activation, numerics=numerics, rngs=inner
             )
 
-        self.resblocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
+        keys = None if rngs is None else jax.random.split(rngs.params(), layers)
+        self.resblocks: Any
+        if numerics.unroll:
+            each = [None] * layers if keys is None else list(keys)
+            self.resblocks = nnx.List([block(key) for key in each])
+        elif keys is None:
+            self.resblocks = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((layers, *leaf.shape), leaf.dtype), block(None)
+            )
+        else:
+            self.resblocks = jax.vmap(block)(keys)
         self.remat = remat
         self.unroll = numerics.unroll
 
@@ -232,5 +256,11 @@ class Transformer(nnx.Module):
             x, weights = block(x, mask)
             return x, ({"hidden": x, "attention": weights} if intermediates else {})
 
-        body = saving(visit, self.remat, prevent_cse=False)
-        return jax.lax.scan(body, x, self.resblocks, unroll=self.unroll)
+        if not self.unroll:
+            body = saving(visit, self.remat, prevent_cse=False)
+            return jax.lax.scan(body, x, self.resblocks)
+        body, each = saving(visit, self.remat), []
+        for block in self.resblocks:
+            x, seen = body(x, block)
+            each.append(seen)
+        return x, {name: jnp.stack([seen[name] for seen in each]) for name in each[0]}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.config import ClipConfig, ResNetConfig
-from jaxclip.models.layers import Linear, Numerics, normal, saving
+from jaxclip.models.layers import Linear, Numerics, constant, normal, saving
 
 Array = jax.Array
 Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every BatchNorm, nested
@@ -25,8 +25,10 @@ EXPANSION = 4  # a block is four times as wide outside as inside
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param[Array]:
-    """A parameter drawn from U(-bound, bound), float32."""
+def uniform(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
+    """A parameter drawn from U(-bound, bound), float32; without `rngs` its shape alone."""
+    if rngs is None:
+        return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
     return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
 
 
@@ -35,16 +37,20 @@ def average_pool(x: Array, size: int) -> Array:
 
     What is left over at the right and at the bottom is dropped, as torch drops it.
     """
-    n, h, w, c = x.shape
+    _, h, w, _ = x.shape
     rows, columns = h // size, w // size
-    x = x[:, : rows * size, : columns * size].reshape(n, rows, size, columns, size, c)
-    return x.mean((2, 4))  # [n, rows, columns, c]
+    x = x[:, : rows * size, : columns * size]
+    # Not a mean over axes: XLA on CPU would draw the convolution before it into a slow reduction.
+    places = [x[:, i::size, j::size] for i in range(size) for j in range(size)]
+    return sum(places[1:], places[0]) / size**2  # [n, rows, columns, c]
 
 
 class Pointwise(nnx.Module):
     """1x1 convolution without bias, as one matrix product."""
 
-    def __init__(self, inputs: int, outputs: int, *, numerics: Numerics, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, numerics: Numerics, rngs: nnx.Rngs | None
+    ) -> None:
         self.kernel = uniform(rngs, (1, 1, inputs, outputs), inputs**-0.5)
         self.numerics = numerics
 
@@ -57,7 +63,13 @@ class Convolution(nnx.Module):
     """3x3 convolution without bias; torch's initialisation, U(-b, b) with b = fan_in^-0.5."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int = 1, *, numerics: Numerics, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        *,
+        numerics: Numerics,
+        rngs: nnx.Rngs | None,
     ) -> None:
         self.kernel = uniform(rngs, (3, 3, inputs, outputs), (9 * inputs) ** -0.5)
         self.stride = stride
@@ -94,11 +106,11 @@ class BatchNorm(nnx.Module):
     statistics are then those of all devices. Under sharded `jit` they are so without it.
     """
 
-    def __init__(self, width: int, *, scale: float = 1.0) -> None:
-        self.scale = nnx.Param(jnp.full(width, scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.mean = nnx.BatchStat(jnp.zeros(width))
-        self.var = nnx.BatchStat(jnp.ones(width))
+    def __init__(self, width: int, *, scale: float = 1.0, rngs: nnx.Rngs | None) -> None:
+        self.scale = constant(rngs, (width,), scale)
+        self.bias = constant(rngs, (width,), 0.0)
+        self.mean = constant(rngs, (width,), 0.0, nnx.BatchStat)
+        self.var = constant(rngs, (width,), 1.0, nnx.BatchStat)
 
     def __call__(
         self, x: Array, *, train: bool, axis: str | None = None
@@ -142,19 +154,19 @@ class Bottleneck(nnx.Module):
     """
 
     def __init__(
-        self, inputs: int, width: int, stride: int, *, numerics: Numerics, rngs: nnx.Rngs
+        self, inputs: int, width: int, stride: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         outputs = EXPANSION * width
         self.conv1 = Pointwise(inputs, width, numerics=numerics, rngs=rngs)
-        self.bn1 = BatchNorm(width)
+        self.bn1 = BatchNorm(width, rngs=rngs)
         self.conv2 = Convolution(width, width, numerics=numerics, rngs=rngs)
-        self.bn2 = BatchNorm(width)
+        self.bn2 = BatchNorm(width, rngs=rngs)
         self.conv3 = Pointwise(width, outputs, numerics=numerics, rngs=rngs)
-        self.bn3 = BatchNorm(outputs, scale=0.0)  # so that a new block adds nothing
+        self.bn3 = BatchNorm(outputs, scale=0.0, rngs=rngs)  # so that a new block adds nothing
         shortcut: list[nnx.Module] = []
         if stride > 1 or inputs != outputs:
             convolution = Pointwise(inputs, outputs, numerics=numerics, rngs=rngs)
-            shortcut = [convolution, BatchNorm(outputs)]
+            shortcut = [convolution, BatchNorm(outputs, rngs=rngs)]
         self.downsample = nnx.List(shortcut)
         self.stride = stride
 
@@ -178,7 +190,7 @@ class AttentionPool(nnx.Module):
     """One token, the mean of all, asks them all and itself (`clip/model.py: AttentionPool2d`)."""
 
     def __init__(
-        self, vision: ResNetConfig, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs
+        self, vision: ResNetConfig, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         width = vision.features
 
@@ -218,17 +230,17 @@ class ModifiedResNet(nnx.Module):
     """Stem, four stages of bottleneck blocks, attention pool."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         v = config.vision
         assert isinstance(v, ResNetConfig)
         options: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
         self.conv1 = Convolution(3, v.width // 2, stride=2, **options)
-        self.bn1 = BatchNorm(v.width // 2)
+        self.bn1 = BatchNorm(v.width // 2, rngs=rngs)
         self.conv2 = Convolution(v.width // 2, v.width // 2, **options)
-        self.bn2 = BatchNorm(v.width // 2)
+        self.bn2 = BatchNorm(v.width // 2, rngs=rngs)
         self.conv3 = Convolution(v.width // 2, v.width, **options)
-        self.bn3 = BatchNorm(v.width)
+        self.bn3 = BatchNorm(v.width, rngs=rngs)
         inputs = v.width
         for i, (name, count) in enumerate(zip(STAGES, v.layers, strict=True)):
             blocks = []

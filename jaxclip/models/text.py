@@ -13,7 +13,7 @@ Array = jax.Array
 class TokenEmbedding(nnx.Module):
     """One row a token of the vocabulary."""
 
-    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs | None) -> None:
         self.embedding = normal(rngs, (vocab_size, width), 0.02)
 
     def __call__(self, tokens: Array) -> Array:
@@ -25,7 +25,7 @@ class TextTransformer(nnx.Module):
     """Causal transformer; the row at the end of text is projected (`clip/model.py`)."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         t = config.text
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, rngs=rngs)
@@ -39,7 +39,7 @@ class TextTransformer(nnx.Module):
             numerics=numerics,
             rngs=rngs,
         )
-        self.ln_final = LayerNorm(t.width)
+        self.ln_final = LayerNorm(t.width, rngs=rngs)
         self.text_projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
         self.numerics = numerics
 
@@ -73,7 +73,7 @@ class ContinuousBagOfWords(nnx.Module):
     the words and the end token; what follows is ignored; no position, no normalisation, no bias.
     """
 
-    def __init__(self, config: ClipConfig, *, numerics: Numerics, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ClipConfig, *, numerics: Numerics, rngs: nnx.Rngs | None) -> None:
         t = config.text
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, rngs=rngs)
         self.text_projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)

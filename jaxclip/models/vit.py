@@ -13,7 +13,9 @@ Array = jax.Array
 class PatchConvolution(nnx.Module):
     """Convolution whose stride is its size, without bias, as one matrix product."""
 
-    def __init__(self, patch: int, width: int, *, numerics: Numerics, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, patch: int, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None
+    ) -> None:
         fan_in = patch * patch * 3
         self.kernel = normal(rngs, (patch, patch, 3, width), (3 * fan_in) ** -0.5)
         self.numerics = numerics
@@ -32,7 +34,7 @@ class VisionTransformer(nnx.Module):
     """Patches and a class token, normalised before the blocks; the class token is projected."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         v = config.vision
         assert isinstance(v, VisionConfig)
@@ -40,7 +42,7 @@ class VisionTransformer(nnx.Module):
         self.conv1 = PatchConvolution(v.patch_size, v.width, numerics=numerics, rngs=rngs)
         self.class_embedding = normal(rngs, (v.width,), std)
         self.positional_embedding = normal(rngs, (v.tokens, v.width), std)
-        self.ln_pre = LayerNorm(v.width)
+        self.ln_pre = LayerNorm(v.width, rngs=rngs)
         self.transformer = Transformer(
             v.width,
             v.heads,
@@ -50,7 +52,7 @@ class VisionTransformer(nnx.Module):
             numerics=numerics,
             rngs=rngs,
         )
-        self.ln_post = LayerNorm(v.width)
+        self.ln_post = LayerNorm(v.width, rngs=rngs)
         self.proj = normal(rngs, (v.width, config.embed_dim), std)
         self.numerics = numerics
 

@@ -22,6 +22,7 @@ from jaxclip.training.losses import (
 from jaxclip.training.optimizer import adamw
 from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
 from jaxclip.training.sharding import placement
+from jaxclip.training.sigmoid import ring_sigmoid_loss, sigmoid_loss
 
 CHUNK = 1024  # texts a block of the chunked loss, or the largest divisor that it has with the batch
 
@@ -89,6 +90,11 @@ def compiled_step(config: TrainConfig, layout: Layout, mesh: Mesh, prepare: step
 
 
 def _loss(config: TrainConfig, layout: Layout, mesh: Mesh) -> step.Loss:
+    if config.model.logit_bias:
+        if layout.loss not in ("dense", "ring"):
+            raise ValueError(f"loss {layout.loss} came; SigLIP's is there as dense and as ring")
+        ring = step.over_mesh(mesh, ring_sigmoid_loss)
+        return sigmoid_loss if layout.loss == "dense" else ring
     if layout.loss == "dense":
         return contrastive_loss
     if layout.loss == "chunked":

@@ -72,8 +72,9 @@ def gradients(
     # first pass: embeddings [parts, n / parts, e]
     embeds, seen = jax.lax.map(lambda part: embed(parameters, part), dealt)
     I_e, T_e = (_collect(x) for x in embeds)
-    t = parameters.logit_scale[...]
-    value, (d_I, d_T, d_t) = jax.value_and_grad(loss, argnums=(0, 1, 2))(I_e, T_e, t)
+    numbers = [number[...] for number in parameters.temperature()]
+    differentiated = jax.value_and_grad(loss, argnums=tuple(range(2 + len(numbers))))
+    value, (d_I, d_T, *d_numbers) = differentiated(I_e, T_e, *numbers)
 
     # second pass: each part's share of the gradient
     def add(total: Clip, part: Any) -> tuple[Clip, None]:
@@ -83,7 +84,8 @@ def gradients(
 
     nothing = jax.tree.map(jnp.zeros_like, parameters)
     grads, _ = jax.lax.scan(add, nothing, (dealt, (_deal(d_I, parts), _deal(d_T, parts))))
-    grads.logit_scale[...] += d_t
+    for number, d_number in zip(grads.temperature(), d_numbers, strict=True):
+        number[...] += d_number
     grads = grads if axis is None else jax.lax.pmean(grads, axis)
     metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
     new = {name: values.mean(0) for name, values in seen.items()}

@@ -208,7 +208,7 @@ def train(
                 scores = evaluate(model)
                 for sink in (log, *sinks):
                     sink({"step": done, **scores})
-                values |= scores
+                values = {**values, **scores}
             progress(values)
             if saves:
                 stored.save(state._replace(position=_positions(position)))

@@ -12,7 +12,7 @@ from jaxclip.models.clip import trained
 
 MAX_LOGIT_SCALE = math.log(100)
 CONSTANTS = {VisionConfig: (0.98, 1e-6), ResNetConfig: (0.999, 1e-8)}  # beta2, epsilon
-NEVER_DECAYED = ("bias", "in_proj_bias", "scale", "class_embedding", "logit_scale")
+NEVER_DECAYED = ("bias", "in_proj_bias", "scale", "class_embedding", "logit_scale", "logit_bias")
 
 
 def decayed(model: Any) -> Any:

@@ -136,6 +136,12 @@ def suggestions(config: TrainConfig, layout: Layout, devices: int) -> list[str]:
     return told
 
 
+def _needed(message: str) -> str:
+    """What the compiler says of memory: temporary arrays, beside what the chip has."""
+    found = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
+    return f"{found[1]} GiB wanted, {found[2]} GiB there" if found else message.splitlines()[0]
+
+
 def report(config: TrainConfig, layout: Layout, topology: str) -> dict[str, Any]:
     """Compile a step for a topology; what it takes or, with too little memory, what to change."""
     devices = topology_devices(topology)
@@ -154,11 +160,10 @@ def report(config: TrainConfig, layout: Layout, topology: str) -> dict[str, Any]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = re.search(r"\(([\d.]+\w) exceeds|Used ([\d.]+\w) of ([\d.]+\w)", str(error))
         return {
             **told,
             "fits": False,
-            "because": needed[0] if needed else "out of memory",
+            "because": _needed(str(error)),
             "try": suggestions(config, layout, len(devices)),
         }
     memory, text = compiled.memory_analysis(), compiled.as_text()

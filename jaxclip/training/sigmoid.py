@@ -1,15 +1,14 @@
 """The sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343): not in the CLIP paper.
 
 Every pair of an image and a text is a question of its own: do they belong together? No softmax, so
-nothing has to be known about the other pairs of a row. It has a bias beside the temperature, which
-begins at -10, since nearly all pairs are wrong ones.
+nothing has to be known about the other pairs of a row. It has a bias beside the temperature, so the
+model has to have one as well: `ClipConfig.logit_bias`.
 """
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-INITIAL_LOGIT_SCALE, INITIAL_LOGIT_BIAS = 2.302585092994046, -10.0  # ln 10; SigLIP, section 3.2
 
 
 def sigmoid_loss(

@@ -32,7 +32,7 @@ from jaxclip.training.sharding import BATCH
 Array = jax.Array
 Batch = dict[str, Any]  # tokens int32 [n, l] and what `Prepare` makes images from
 Prepare = Callable[..., Array]  # (batch, key, size) -> [n, size, size, 3]
-Loss = Callable[..., Array]  # (image_embeds, text_embeds, logit_scale) -> scalar
+Loss = Callable[..., Array]  # (image_embeds, text_embeds, *numbers of `temperature`) -> scalar
 Metrics = dict[str, Array]
 Gradients = Callable[..., tuple[Clip, Metrics, Statistics]]  # as `gradients` below
 Step = Callable[[Clip, Any, Batch, Array], tuple[Clip, Any, Metrics]]
@@ -70,7 +70,8 @@ def loss_and_metrics(
     """images [n, h, w, c], tokens [n, l] -> (the loss, (what to watch, new statistics))."""
     I_e, T_e, statistics = model.embed(images, tokens, train=True, axis=axis)
     metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
-    return loss(I_e, T_e, model.logit_scale[...]), (metrics, statistics)
+    value = loss(I_e, T_e, *(number[...] for number in model.temperature()))
+    return value, (metrics, statistics)
 
 
 def gradients(
@@ -129,14 +130,14 @@ def over_mesh(mesh: Mesh, loss: Loss) -> Loss:
 
     `loss` takes one device's embeddings and `axis`, as those of `training.losses` do.
     """
-    axes = BATCH[0]
-    return jax.shard_map(
-        functools.partial(loss, axis=axes),
-        mesh=mesh,
-        in_specs=(BATCH, BATCH, P()),
-        out_specs=P(),
-        check_vma=False,
-    )
+    local = functools.partial(loss, axis=BATCH[0])
+
+    def of_batch(I_e: Array, T_e: Array, *temperature: Array) -> Array:
+        specs = (BATCH, BATCH, *(P() for _ in temperature))
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+        return mapped(I_e, T_e, *temperature)
+
+    return of_batch
 
 
 def sharded_step(

@@ -1,0 +1,43 @@
+"""The command that mixes two checkpoints: interpolate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxclip.cli.shared import UsageError
+
+
+def interpolate(
+    before: Annotated[str, tyro.conf.Positional],
+    after: Annotated[str, tyro.conf.Positional],
+    out: Path,
+    share: float = 0.5,
+    force: bool = False,
+) -> int:
+    """Mix the weights of a model before and after fine-tuning (WiSE-FT, arXiv 2109.01903).
+
+    What fine-tuning has lost elsewhere often comes back while most of what it has won stays.
+
+    Args:
+        before: The model that fine-tuning began with: whatever jaxclip loads.
+        after: The model that came out of it, of the same shape.
+        out: The .safetensors file to write.
+        share: 0 is all of the first, 1 all of the second.
+        force: Overwrite what is there.
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out} came, a file ending in .safetensors was expected")
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already; add --force or another --out")
+    from jaxclip import checkpoint, convert, hub
+    from jaxclip.training.finetune import interpolate as mixed
+
+    one, other = (convert.load(hub.find(name)) for name in (before, after))
+    if one.config != other.config:
+        raise ValueError(f"{before} and {after} are models of different shapes; they do not mix")
+    flat = mixed(one.flat, other.flat, share)
+    notes = {"made_by": "jaxclip interpolate", "before": before, "after": after, "share": share}
+    checkpoint.save(out, flat, one.config, notes)
+    print(f"wrote {out}: {1 - share:g} of {before}, {share:g} of {after}")
+    return 0

@@ -1,0 +1,100 @@
+"""Zero-shot and retrieval while a model trains: on its mesh, where its parameters lie."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxclip.data.labelled import Labelled
+from jaxclip.data.pairs import Source
+from jaxclip.data.stream import Skips
+from jaxclip.evaluation.features import streamed
+from jaxclip.evaluation.metrics import Tally, best, retrieve
+from jaxclip.evaluation.retrieval import embedded, unusable
+from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+from jaxclip.evaluation.zero_shot import unusable as no_class
+from jaxclip.preprocess import Preprocess
+from jaxclip.tokenizer import tokenize
+
+BLOCK = 256  # pictures or texts at a time, or the next multiple of the number of devices
+
+
+class HeldOut:
+    """model -> metrics on pictures that the run does not train on; `loop.train` calls it.
+
+    The batch is split over all devices of the mesh, the model stays as it is cut, and every process
+    gets all embeddings. All processes call it together, on the same pictures.
+
+    Args:
+      mesh: the devices of the run.
+      size: pixels a side of a picture.
+      length: tokens that a text may have; longer ones are cut.
+      labelled: what is classified, in the released way; None for nothing.
+      templates: prompts for its class names.
+      pairs: what is retrieved; None for nothing.
+      skip_limit: broken pictures that are left out before it fails.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        size: int,
+        length: int,
+        *,
+        labelled: Labelled | None = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
+        pairs: Source | None = None,
+        skip_limit: int = 1000,
+    ) -> None:
+        self.labelled, self.templates, self.pairs = labelled, templates, pairs
+        self.preprocess, self.length, self.skip_limit = Preprocess(size), length, skip_limit
+        self.block = -(-BLOCK // mesh.size) * mesh.size
+        self.split = NamedSharding(mesh, P(mesh.axis_names))
+        everywhere = NamedSharding(mesh, P())
+        self.encode_image = jax.jit(
+            lambda model, x: model.encode_image(x), out_shardings=everywhere
+        )
+        self.encode_text = jax.jit(lambda model, x: model.encode_text(x), out_shardings=everywhere)
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        if self.labelled is not None:
+            scores |= self._zero_shot(model, self.labelled)
+        if self.pairs is not None:
+            blocks = self._blocks(model, self.pairs, unusable)
+            scores |= retrieve(*embedded(blocks, self._texts(model))).metrics()
+        return scores
+
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(rows.shape, self.split, lambda index: rows[index])
+
+    def _texts(self, model: Any) -> Callable[[Sequence[str]], np.ndarray]:
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            tokens = tokenize(texts, self.length, truncate=True)
+            return in_blocks(lambda t: self.encode_text(model, self._put(t)), tokens, self.block)
+
+        return encode
+
+    def _blocks(self, model: Any, source: Any, usable: Callable[[Any], str | None]) -> Any:
+        return streamed(
+            source,
+            self.preprocess,
+            lambda pixels: self.encode_image(model, self._put(pixels)),
+            skips=Skips(self.skip_limit),
+            usable=usable,
+            block=self.block,
+        )
+
+    def _zero_shot(self, model: Any, labelled: Labelled) -> dict[str, float]:
+        names = [name.replace("_", " ") for name in labelled.names]
+        T_e = classifier(self._texts(model), names, self.templates)  # [c, e]
+
+        tally = Tally(len(names))
+        for block in self._blocks(model, labelled, lambda example: no_class(example, len(names))):
+            if block.items:
+                top, _ = best(unit(block.features) @ T_e.T, 5)
+                tally.add(np.array([example.label for example in block.items]), top)
+        return tally.metrics()

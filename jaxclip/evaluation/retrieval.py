@@ -1,0 +1,45 @@
+"""Pairs to what retrieval compares: every picture's embedding, every caption's, and whose it is."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxclip.data.pairs import Pair
+from jaxclip.evaluation.features import Block
+from jaxclip.evaluation.zero_shot import unit
+
+
+def words(pair: Pair) -> list[str]:
+    """The captions that hold something."""
+    return [caption.strip() for caption in pair.captions if caption.strip()]
+
+
+def unusable(pair: Pair) -> str | None:
+    """Why a pair cannot count, whatever its picture is: for `features.streamed`."""
+    return None if words(pair) else "no caption"
+
+
+def embedded(
+    blocks: Iterable[Block], encode_text: Callable[[Sequence[str]], Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(image embeds [n, e], text embeds [m, e], int [m]: the picture that each text belongs to).
+
+    Args:
+      blocks: of pairs, from `features.streamed`.
+      encode_text: texts -> text_features [m, e].
+
+    ValueError when no pair could be used.
+    """
+    features: list[np.ndarray] = []
+    texts: list[list[str]] = []
+    for block in blocks:
+        if block.items:
+            features.append(block.features)
+            texts += [words(pair) for pair in block.items]
+    if not texts:
+        raise ValueError("no picture with a caption could be used")
+    owner = np.repeat(np.arange(len(texts)), [len(captions) for captions in texts])
+    flat = [caption for captions in texts for caption in captions]
+    T_e = unit(np.asarray(encode_text(flat), np.float32))
+    return unit(np.concatenate(features)), T_e, owner

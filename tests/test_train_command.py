@@ -1,0 +1,241 @@
+"""`jaxclip train` on pictures with captions: every source, stopping, fine-tuning, mistakes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import train as recipes
+from jaxclip import checkpoint, cli
+from jaxclip.cli import run
+from jaxclip.config import RELEASED
+from jaxclip.training.recipe import PRESETS, TrainConfig
+from jaxclip.training.sharding import data_mesh
+from tests.test_cli import fails
+from tests.test_distributed import PATIENCE, free_port
+from tests.test_pairs import png, shard
+
+pytestmark = pytest.mark.usefixtures("kept_programs", "one_device")
+SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]
+SMALL += ["--model.embed-dim", "8", "--batch-size", "8", "--log-every", "1", "--warmup", "1"]
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight take three times as long to compile for."""
+    one = functools.partial(data_mesh, jax.devices()[:1])
+    monkeypatch.setattr(run, "data_mesh", one)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same sixteen pictures in a folder, in a table and in a shard."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "folder").mkdir()
+    members: dict[str, bytes] = {}
+    lines = ["image,caption"]
+    for i in range(16):
+        content, caption = png(i, 40, 36), f"picture {i}"
+        (root / "folder" / f"{i:02}.png").write_bytes(content)
+        (root / "folder" / f"{i:02}.txt").write_text(caption)
+        members |= {f"{i:02}.png": content, f"{i:02}.txt": caption.encode()}
+        lines.append(f"folder/{i:02}.png,{caption}")
+    (root / "table.csv").write_text("\n".join(lines))
+    return {
+        "folder": root / "folder",
+        "table": root / "table.csv",
+        "tar": shard(root / "pairs.tar", members),
+    }
+
+
+def train(out: Path, *arguments: str | Path, steps: int = 3) -> int:
+    flags = ["--out", str(out), "--steps", str(steps), *SMALL]
+    return cli.main(["train", *map(str, arguments), *flags])
+
+
+def result(out: Path, name: str = "model.safetensors") -> dict[str, np.ndarray]:
+    return dict(checkpoint.load(out / name)[0])
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_the_same_pictures_from_any_place_give_the_same_model(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    models: dict[str, Any] = {}
+    for kind, place in data.items():
+        assert train(tmp_path / kind, place) == 0
+        models[kind] = result(tmp_path / kind)
+        assert (tmp_path / kind / "loss.png").is_file()
+    for kind in ("table", "tar"):
+        assert all(np.array_equal(models[kind][n], models["folder"][n]) for n in models[kind])
+    assert train(tmp_path / "mixed", data["folder"], data["tar"], "--weights", "3", "1") == 0
+    assert losses(tmp_path / "mixed") != losses(tmp_path / "folder")
+
+
+def test_a_run_is_stopped_by_sigterm_and_gone_on_with(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    """As a cluster stops it; what comes out is what an undisturbed run makes, to the bit."""
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+    def command(out: Path, *more: str) -> list[str]:
+        flags = ["--out", str(out), "--steps", "40", *SMALL, *more]
+        return [sys.executable, "-m", "jaxclip", "train", str(data["tar"]), *flags]
+
+    subprocess.run(command(tmp_path / "whole"), env=env, check=True, capture_output=True)
+    out = tmp_path / "stopped"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command(out), env=env, stderr=pipe, stdout=pipe, text=True) as process:
+        while not (out / "metrics.jsonl").is_file() or not losses(out):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate()
+    assert process.returncode == 1, told
+    assert "of 40" in told and "--resume" in told and "Traceback" not in told
+    assert not (out / "model.safetensors").exists()
+    subprocess.run(command(out, "--resume"), env=env, check=True, capture_output=True)
+    whole, stopped = result(tmp_path / "whole"), result(out)
+    assert all(np.array_equal(whole[name], stopped[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(out)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, data: dict[str, Path]) -> None:
+    port = free_port()
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"JAX_PLATFORMS": "cpu"}
+
+    def start(out: Path, *more: str) -> subprocess.Popen[str]:
+        flags = ["--out", str(out), "--steps", "3", "--evaluate-every", "2", *SMALL, *more]
+        command = [sys.executable, "-m", "jaxclip", "train", str(data["folder"]), *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+    where = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    together = [start(tmp_path / "two", *where, str(i)) for i in (0, 1)]
+    try:
+        told = [process.communicate(timeout=PATIENCE)[1] for process in together]
+        alone = start(tmp_path / "one")
+        alone.communicate(timeout=PATIENCE)
+    finally:
+        for process in together:
+            process.kill()
+    assert [process.returncode for process in (*together, alone)] == [0, 0, 0], told
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert len(losses(tmp_path / "two")) == 3  # one process wrote, and not both
+
+
+def test_fine_tuning_with_locked_parts_average_and_tensorboard(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    assert train(tmp_path / "first", data["folder"]) == 0
+    tuning = ["--start", tmp_path / "first", "--rates", r"^visual\.=0", "--average", "0.5"]
+    out = tmp_path / "second"
+    assert train(out, data["folder"], *tuning, "--tensorboard", "--batch-size", "4") == 0
+    before, after = result(tmp_path / "first"), result(out)
+    average = result(out, "average.safetensors")
+    for name in before:
+        locked = name.startswith("visual.") and not name.endswith((".mean", ".var"))
+        assert np.array_equal(before[name], after[name]) == locked, name
+    moved = "text.token_embedding.embedding"
+    low, high = np.minimum(before[moved], after[moved]), np.maximum(before[moved], after[moved])
+    assert not np.array_equal(average[moved], after[moved])
+    assert (low - 1e-6 <= average[moved]).mean() > 0.9 < (average[moved] <= high + 1e-6).mean()
+    assert _tensorboard(out / "tensorboard") == pytest.approx(dict(enumerate(losses(out), 1)))
+
+
+def _tensorboard(folder: Path) -> dict[int, float]:
+    """{step: loss} as TensorBoard itself reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("loss")}
+
+
+def test_what_is_held_out_is_asked_on_a_schedule(
+    tmp_path: Path, data: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(("ant", "bee", "ant", "cow")):
+        (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "classes" / name / f"{i}.png").write_bytes(png(i))
+    asked = ["--zero-shot", tmp_path / "classes", "--retrieval", data["tar"]]
+    assert train(tmp_path / "run", data["folder"], *asked, "--evaluate-every", "2") == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    scores = [line for line in map(json.loads, lines) if "top1" in line]
+    assert [line["step"] for line in scores] == [2, 3]
+    assert all(0 <= line["image_to_text_r10"] <= 1 for line in scores)
+    assert "step 2: held out: top-1" in capsys.readouterr().err
+
+
+def test_mistakes_take_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: dict[str, Path]
+) -> None:
+    folder, out = str(data["folder"]), ["--out", str(tmp_path / "run")]
+    assert "nothing is there" in fails(capsys, 2, "train", "photos", *out)
+    assert "emoji cannot be mixed" in fails(capsys, 2, "train", "emoji", folder, *out)
+    assert "--weights" in fails(capsys, 2, "train", folder, "--weights", "1", "2", *out)
+    assert "ViT-B/33" in fails(capsys, 2, "train", folder, "--preset", "ViT-B/33", *out)
+    assert "tfds:NAME:SPLIT" in fails(capsys, 2, "train", "tfds:mnist", *out)
+    assert "no_such_set" in fails(capsys, 1, "train", "tfds:no_such_set:train", *out)
+    assert "--process 2" in fails(
+        capsys, 2, "train", folder, "--coordinator", "localhost:1", "--process", "2", *out
+    )
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in fails(capsys, 1, "train", str(tmp_path / "empty"), *out)
+    (tmp_path / "broken").mkdir()
+    for i in range(9):
+        (tmp_path / "broken" / f"{i}.png").write_bytes(b"no picture")
+        (tmp_path / "broken" / f"{i}.txt").write_text("a caption")
+    assert train(tmp_path / "run", tmp_path / "broken", "--skip-limit", "5") == 1
+    assert "more than 5 pairs skipped" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_data_only(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: dict[str, Path]
+) -> None:
+    assert train(tmp_path / "run", data["folder"]) == 0
+    capsys.readouterr()
+    assert train(tmp_path / "run", data["tar"], "--resume") == 2
+    assert "data differ" in capsys.readouterr().err
+    assert train(tmp_path / "run", data["folder"], "--resume", steps=4) == 2
+    assert "flags differ" in capsys.readouterr().err
+    assert train(tmp_path / "run", data["folder"], "--force", steps=2) == 0
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_every_released_model_has_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipes.main([]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in RELEASED)
+    assert str(PRESETS["RN50x64"].learning_rate) in told
+    assert recipes.main(["ViT-B/33"]) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_released_model_runs_at_its_full_size(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    """Recipe of the paper, ViT-B/32 whole; only the batch and the number of steps are small."""
+    out = tmp_path / "run"
+    flags = ["--batch-size", "2", "--steps", "1", "--out", str(out)]
+    assert recipes.main(["ViT-B/32", str(data["folder"]), *flags]) == 0
+    config = TrainConfig.from_json((out / "config.json").read_text())
+    assert config.model == RELEASED["ViT-B/32"] and config.dtype == "bfloat16"
+    assert checkpoint.load(out / "model.safetensors")[1] == RELEASED["ViT-B/32"]
+    assert np.isfinite(losses(out)).all() and len(losses(out)) == 1
