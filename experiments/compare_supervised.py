@@ -37,7 +37,7 @@ from jaxclip.tokenizer import tokenize
 
 TOWERS = {
     "vit": VisionConfig(image_size=28, patch_size=7, width=64, layers=4, heads=2),
-    "resnet": ResNetConfig(image_size=32, width=16, layers=(1, 1, 1, 1)),
+    "resnet": ResNetConfig(image_size=32, width=8, layers=(1, 1, 1, 1)),
 }
 TEMPLATES = (
     "a photo of a {}.",
@@ -202,7 +202,7 @@ def main(given: Sequence[str]) -> int:
     flag("--out", type=Path, required=True, help="a folder for results and weights")
     flag("--seeds", type=int, default=3, help="seeds 0, 1, ... of every run")
     flag("--towers", nargs="+", choices=list(TOWERS), default=list(TOWERS))
-    flag("--epochs", type=float, default=2.0, help="times that every training picture is seen")
+    flag("--epochs", type=float, default=1.0, help="times that every training picture is seen")
     return common.run(made, work, given)
 
 
