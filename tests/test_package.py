@@ -17,7 +17,7 @@ import pytest
 import jaxclip
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"test", "plots", "tfds", "parity", "hub", "gpu", "tpu", "recipes"}
+EXTRAS = {"test", "plots", "tfds", "tensorboard", "parity", "hub", "gpu", "tpu", "recipes"}
 
 LIST_NEW_MODULES = """
 import sys
