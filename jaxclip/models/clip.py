@@ -157,8 +157,8 @@ def to_flat(tree: Any) -> checkpoint.Flat:
     return checkpoint.unstack(arrays)
 
 
-def _placed(array: np.ndarray, dtype: Any) -> Array:
-    """The array on jax's device, in its number format; copied once.
+def _copied(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in another number format, in memory that jax need not copy again.
 
     NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
     bytes jax on a CPU takes the memory as it is, so it must be ours and nobody else's.
@@ -169,7 +169,7 @@ def _placed(array: np.ndarray, dtype: Any) -> Array:
     own = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
     np.copyto(own, array, casting="unsafe")
     checkpoint.release(array)
-    return jax.device_put(own)
+    return own
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -182,6 +182,6 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
     checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
     with ThreadPoolExecutor() as pool:  # NumPy's copies run beside each other
-        place = [pool.submit(_placed, arrays[name], leaf.dtype) for name, leaf in expected.items()]
-        filled = [done.result() for done in place]
+        copies = pool.map(lambda name: _copied(arrays[name], expected[name].dtype), expected)
+        filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
     return jax.tree_util.tree_unflatten(structure, filled)
