@@ -5,6 +5,8 @@ without the imports: officially `torch.jit.load` and `build_model`, float32 as o
 """
 
 import argparse
+import functools
+import itertools
 import os
 import statistics
 import tempfile
@@ -57,21 +59,19 @@ def _run(arguments: list[str], cache: str = "") -> Program:
     return program(arguments, str(ROOT), environment)
 
 
-def _classify(
-    files: dict[str, str], scratch: Path, pairs: int
-) -> Iterator[dict[str, Any]]:
+def _run_next(command: list[str], caches: Iterator[str]) -> Program:
+    return _run(command, next(caches))
+
+
+def _classify(files: dict[str, str], scratch: Path, pairs: int) -> Iterator[dict[str, Any]]:
     official = ["-m", "tests.official_run", "classify", files[".pt"], PICTURE, *LABELS]
     for name, path in files.items():
         command = ["-m", "jaxclip", "classify", PICTURE, "--labels", *LABELS, "--model", path]
         warm = str(scratch / "warm")
         _run(command, warm)
-        for state in ("kept", "none"):
-
-            def ours(turn: list[int] = [0], state: str = state, name: str = name) -> Program:
-                turn[0] += 1
-                cache = warm if state == "kept" else str(scratch / f"{name}-{turn[0]}")
-                return _run(command, cache)
-
+        fresh = (str(scratch / f"{name}-{turn}") for turn in itertools.count())
+        for state, caches in (("kept", itertools.repeat(warm)), ("none", fresh)):
+            ours = functools.partial(_run_next, command, caches)
             what = {"what": "classify", "from": name, "compiled programs": state}
             yield _compare(what, {"jaxclip": ours, "official": lambda: _run(official)}, pairs)
 

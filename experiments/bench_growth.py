@@ -1,5 +1,98 @@
+"""Suite `growth`: how time and memory grow with batch, resolution and devices.
+
+Of one training step, compiled: seconds of the processor, and the memory that XLA plans for
+temporaries and state on each device. What the loss alone takes: `experiments/loss_memory.py`.
+"""
+
 import argparse
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import bench_peers
+from experiments.bench_pairs import say, timed
+from experiments.bench_training import DECAY, RATE, SMALL
+from jaxclip.config import ClipConfig
+from jaxclip.models import clip
+from jaxclip.training import step as steps
+from jaxclip.training.optimizer import adamw
+from jaxclip.training.sharding import data_mesh
+
+PLOT = Path(__file__).parents[1] / "docs" / "growth.png"
 
 
-def add_flags(parser):
-    pass
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32, 64])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 96, 128, 192])
+    parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4])
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One quantity grows, the others stay at their first values; with `--write` also a plot."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    most = max(options.devices)
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={most}"
+    base = SMALL["small ViT"]
+    made: dict[str, list[dict[str, Any]]] = {"batch": [], "image size": [], "devices": []}
+    for batch in options.batches:
+        made["batch"].append(_row(base, batch, 1, options.pairs))
+    for size in options.sizes:
+        config = replace(base, vision=replace(base.vision, image_size=size))
+        made["image size"].append(_row(config, options.batches[0], 1, options.pairs))
+    for devices in options.devices:
+        made["devices"].append(_row(base, max(options.batches), devices, options.pairs))
+    for grows, each in made.items():
+        for row in each:
+            yield {"what": f"{grows} grows", **row}
+    if options.write:
+        _plot(made)
+
+
+def _row(config: ClipConfig, batch: int, devices: int, runs: int) -> dict[str, Any]:
+    say(f"batch {batch}, {config.vision.image_size} pixels, {devices} devices")
+    mesh = data_mesh(jax.devices()[:devices])
+    optimizer = adamw(RATE, 10, 1000, DECAY)
+    step = steps.sharded_step(mesh, optimizer, prepare=lambda batch, key, size: batch["image"])
+    model = clip.create(config)
+    state = optimizer.init(model)
+    images, tokens = bench_peers.arrays(config, batch)
+    data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
+    compiled = step.lower(model, state, data, jax.random.key(0)).compile()
+    memory = compiled.memory_analysis()
+    kept = [model, state]
+
+    def run() -> None:
+        kept[0], kept[1], metrics = step(*kept, data, jax.random.key(0))
+        jax.block_until_ready(metrics)
+
+    run()
+    cpu = statistics.median(timed(run).cpu for _ in range(runs))
+    measured = {
+        "processor s": round(cpu, 4),
+        "temporaries, MiB a device": round(memory.temp_size_in_bytes / 2**20, 1),
+        "state and batch, MiB a device": round(memory.argument_size_in_bytes / 2**20, 1),
+    }
+    what = {"batch": batch, "image size": config.vision.image_size, "devices": devices}
+    return {**what, "measured": measured}
+
+
+def _plot(made: dict[str, list[dict[str, Any]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(9, 5), layout="constrained")
+    for column, (grows, each) in zip(panels.T, made.items(), strict=True):
+        x = [row[grows] for row in each]
+        for axes, what in zip(column, ("processor s", "temporaries, MiB a device"), strict=True):
+            axes.plot(x, [row["measured"][what] for row in each], marker="o")
+            axes.set(xlabel=grows, ylabel=what, ylim=(0, None))
+            axes.grid(alpha=0.3)
+    figure.savefig(PLOT, dpi=110)

@@ -51,10 +51,7 @@ def measured(
             say(f"{name}, batch {batch}, {dtype}")
             ours, theirs = bench_peers.inputs(config, batch, dtype)
             encode = model.encode_text if tower == "text" else model.encode_image
-            rows = jnp.asarray(ours[tower])
-            sides: dict[str, Any] = {"jaxclip": lambda: jax.block_until_ready(encode(rows))}
-            for peer, encoders in peers.items():
-                sides[peer] = lambda run=encoders[tower]: run(theirs[tower])
+            sides = _sides(encode, jnp.asarray(ours[tower]), peers, tower, theirs[tower])
             with torch.inference_mode():
                 features = {side: _array(run()) for side, run in sides.items()}
                 for side, found in features.items():
@@ -63,6 +60,15 @@ def measured(
             what = {"model": name, "batch": batch, "precision": dtype, "threads": options.threads}
             layout = "channels_last" if isinstance(config.vision, ResNetConfig) else ""
             yield compared(what | ({"peers' layout": layout} if layout else {}), seconds)
+
+
+def _sides(
+    encode: Any, rows: jax.Array, peers: dict[str, Any], tower: str, theirs: Any
+) -> dict[str, Any]:
+    sides = {"jaxclip": lambda: jax.block_until_ready(encode(rows))}
+    return sides | {
+        peer: lambda run=encoders[tower]: run(theirs) for peer, encoders in peers.items()
+    }
 
 
 def _array(features: Any) -> np.ndarray:

@@ -35,7 +35,8 @@ def _official(config: ClipConfig, state: dict[str, Any]) -> Any:
     return official_module("model").build_model(dict(state)).float().eval()
 
 
-def _open_clip(config: ClipConfig, state: dict[str, Any]) -> Any:
+def new_open_clip(config: ClipConfig) -> Any:
+    """open_clip's model of these shapes, with fresh random weights."""
     torchvision_transforms()
     import open_clip
 
@@ -50,9 +51,13 @@ def _open_clip(config: ClipConfig, state: dict[str, Any]) -> Any:
         "heads": t.heads,
         "layers": t.layers,
     }
-    model = open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=True)
+    return open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=True).float()
+
+
+def _open_clip(config: ClipConfig, state: dict[str, Any]) -> Any:
+    model = new_open_clip(config)
     model.load_state_dict(state)
-    return model.float().eval()
+    return model.eval()
 
 
 def _transformers(config: ClipConfig, path: Path) -> Any:
@@ -96,15 +101,21 @@ def encoders(config: ClipConfig, path: Path, dtype: str, *, compiled: bool) -> d
     return found
 
 
-def inputs(config: ClipConfig, batch: int, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(ours, theirs): {"image": ..., "text": ...}, the same pictures and tokens."""
-    import torch
-
+def arrays(config: ClipConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images [n, h, w, c] float32 and tokens [n, l] int32, each with its end mark."""
     rng = np.random.default_rng(0)
     size, t = config.vision.image_size, config.text
     images = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
     tokens = rng.integers(1, t.vocab_size - 2, size=(batch, t.context_length)).astype(np.int32)
     tokens[:, 0], tokens[:, t.context_length // 2] = t.vocab_size - 2, t.vocab_size - 1
+    return images, tokens
+
+
+def inputs(config: ClipConfig, batch: int, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(ours, theirs): {"image": ..., "text": ...}, the same pictures and tokens."""
+    import torch
+
+    images, tokens = arrays(config, batch)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(getattr(torch, dtype))
     if isinstance(config.vision, ResNetConfig):
         pixels = pixels.to(memory_format=torch.channels_last)

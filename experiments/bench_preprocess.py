@@ -1,4 +1,4 @@
-"""Suite `preprocess`: JPEG files to pixels, beside the official pipeline, on one core and on all."""
+"""Suite `preprocess`: JPEG files to pixels, beside the official pipeline; one core, all cores."""
 
 import argparse
 import os

@@ -65,6 +65,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seconds = in_turn({"jaxclip": ours, "official": official}, options.pairs)
     row = compared({"what": "distinct captions", "captions": per_turn}, seconds)
     row["measured"] = {
-        f"captions a second, {side}": round(per_turn / value) for side, value in row["cpu s"].items()
+        f"captions a second, {side}": round(per_turn / value)
+        for side, value in row["cpu s"].items()
     }
     yield row

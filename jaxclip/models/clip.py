@@ -178,8 +178,8 @@ def to_flat(tree: Any) -> checkpoint.Flat:
     return checkpoint.unstack(arrays)
 
 
-def _shareable(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The array in a number format, in memory that jax can take as it is; copied once.
+def _copied(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in another number format, in memory that jax need not copy again.
 
     NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
     bytes jax on a CPU takes the memory as it is, so it must be ours and nobody else's.
@@ -203,7 +203,6 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
     checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
     with ThreadPoolExecutor() as pool:  # NumPy's copies run beside each other
-        copies = [pool.submit(_shareable, arrays[n], leaf.dtype) for n, leaf in expected.items()]
-        # in this thread, where jax's settings are the caller's (enable_x64)
-        filled = [jax.device_put(copy.result()) for copy in copies]
+        copies = pool.map(lambda name: _copied(arrays[name], expected[name].dtype), expected)
+        filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
     return jax.tree_util.tree_unflatten(structure, filled)

@@ -1,0 +1,142 @@
+"""The benchmarks run from end to end on tiny models, and a ratio is that of two neighbours in time.
+
+Nothing here is timed: the clocks are made up, or only their presence is looked at.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import bench, bench_growth, bench_pairs, bench_pictures, bench_tables
+from experiments import bench_training as training
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+
+ROOT = Path(__file__).parents[1]
+TINY = ClipConfig(VisionConfig(16, 8, 24, 2, 3), TextConfig(16, 2, 2, 8, 64), 12)
+
+
+def made_up(calls: list[str]) -> Callable[[Callable[[], object]], bench_pairs.Seconds]:
+    """A clock by which every run takes a second more than the run before, whatever it does."""
+
+    def clock(run: Callable[[], object]) -> bench_pairs.Seconds:
+        run()
+        return bench_pairs.Seconds(float(len(calls)), 2.0 * len(calls))
+
+    return clock
+
+
+def test_sides_run_in_turn_and_every_other_turn_backwards() -> None:
+    calls: list[str] = []
+    sides = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = bench_pairs.in_turn(sides, 3, made_up(calls))
+    assert "".join(calls) == "abccbaabc"
+    assert [s.wall for s in seconds["a"]] == [1, 6, 7]
+
+
+def test_a_ratio_is_that_of_one_turn_and_the_result_their_median() -> None:
+    """A machine that is ten times slower in one turn changes no ratio."""
+    turns = [(1.0, 2.0), (10.0, 20.0), (1.0, 2.2), (2.0, 4.0), (1.0, 1.9)]
+    seconds = {
+        side: [bench_pairs.Seconds(t[i], t[i]) for t in turns] for i, side in enumerate("ab")
+    }
+    seconds["c"] = [bench_pairs.Seconds(3.0, 9.0)] * 5
+    row = bench_pairs.compared({"model": "m"}, seconds)
+    assert row["wall ratio"]["b"]["median"] == 2.0
+    assert row["wall best peer"] == "b" and row["pairs"] == 5
+    assert row["wall ratio"]["b"]["low"] < 2.0 < row["wall ratio"]["b"]["high"]
+
+
+def test_a_program_is_measured_alone_and_its_failure_is_told() -> None:
+    small = bench_pairs.program(["-c", "print(1)"], str(ROOT), {})
+    large = bench_pairs.program(["-c", 'x = b"x" * (200 << 20); print(1)'], str(ROOT), {})
+    again = bench_pairs.program(["-c", "print(1)"], str(ROOT), {})
+    assert small.printed == "1\n" and large.peak > small.peak + 150
+    assert again.peak < large.peak - 150  # not the largest child so far
+    with pytest.raises(OSError, match="of no use"):
+        bench_pairs.program(["-c", "raise SystemExit('of no use')"], str(ROOT), {})
+
+
+def test_a_row_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    record = tmp_path / "bench.json"
+    old = {"model": "a", "batch": 1, "pairs": 3, "measured": {"x": 1}}
+    bench.keep("growth", [old, {**old, "batch": 2}], record)
+    kept = bench.keep("growth", [{**old, "pairs": 9, "measured": {"x": 2}}], record)
+    assert [(row["batch"], row["measured"]["x"]) for row in kept["growth"]] == [(1, 2), (2, 1)]
+    assert json.loads(record.read_text()) == kept
+
+
+def test_the_tables_are_what_the_record_says() -> None:
+    record = json.loads(bench.RECORD.read_text())
+    for path, text in (
+        ("docs/performance.md", bench_tables.page(record)),
+        ("README.md", bench_tables.short_page(record, bench.SHORT)),
+    ):
+        whole = (ROOT / path).read_text()
+        assert whole.split(bench_tables.BEGIN)[1].split(bench_tables.END)[0].strip() == text
+
+
+def test_training_steps_on_a_tiny_model_and_every_loss_agrees() -> None:
+    found = {loss: training.ours(TINY, 8, "float32", "none", loss)() for loss in training.LOSSES}
+    assert max(found.values()) - min(found.values()) < 1e-5 * found["dense"]
+    run = training.ours(TINY, 8, "bfloat16", "full")
+    first = [run() for _ in range(12)]
+    assert first[-1] < first[0]
+
+
+@pytest.mark.parametrize("limit", [0, 7, 8, 100, 1000])
+def test_the_largest_batch_is_found_to_an_eighth(limit: int) -> None:
+    def step(batch: int) -> None:
+        if batch > limit:
+            raise MemoryError
+
+    found = training.largest_batch(step)
+    assert found <= limit
+    assert found == 0 if limit < 8 else found > limit - max(2, limit // 8 + 1)
+
+
+def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_growth, "SMALL", {"small ViT": TINY})
+    options = argparse.Namespace(batches=[8], sizes=[16, 24], devices=[1, 2], pairs=1, write=False)
+    rows = list(bench_growth.rows(options))
+    assert [(row["image size"], row["devices"]) for row in rows] == [
+        (16, 1),
+        (16, 1),
+        (24, 1),
+        (16, 1),
+        (16, 2),
+    ]
+    assert all(row["measured"]["temporaries, MiB a device"] >= 0 for row in rows)
+
+
+def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:
+    first, second = (bench_pictures.make(tmp_path / name, 3) for name in "ab")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+@pytest.mark.parametrize("arguments", [["speed"], ["growth", "--pairs", "0"], []])
+def test_nonsense_is_refused(arguments: list[str]) -> None:
+    try:
+        assert bench.main(arguments) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+
+
+@pytest.mark.parity
+def test_inference_and_training_beside_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments import bench_inference
+
+    config = ClipConfig(VisionConfig(32, 8, 64, 2, 1), TextConfig(64, 2, 1, 12, 99), 24)
+    monkeypatch.setattr(bench_inference, "RELEASED", {"ViT-B/32": config})
+    options: dict[str, Any] = {"threads": 1, "pairs": 2, "compiled": False, "batches": [1, 9]}
+    options |= {"models": ["ViT-B/32", "text"], "precision": "float32"}
+    rows = list(bench_inference.rows(argparse.Namespace(**options)))
+    assert len(rows) == 4
+    assert set(rows[0]["cpu ratio"]) == {"official", "open_clip", "transformers"}
+    monkeypatch.setattr(training, "MODELS", {"tiny": config})
+    options |= {"models": ["tiny"], "batches": [8], "remat": "none", "peak": 1.0, "largest": False}
+    (row,) = training.rows(argparse.Namespace(**options))
+    assert row["measured"]["images/s, jaxclip"] > 0 and row["measured"]["utilisation"] >= 0
