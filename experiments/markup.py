@@ -12,7 +12,7 @@ from PIL import Image
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem;
      border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 p.note { color: #666; } .scroll { overflow-x: auto; }
@@ -25,7 +25,8 @@ figure { margin: 0; width: 8.2rem; font-size: .8rem; line-height: 1.3; overflow-
 figure img { width: 8.2rem; height: 8.2rem; object-fit: contain; image-rendering: pixelated;
              background: #f4f4f4; border: 3px solid #ccc; box-sizing: border-box; }
 figure.right img { border-color: #2a8a3e; } figure.wrong img { border-color: #c0392b; }
-table.matrix td { text-align: center; min-width: 3.2rem; border: 1px solid #fff; }
+table.matrix td { text-align: center; vertical-align: middle; min-width: 3.2rem;
+                  border: 1px solid #fff; }
 table.matrix th { font-weight: 400; font-size: .8rem; max-width: 8rem; }
 table.matrix img { width: 3rem; height: 3rem; object-fit: contain; image-rendering: pixelated; }
 """

@@ -95,13 +95,16 @@ def opened(data: str, data_dir: Path | None) -> Labelled:
 
 
 def answers_section(shown: Sequence[Shown]) -> str:
-    """Right ones with a green frame, wrong ones with a red one."""
-    items = []
-    for x in sorted((x for x in shown if x.said), key=lambda x: x.said != x.label):
-        right = x.said == x.label
-        words = x.said if right else f"said: {x.said}; is: {x.label}"
-        items.append((x.small, f"{words} ({x.score:.2f})", "right" if right else "wrong"))
-    return markup.pictures(items)
+    """Right ones with a green frame, then wrong ones with a red one."""
+    asked = [x for x in shown if x.said]
+    right = [(x.small, f"{x.said} ({x.score:.2f})", "right") for x in asked if x.said == x.label]
+    wrong = [
+        (x.small, f"said: {x.said} ({x.score:.2f}); is: {x.label}", "wrong")
+        for x in asked
+        if x.said != x.label
+    ]
+    groups = (("Answered right, with the score.", right), ("Answered wrong.", wrong))
+    return "".join(markup.note(words) + markup.pictures(items) for words, items in groups if items)
 
 
 def similarity_section(
