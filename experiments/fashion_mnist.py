@@ -71,7 +71,7 @@ def verified(folder: Path, name: str, registered: Mapping[str, str] = REGISTERED
     try:
         unpacked = gzip.decompress(content)
         candidates = (content, first_header(content, name))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise ValueError(f"{path}: no whole gzip file ({error}); get it again") from None
     sums = [hashlib.sha256(candidate).hexdigest() for candidate in candidates]
     if registered[name] not in sums:

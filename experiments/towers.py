@@ -181,7 +181,7 @@ def from_labels(
 
 def encoded(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what its last projection gives, [n, e] or [n, classes]."""
-    encode = jax.jit(lambda model, images: model.encode_image(_pixels(images)))
+    encode = jax.jit(lambda model, images: model.encode_image(pixels(images)))
     return in_blocks(partial(encode, model), images, block)
 
 
@@ -189,10 +189,11 @@ def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray
     """uint8 images [n, s, s, 3] -> what the last projection sees, [n, d]."""
 
     def before(model: Clip, images: Array) -> Array:
-        return model.visual(_pixels(images), intermediates=True)[1]["pooled"]
+        return model.visual(pixels(images), intermediates=True)[1]["pooled"]
 
     return in_blocks(partial(jax.jit(before), model), images, block)
 
 
-def _pixels(images: Array) -> Array:
+def pixels(images: Array) -> Array:
+    """uint8 images [n, s, s, 3] of the tower's size -> pixels as the towers take them."""
     return steps.normalised({"image": images}, jax.random.key(0), images.shape[1])

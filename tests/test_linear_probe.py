@@ -99,7 +99,7 @@ def test_a_class_without_a_row_is_never_the_answer():
 def test_the_search_finds_the_peak_of_a_sweep(monkeypatch):
     """A planted accuracy with one peak: the halves end within an eighth of a decade of it."""
 
-    def planted(train, validation, classes, penalties):
+    def planted(train, validation, classes, penalties, most):
         return 1 - np.abs(np.log10(penalties) - 1.3) / 10
 
     monkeypatch.setattr(linear_probe, "_tried", planted)

@@ -250,23 +250,30 @@ class Choice:
 Split = tuple[np.ndarray, np.ndarray]  # features [n, d], labels int [n]
 
 
-def _tried(train: Split, validation: Split, classes: int, penalties: Sequence[float]) -> np.ndarray:
+def _tried(
+    train: Split, validation: Split, classes: int, penalties: Sequence[float], most: int
+) -> np.ndarray:
     _check(*validation, classes)
-    return fit(*train, classes, penalties).accuracies(*validation)
+    return fit(*train, classes, penalties, most=most).accuracies(*validation)
 
 
-def halving(train: Split, validation: Split, classes: int) -> Choice:
+def halving(train: Split, validation: Split, classes: int, most: int = MOST) -> Choice:
     """The paper's search: seven penalties two decades apart, then halves around the peak.
 
-    Up to the resolution of eight steps a decade: 15 fits instead of 96.
+    Up to the resolution of eight steps a decade: 15 fits instead of 96. `most` as of `fit`.
     """
-    found = dict(zip(FIRST, _tried(train, validation, classes, _powers(FIRST)), strict=True))
+
+    def tried(exponents: Sequence[float]) -> dict[float, float]:
+        shares = _tried(train, validation, classes, _powers(exponents), most)
+        return dict(zip(exponents, shares, strict=True))
+
+    found = tried(FIRST)
     gap = float(FIRST[1] - FIRST[0])
     while gap > 1 / PER_DECADE:
         peak = max(found, key=lambda exponent: (found[exponent], exponent))
         gap /= 2
         near = [e for e in (peak - gap, peak + gap) if FIRST[0] <= e <= FIRST[-1]]
-        found |= dict(zip(near, _tried(train, validation, classes, _powers(near)), strict=True))
+        found |= tried(near)
     exponents = sorted(found)
     return Choice(np.array(_powers(exponents)), np.array([found[e] for e in exponents]))
 
@@ -275,6 +282,6 @@ def _powers(exponents: Sequence[float]) -> list[float]:
     return [10.0**exponent for exponent in exponents]
 
 
-def sweep(train: Split, validation: Split, classes: int) -> Choice:
+def sweep(train: Split, validation: Split, classes: int, most: int = MOST) -> Choice:
     """All 96 penalties, what `halving` stands in for."""
-    return Choice(np.array(SWEEP), _tried(train, validation, classes, SWEEP))
+    return Choice(np.array(SWEEP), _tried(train, validation, classes, SWEEP, most))

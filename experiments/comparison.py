@@ -1,0 +1,281 @@
+"""The runs of `compare_supervised`, whose header has the question: what each needs and leaves."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from experiments import fashion_mnist, towers
+from jaxclip import checkpoint, hub
+from jaxclip.config import ResNetConfig, VisionConfig
+from jaxclip.evaluation import linear_probe
+from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+from jaxclip.models import clip
+from jaxclip.preprocess import Preprocess
+from jaxclip.tokenizer import tokenize
+
+TOWERS = {
+    "vit": VisionConfig(image_size=28, patch_size=7, width=64, layers=4, heads=2),
+    "resnet": ResNetConfig(image_size=32, width=8, layers=(1, 1, 1, 1)),
+}
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a grey photo of a {}.",
+    "a small photo of one {}.",
+    "a {}, an article of clothing.",
+)
+SIDES = ("clip", "supervised")
+SEARCHED, SEARCH_MOST = 10_000, 200
+SHOTS = (1, 2, 4, 8, 16)  # training pictures a class
+Arrays = dict[str, np.ndarray]
+Told = Callable[[float, str], None]  # how far a run is: share, a few words
+Work = Callable[[Told], Arrays]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file of --out: its name, what its numbers depend on, how they are made."""
+
+    name: str
+    key: dict[str, Any]
+    work: Work
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: flags of the command."""
+
+    folder: Path
+    out: Path
+    seeds: tuple[int, ...]
+    towers: tuple[str, ...]
+    epochs: float
+
+    def seen(self, data: "Data") -> int:
+        """Training pictures that a run sees, repeats counted."""
+        return int(self.epochs * len(data.splits["train"][1]))
+
+
+class Data:
+    """Fashion-MNIST at the sizes that towers want, made once a size."""
+
+    def __init__(self, folder: Path) -> None:
+        self.splits = {name: fashion_mnist.read(folder, name) for name in fashion_mnist.SPLITS}
+        self.sized: dict[tuple[str, int], towers.Labelled] = {}
+
+    def at(self, split: str, size: int) -> towers.Labelled:
+        """A split as the official preprocessing would size it: bicubic, in grey, then RGB."""
+        if (split, size) not in self.sized:
+            pictures, labels = self.splits[split]
+            resized = [Image.fromarray(x).resize((size, size), Image.BICUBIC) for x in pictures]
+            images = np.repeat(np.stack([np.asarray(x) for x in resized])[..., None], 3, axis=-1)
+            self.sized[split, size] = towers.Labelled(images, labels, fashion_mnist.CLASSES)
+        return self.sized[split, size]
+
+
+# The runs -----------------------------------------------------------------------------------------
+
+
+def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
+    """Train one model, keep its weights beside the result: `answers` on the test pictures."""
+    vision = TOWERS[tower]
+    recipe = towers.Recipe(vision, plan.seen(data), seed=seed)
+    name = f"{side}-{tower}-{seed}"
+
+    def work(told: Told) -> Arrays:
+        losses: list[float] = []
+
+        def progress(step: int, loss: float) -> None:
+            losses.append(loss)
+            told(step / recipe.steps, f"loss {loss:.3f}")
+
+        training, test = (data.at(split, vision.image_size) for split in ("train", "test"))
+        began = time.monotonic(), time.process_time()
+        if side == "clip":
+            model = towers.from_captions(recipe, training, TEMPLATES, progress=progress)
+        else:
+            model = towers.from_labels(recipe, training, progress=progress)
+        seconds = time.monotonic() - began[0], time.process_time() - began[1]
+        scores = towers.encoded(model, test.images)
+        if side == "clip":
+            scores = unit(scores) @ named(model, data.at("test", vision.image_size).classes).T
+        notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
+        checkpoint.save(weights(plan, name), clip.to_flat(model), model.config, notes)
+        answers = scores.argmax(axis=1).astype(np.int8)
+        return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
+
+    return Run(name, {"recipe": asdict(recipe), "side": side, "templates": TEMPLATES}, work)
+
+
+def named(
+    model: Any,
+    classes: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    context: int = towers.CONTEXT,
+) -> np.ndarray:
+    """The classifier [c, e] of class names in templates."""
+    return classifier(
+        lambda texts: np.asarray(model.encode_text(tokenize(texts, context))), classes, templates
+    )
+
+
+def weights(plan: Plan, name: str) -> Path:
+    """The file of a trained model: `--model` of the other experiments takes it."""
+    return plan.out / f"{name}.safetensors"
+
+
+# Probes -------------------------------------------------------------------------------------------
+
+
+def few(
+    train: linear_probe.Split, test: np.ndarray, shots: int, seed: int, classes: int
+) -> np.ndarray:
+    """Answers int8 [n] of a probe on `shots` training pictures a class, drawn by the seed.
+
+    Features are scaled to a root mean square of one, by a single number, so that one penalty suits
+    towers of any scale: lambda = 1, not searched for, as nothing is left to search on.
+    """
+    features, labels = train
+    rng = np.random.default_rng([seed, 2])
+    orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
+    chosen = np.concatenate([rows[:shots] for rows in orders])
+    if len(chosen) < shots * classes:
+        raise ValueError(f"{shots} pictures a class were asked for; a class has fewer")
+    scale = np.sqrt(np.mean(np.square(features[chosen])))
+    probe = linear_probe.fit(features[chosen] / scale, labels[chosen], classes, [1.0])
+    return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int8)
+
+
+def full(
+    train: linear_probe.Split, test: np.ndarray, classes: int, seed: int = 0
+) -> tuple[np.ndarray, float]:
+    """(answers int8 [n], penalty) of a probe on all pictures of the training set.
+
+    The paper's search, in a shorter form: on SEARCHED pictures that train and half as many that
+    validate, at most SEARCH_MOST iterations a fit. The penalty a picture that is best there is that
+    of the one fit on all.
+    """
+    features, labels = train
+    scale = np.sqrt(np.mean(np.square(features)))
+    features = features / scale
+    order = np.random.default_rng([seed, 3]).permutation(len(labels))
+    searched = min(SEARCHED, len(order) // 2)
+    kept, held = order[:searched], order[searched : searched * 3 // 2]
+    choice = linear_probe.halving(
+        (features[kept], labels[kept]), (features[held], labels[held]), classes, SEARCH_MOST
+    )
+    penalty = choice.best * len(labels) / len(kept)
+    probe = linear_probe.fit(features, labels, classes, [penalty])
+    return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int8), penalty
+
+
+def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
+    """Probes on a trained model: `shots_1` ... and, of CLIP, `full`, with its `penalty`."""
+    name = f"{side}-{tower}-{seed}"
+    size = TOWERS[tower].image_size
+
+    def work(told: Told) -> Arrays:
+        flat, config, _ = checkpoint.load(weights(plan, name))
+        model = clip.from_flat(flat, clip.abstract(config, remat="none"))
+        training, test = (data.at(split, size) for split in ("train", "test"))
+        encode = clip_features if side == "clip" else towers.penultimate
+        told(0.1, "features")
+        train = encode(model, training.images), training.labels
+        asked, arrays = encode(model, test.images), {}
+        for shots in SHOTS:
+            told(0.3, f"{shots} a class")
+            arrays[f"shots_{shots}"] = few(train, asked, shots, seed, len(training.classes))
+        if side == "clip":
+            told(0.4, "all pictures")
+            arrays["full"], penalty = full(train, asked, len(training.classes))
+            arrays["penalty"] = np.array(penalty)
+        return arrays
+
+    recipe = asdict(towers.Recipe(TOWERS[tower], plan.seen(data), seed=seed))
+    return Run(f"probe-{name}", {"recipe": recipe, "side": side, "shots": SHOTS}, work)
+
+
+def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
+    """What the probe learns from: uint8 images [n, s, s, 3] -> [n, d]."""
+
+    def encode(images: np.ndarray) -> Any:
+        return _features(model, images)
+
+    return in_blocks(encode, images, block)
+
+
+@jax.jit
+def _features(model: clip.Clip, images: jax.Array) -> jax.Array:
+    return linear_probe.probe_features(model, towers.pixels(images))
+
+
+def pixels(data: Data, seed: int) -> Run:
+    """The floor: the same probes on bare pixels."""
+
+    def work(told: Told) -> Arrays:
+        train, test = (data.splits[name] for name in ("train", "test"))
+        flat = [images.reshape(len(images), -1) / 255 for images, _ in (train, test)]
+        return {
+            f"shots_{shots}": few((flat[0], train[1]), flat[1], shots, seed, 10) for shots in SHOTS
+        }
+
+    return Run(f"pixels-{seed}", {"shots": SHOTS, "seed": seed}, work)
+
+
+def emoji(plan: Plan, data: Data) -> Run:
+    """The embedded model, which never saw a photograph: `zero_shot`, `zero_shot_photo`, probes.
+
+    It learned names without a template, so `zero_shot` asks with the bare class name;
+    `zero_shot_photo` asks with "a photo of a {}.".
+    """
+
+    def work(told: Told) -> Arrays:
+        model, preprocess = hub.load(hub.EMBEDDED)
+        encode = jax.jit(linear_probe.probe_features)
+
+        def features(images: np.ndarray, what: str) -> np.ndarray:
+            told(0.1, what)
+            return in_blocks(lambda x: encode(model.module, sized(x, preprocess)), images, 250)
+
+        (pictures, labels), test = data.splits["train"], data.splits["test"]
+        asked, arrays = features(test[0], "test pictures"), {}
+        for name, template in (("zero_shot", "{}"), ("zero_shot_photo", "a photo of a {}.")):
+            classes = named(model, fashion_mnist.CLASSES, [template], 32)
+            arrays[name] = (unit(asked) @ classes.T).argmax(axis=1).astype(np.int8)
+        for seed in plan.seeds:
+            rng = np.random.default_rng([seed, 2])  # the rows that `few` will draw
+            orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
+            rows = np.sort(np.concatenate([order[: max(SHOTS)] for order in orders]))
+            sparse = np.zeros((len(labels), asked.shape[1]), np.float32)
+            sparse[rows] = features(pictures[rows], "training pictures")
+            for shots in SHOTS:
+                answers = few((sparse, labels), asked, shots, seed, 10)
+                arrays[f"shots_{shots}_{seed}"] = answers
+        return arrays
+
+    return Run("emoji", {"shots": SHOTS, "seeds": plan.seeds}, work)
+
+
+def sized(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """uint8 [n, h, w] -> what the official preprocessing makes of them, [n, s, s, 3]."""
+    return np.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
+
+
+def runs(plan: Plan, data: Data) -> Iterator[Run]:
+    """All of them, a seed after the other, so that what is there early is comparable."""
+    for seed in plan.seeds:
+        for tower in plan.towers:
+            for side in SIDES:
+                yield trained(plan, data, tower, side, seed)
+    for seed in plan.seeds:
+        yield pixels(data, seed)
+        for tower in plan.towers:
+            for side in SIDES:
+                yield probed(plan, data, tower, side, seed)
+    yield emoji(plan, data)
