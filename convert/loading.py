@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -119,6 +120,14 @@ def _digest(path: Path) -> str:
 
 
 def _load_foreign(weights: Weights, activation: Activation | None) -> tuple[Loaded, list[Path]]:
+    with ThreadPoolExecutor() as pool:  # the other core reads the file for its digest meanwhile
+        digests = {file: pool.submit(_digest, file) for file in weights.files}
+        return _converted(weights, activation, digests)
+
+
+def _converted(
+    weights: Weights, activation: Activation | None, digests: Mapping[Path, Future[str]]
+) -> tuple[Loaded, list[Path]]:
     arrays, path = weights.arrays, weights.files[0]
     said = _said(arrays, path.parent)
     config = infer(
@@ -132,9 +141,11 @@ def _load_foreign(weights: Weights, activation: Activation | None) -> tuple[Load
     _check(said, config)
     flat, extras = to_ours(said.layout, config, arrays)
     files = [*weights.files, *said.files]
+    sha256 = {file.name: digests[file].result() for file in weights.files}
+    sha256 |= {file.name: _digest(file) for file in said.files}
     notes = {
         "image_policy": "official",
-        "source": {"file": path.name, "sha256": {file.name: _digest(file) for file in files}},
+        "source": {"file": path.name, "sha256": sha256},
         "converted": {"converter": CONVERTER, "layout": said.layout.name, "extras": extras},
     }
     return Loaded(flat, config, notes), files
@@ -144,7 +155,7 @@ def _load_ours(weights: Weights, activation: Activation | None) -> tuple[Loaded,
     path = weights.files[0]
     for part in ("config", "notes"):
         strict_json.parse(weights.metadata.get(part, "{}").encode())
-    loaded = Loaded(*checkpoint.load_stored(path))
+    loaded = Loaded(weights.arrays, *checkpoint.described(path, weights.metadata))
     _settle(loaded.config.activation, activation, path.name)
     return loaded, weights.files
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments import common, zero_shot
 from jaxclip.cli.shared import print_table
 from jaxclip.data.labelled import Files, aligned
-from jaxclip.data.pairs import SUFFIXES
+from jaxclip.data.shards import SUFFIXES
 from jaxclip.evaluation import prompts
 
 SIZES = (100, 1000, 2000)

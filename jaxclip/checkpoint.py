@@ -8,6 +8,7 @@ Names are compared here, once: modules themselves would accept permuted layers w
 """
 
 import json
+import mmap
 import os
 import re
 import tempfile
@@ -104,6 +105,22 @@ def check(expected: Mapping[str, tuple[int, ...]], came: Mapping[str, np.ndarray
         raise ValueError("parameters do not fit the config: " + "; ".join(faults))
 
 
+def release(array: np.ndarray) -> None:
+    """Let go of the memory that holds the bytes of a mapped file, where the array is such a view.
+
+    They are read from the file again if need be; until then they do not count beside a copy.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, mmap.mmap) or not array.size or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = np.lib.array_utils.byte_bounds(array)[0] - np.frombuffer(mapped, np.uint8).ctypes.data
+    first = start - start % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, first, start - first + array.nbytes)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error."""
@@ -157,6 +174,11 @@ def save(
 def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
     """(flat parameters in their own number formats, config, notes) of a file that `save` wrote."""
     arrays, metadata = load_arrays(path)
+    return arrays, *described(path, metadata)
+
+
+def described(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict[str, Any]]:
+    """(config, notes) as the metadata of a file that `save` wrote hold them."""
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path}: format {metadata.get('format')!r} came, {FORMAT!r} is what this version "
@@ -169,7 +191,7 @@ def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(notes, dict):
         raise ValueError(f"{path}: its notes are no JSON object; get the file again")
-    return arrays, config, notes
+    return config, notes
 
 
 def load_notes(path: Path) -> dict[str, Any]:

@@ -134,8 +134,7 @@ class ClipConfig:
     embed_dim: int
     activation: Activation = "quick_gelu"
     logit_bias: bool = False
-    """A number added to every logit, as SigLIP's loss wants it (not in the paper); such a model
-    trains with that loss."""
+    """Whether a number is added to every logit: it then trains with SigLIP's loss."""
 
     def __post_init__(self) -> None:
         _require_positive(self)

@@ -1,6 +1,7 @@
 """From a name or a path to a model that is ready to use."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,22 @@ from jaxclip.models.layers import Numerics
 from jaxclip.preprocess import Preprocess
 
 EMBEDDED = "emoji"
+# What a CPU is given at once: beyond, the intermediates outgrow its caches (docs/performance.md).
+CPU_ROWS = 8
+# Without XLA's newer kernels for CPUs: they run a convolution to 64 channels or fewer on one thread
+# and draw what stands beside a product into slow reductions. They stay for bfloat16, which the
+# older kernels lack.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@cache
+def _cpu_options() -> dict[str, str]:
+    """The compiler's options for float32 on a CPU; none where this version does not know them."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _CPU_OPTIONS
 
 
 class Model:
@@ -31,27 +48,47 @@ class Model:
         self.module = module
         self.notes = dict(notes or {})  # where the weights came from
         self.config: ClipConfig = module.config
-        wrap: Any = jax.jit if jit else lambda function: function
-        self._encode_image = wrap(lambda module, images: module.encode_image(images))
-        self._encode_text = wrap(lambda module, tokens: module.encode_text(tokens))
-        self._logits = wrap(lambda module, images, tokens: module(images, tokens))
+        on_cpu = jit and jax.default_backend() == "cpu"
+        wide = module.visual.numerics.dtype == jnp.float32
+        options = _cpu_options() if on_cpu and wide else None
+        self._rows = CPU_ROWS if on_cpu else None
+        functions = {"image": clip.Clip.encode_image, "text": clip.Clip.encode_text}
+        self._functions: dict[str, Any] = functions | {"logits": clip.Clip.__call__}
+        self._compiled = self._functions
+        if jit:
+            self._compiled = {
+                name: jax.jit(function, compiler_options=options)
+                for name, function in self._functions.items()
+            }
 
     def encode_image(self, images: np.ndarray | jax.Array) -> jax.Array:
         """images [n, h, w, c], preprocessed -> image_features [n, e], not normalised."""
-        return self._encode_image(self.module, self._images(images))
+        return self._in_turn("image", self._images(images))
 
     def encode_text(self, tokens: np.ndarray | jax.Array) -> jax.Array:
         """tokens [n, l], l up to the context length -> text_features [n, e], not normalised.
 
         Columns beyond the model's context length are cut when they hold nothing but padding.
         """
-        return self._encode_text(self.module, self._tokens(tokens))
+        return self._in_turn("text", self._tokens(tokens))
 
     def __call__(
         self, images: np.ndarray | jax.Array, tokens: np.ndarray | jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """-> (logits_per_image [n_i, n_t], logits_per_text [n_t, n_i])."""
-        return self._logits(self.module, self._images(images), self._tokens(tokens))
+        return self._call("logits", self._images(images), self._tokens(tokens))
+
+    def _call(self, name: str, *rows: jax.Array) -> Any:
+        # Somebody's own program, of which this is a part, has its own options.
+        inside = any(isinstance(each, jax.core.Tracer) for each in rows)
+        return (self._functions if inside else self._compiled)[name](self.module, *rows)
+
+    def _in_turn(self, name: str, rows: jax.Array) -> jax.Array:
+        """One tower's features of [n, ...], a few rows after the other where that is faster."""
+        if self._rows is None or len(rows) <= self._rows:
+            return self._call(name, rows)
+        starts = range(0, len(rows), self._rows)
+        return jnp.concatenate([self._call(name, rows[i : i + self._rows]) for i in starts])
 
     def _images(self, images: np.ndarray | jax.Array) -> jax.Array:
         size = self.config.vision.image_size

@@ -133,13 +133,36 @@ def _merge(word: bytes) -> list[int]:
     return [token for token in ids if token != _GONE]
 
 
+@cache
+def _whole_words() -> dict[str, int]:
+    """{word: its id} of words that are one token, to which `_merge` would come step by step."""
+    _, merges, pieces = _tables()
+    ends = _END_OF_WORD.encode()
+    made = ((number, pieces[number]) for number in (*range(256, 512), *merges.values()))
+    whole = ((number, piece[: -len(ends)]) for number, piece in made if piece.endswith(ends))
+    return {piece.decode(): number for number, piece in whole if _is_text(piece)}
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False  # a part of a character
+    return True
+
+
 @lru_cache(maxsize=1 << 16)
 def _chunk_ids(chunk: str) -> tuple[int, ...]:
     """The ids of a piece of clean text without white space."""
+    whole = _whole_words()
+    if chunk in whole and chunk.isalpha():  # letters alone: one word to the split as well
+        return (whole[chunk],)
     ids: list[int] = []
     for word in _patterns().split.findall(chunk):
         if word in _SPECIALS:
             ids.append(_SPECIALS[word])
+        elif word in whole:
+            ids.append(whole[word])
         else:
             ids.extend(_merge(word.encode("utf-8")))
     return tuple(ids)

@@ -2,6 +2,7 @@
 
     python -m tests.official_run make FOLDER         # a ViT-B/32 of random weights, as released
     python -m tests.official_run load FILE           # torch.load, build_model; two clocks
+    python -m tests.official_run load-archive FILE   # torch.jit.load, build_model; two clocks
     python -m tests.official_run classify FILE PICTURE LABEL [LABEL ...]
 
 Needs the `parity` extra. What current libraries lack for it is stood in for, see `package`.
@@ -9,6 +10,7 @@ Needs the `parity` extra. What current libraries lack for it is stood in for, se
 
 import sys
 import time
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -52,13 +54,16 @@ def make(folder: str) -> None:
     save_traced(model, Path(folder) / "traced.pt", RELEASED[NAME])
 
 
-def load(path: str) -> None:
+def load(path: str, *, archive: bool = False) -> None:
     """Print the seconds from the file to the model, float32 as `clip.load` leaves it on a CPU."""
     import torch
 
     clip = package()
     began = time.monotonic(), time.process_time()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if archive:
+        state = torch.jit.load(path, map_location="cpu").eval().state_dict()
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
     model = clip.model.build_model(state).float()
     print(time.monotonic() - began[0], time.process_time() - began[1])
     assert next(model.parameters()).dtype == torch.float32
@@ -80,4 +85,6 @@ def classify(path: str, picture: str, *labels: str) -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "load": load, "classify": classify}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Any] = {"make": make, "load": load, "classify": classify}
+    commands["load-archive"] = partial(load, archive=True)
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -79,6 +79,10 @@ def test_the_numbers_of_page_and_readme_are_the_records(number):
     ]
     assert cell in line
     assert row["versions"]["jax"] in PAGE and row["date"][:10] in PAGE
+    if row["experiment"] == "retrieval":
+        name = "text_to_image_r1"
+        low, high = (100 * x for x in row["intervals"][name])
+        assert f"| {100 * row['metrics'][name]:.1f} | {low:.1f} to {high:.1f} |" in README
     if row["experiment"] == "zero_shot" and row.get("templates") != ["{}"]:
         assert f"| {100 * row['value']:.1f} | {low:.1f} to {high:.1f} |" in README
 

@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -191,3 +193,34 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"")
     with pytest.raises(ValueError, match="--resume"):
         jaxclip.load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 19])
+def test_rows_in_turn_are_the_rows_at_once(count: int, tmp_path: Path) -> None:
+    """On a CPU a few rows go through the model at a time; op by op all do."""
+    path = write_openai(tmp_path / "model.pt")
+    ours, whole = jaxclip.load(path)[0], jaxclip.load(path, jit=False, unroll=False)[0]
+    images = np.random.default_rng(count).normal(size=(count, 20, 20, 3)).astype(np.float32)
+    tokens = np.resize(TOKENS, (count, TOKENS.shape[1]))
+    assert departure(ours.encode_image(images), whole.encode_image(images)) < within(
+        "float32 twice"
+    )
+    assert departure(ours.encode_text(tokens), whole.encode_text(tokens)) < within("float32 twice")
+
+
+def test_a_model_is_a_part_of_somebody_s_own_program(tmp_path: Path) -> None:
+    model, _ = jaxclip.load(write_openai(tmp_path / "model.pt"))
+    images = np.resize(IMAGES, (9, *IMAGES.shape[1:]))
+    inside = jax.jit(lambda x: model.encode_image(x))(images)
+    assert departure(inside, model.encode_image(images)) < within("float32 twice")
+    grown = jax.grad(lambda x: model.encode_image(x).sum())(jnp.asarray(images))
+    assert grown.shape == images.shape
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "_CPU_OPTIONS", {"xla_no_such_option": ""})
+    hub._cpu_options.cache_clear()
+    assert hub._cpu_options() == {}
+    hub._cpu_options.cache_clear()

@@ -287,7 +287,7 @@ def test_metrics_hold_what_the_progress_bar_shows(tmp_path: Path) -> None:
     assert lines == json.loads(json.dumps(sunk))
     assert [line["step"] for line in lines if "loss" in line] == [3, 6, 9]
     assert [line["step"] for line in lines if "top1" in line] == [4, 8, 9]
-    assert [values["step"] for values in told] == list(range(1, 10))
+    assert [values["step"] for values in told if "loss" in values] == list(range(1, 10))
     names = {"loss", "grad_norm", "image_spread", "text_spread", "logit_scale", "step"}
     assert names <= lines[0].keys()
     assert told[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=0.01)  # hardly moved after a step

@@ -21,6 +21,7 @@ from jaxclip.config import (
     VisionConfig,
 )
 from jaxclip.models import clip
+from jaxclip.models.layers import Numerics
 from tests import tiny
 from tests.tolerances import departure, within
 
@@ -400,3 +401,61 @@ def changed_json(**changes: Any) -> str:
 def test_other_json_is_refused(text):
     with pytest.raises(ValueError):
         ClipConfig.from_json(text)
+
+
+# Blocks apart -------------------------------------------------------------------------------------
+
+
+def small_rows() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(3, 20, 20, 3)).astype(np.float32)
+    return images, rng.integers(0, 101, size=(3, 13)).astype(np.int32)
+
+
+def test_blocks_apart_compute_what_a_stack_computes():
+    """The same weights and intermediates; what differs is how XLA orders a sum."""
+    flat = checkpoint.flatten(tiny.params())
+    stacked = clip.from_flat(flat, clip.abstract(SMALL, remat="none"))
+    apart = clip.from_flat(flat, clip.abstract(SMALL, remat="none", numerics=Numerics(unroll=True)))
+    images, tokens = small_rows()
+    for tower, rows in (("visual", images), ("text", tokens)):
+        want, seen = getattr(stacked, tower)(rows, intermediates=True)
+        got, also = getattr(apart, tower)(rows, intermediates=True)
+        assert departure(got, want) < within("float32 twice")
+        assert seen.keys() == also.keys()
+        assert departure(also["hidden"], seen["hidden"]) < within("float32 twice")
+    back = clip.to_flat(apart)
+    assert back.keys() == flat.keys()
+    assert all((back[name] == flat[name].astype(np.float32)).all() for name in flat)
+
+
+def test_blocks_apart_have_the_gradient_of_a_stack():
+    flat = checkpoint.flatten(tiny.params())
+    gradients = []
+    for unroll in (False, True):
+        like = clip.abstract(SMALL, numerics=Numerics(unroll=unroll))
+        model = clip.from_flat(flat, like)
+        found = jax.grad(lambda m: m.encode_image(small_rows()[0]).sum())(model)
+        gradients.append(clip.to_flat(found))
+    want, got = gradients
+    assert got.keys() == want.keys()
+    name = "visual.transformer.resblocks.0.mlp.c_fc.kernel"
+    assert departure(got[name], want[name]) < within("jit")
+
+
+def test_blocks_apart_are_drawn_as_different_ones():
+    model = clip.create(SMALL, numerics=Numerics(unroll=True))
+    first, last = (model.visual.transformer.resblocks[i].mlp.c_fc.kernel[...] for i in (0, 11))
+    assert departure(first, last) > 0.1
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_a_model_of_shapes_has_the_shapes_of_a_model(unroll: bool):
+    numerics = Numerics(unroll=unroll)
+    shapes = clip.named_leaves(clip.abstract(SMALL, numerics=numerics))
+    drawn = clip.named_leaves(clip.create(SMALL, numerics=numerics))
+    assert list(shapes) == list(drawn)
+    assert all(
+        (shapes[k].shape, shapes[k].dtype) == (drawn[k].shape, drawn[k].dtype) for k in drawn
+    )
+    assert not any(isinstance(leaf, jax.Array) for leaf in shapes.values())

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxclip import checkpoint, reference
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
+from jaxclip.models import resnet as clip_resnet
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
 from jaxclip.training.checkpoints import Checkpoints, RunState
@@ -608,3 +609,13 @@ def test_the_official_tower_has_the_same_statistics_after_two_steps(momentum):
     off = worst(clip.running_statistics(ours), official_statistics)
     assert (off < within("running statistics")) == (momentum == 0.1)
     assert momentum == 0.1 or off > 0.01
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, 1), (8, 2), (7, 2), (9, 4)])
+def test_the_pool_is_the_mean_over_squares(side: int, size: int):
+    """The form that it had before it was written for XLA on a CPU."""
+    x = np.random.default_rng(side).normal(size=(2, side, side, 3)).astype(np.float32)
+    rows = side // size
+    cut = x[:, : rows * size, : rows * size].reshape(2, rows, size, rows, size, 3)
+    pooled = clip_resnet.average_pool(jnp.asarray(x), size)
+    assert departure(pooled, cut.mean((2, 4))) < within("patches")

@@ -52,8 +52,10 @@ def test_golden_ids_notice_one_missing_merge(monkeypatch: pytest.MonkeyPatch) ->
     merges = {pair: merged for pair, merged in tables.merges.items() if merged != 2368}  # cat
     monkeypatch.setattr(tokenizer, "_tables", lambda: tables._replace(merges=merges))
     tokenizer._chunk_ids.cache_clear()
+    tokenizer._whole_words.cache_clear()
     differ = [text for text, ids in GOLDEN if encode(text) != ids]
     tokenizer._chunk_ids.cache_clear()
+    tokenizer._whole_words.cache_clear()
     assert "a photo of a cat" in differ and "a photo of a dog" not in differ
 
 
@@ -239,3 +241,13 @@ def test_decode_equals_the_official_one_on_random_ids() -> None:
     official = official_module("simple_tokenizer").SimpleTokenizer()
     for ids in np.random.default_rng(0).integers(0, VOCAB_SIZE, (2_000, 20)).tolist():
         assert decode(ids) == official.decode(ids)
+
+
+def test_a_word_that_is_one_token_is_what_its_merges_come_to() -> None:
+    """Of all 34,483 of them, so that looking a word up gives what joining its pairs gives."""
+    words = tokenizer._whole_words()
+    assert len(words) > 30_000
+    for word, number in words.items():
+        assert tokenizer._merge(word.encode()) == [number], word
+        if word.isalpha():
+            assert tokenizer._patterns().split.findall(word) == [word]

@@ -113,29 +113,65 @@ def test_a_run_is_stopped_by_sigterm_and_gone_on_with(
     assert losses(tmp_path / "whole") == losses(out)
 
 
-def test_two_processes_train_as_one(tmp_path: Path, data: dict[str, Path]) -> None:
-    port = free_port()
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu"}
+def process(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """`jaxclip train` on one CPU device."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    command = [
+        sys.executable,
+        "-m",
+        "jaxclip",
+        "train",
+        str(data),
+        "--out",
+        str(out),
+        *SMALL,
+        *more,
+    ]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
-    def start(out: Path, *more: str) -> subprocess.Popen[str]:
-        flags = ["--out", str(out), "--steps", "3", "--evaluate-every", "2", *SMALL, *more]
-        command = [sys.executable, "-m", "jaxclip", "train", str(data["folder"]), *flags]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
-    where = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
-    together = [start(tmp_path / "two", *where, str(i)) for i in (0, 1)]
+def pair(data: Path, out: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """Two that train together."""
+    where = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
+    return [process(data, out, *more, *where, str(i)) for i in (0, 1)]
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+    """Their exit codes and all that they told; none of them stays."""
     try:
-        told = [process.communicate(timeout=PATIENCE)[1] for process in together]
-        alone = start(tmp_path / "one")
-        alone.communicate(timeout=PATIENCE)
+        told = [each.communicate(timeout=PATIENCE)[1] for each in processes]
     finally:
-        for process in together:
-            process.kill()
-    assert [process.returncode for process in (*together, alone)] == [0, 0, 0], told
+        for each in processes:
+            each.kill()
+    return [each.returncode for each in processes], "\n".join(told)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, data: dict[str, Path]) -> None:
+    flags = ["--steps", "3", "--retrieval", str(data["tar"]), "--evaluate-every", "2"]
+    codes, told = ended(pair(data["folder"], tmp_path / "two", *flags))
+    assert codes == [0, 0], told
+    assert ended([process(data["folder"], tmp_path / "one", *flags)])[0] == [0]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert len(losses(tmp_path / "two")) == 3  # one process wrote, and not both
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step_when_one_is_told(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    out = tmp_path / "run"
+    two = pair(data["folder"], out, "--steps", "300")
+    while not (out / "metrics.jsonl").is_file() or not losses(out):
+        assert [each.poll() for each in two] == [None, None]
+    two[1].send_signal(signal.SIGTERM)
+    codes, told = ended(two)
+    assert codes == [1, 1] and told.count("of 300; to go on") == 2, told
+    reached = len(losses(out))
+    assert 0 < reached < 300
+    codes, told = ended(pair(data["folder"], out, "--steps", "300", "--resume"))
+    assert codes == [0, 0], told
+    assert len(losses(out)) == 300
 
 
 def test_fine_tuning_with_locked_parts_average_and_tensorboard(

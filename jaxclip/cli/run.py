@@ -235,6 +235,11 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
         times: list[float] = []
 
         def show(values: dict[str, Any]) -> None:
+            shown = [f"{SHOWN[k]} {100 * values[k]:.1f} %" for k in SHOWN if k in values]
+            if shown and not quiet:
+                bar.console.print(f"step {values['step']}: held out: {', '.join(shown)}")
+            if "loss" not in values:
+                return
             times[:] = [*times[-20:], time.monotonic()]
             rate = config.batch_size * (len(times) - 1) / (times[-1] - times[0] or 1)
             skipped = f", {skips.counts.total()} skipped" if skips.counts else ""
@@ -243,9 +248,6 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
                 f"{values['logit_scale']:.1f}, {rate:.0f} images/s{skipped}"
             )
             bar.update(task, completed=values["step"], line=line)
-            shown = [f"{SHOWN[k]} {100 * values[k]:.1f} %" for k in SHOWN if k in values]
-            if shown and not quiet:
-                bar.console.print(f"step {values['step']}: held out: {', '.join(shown)}")
 
         yield show
 

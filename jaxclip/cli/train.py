@@ -23,7 +23,7 @@ def train(
     config: Recipe = PRESETS["quick"],
     layout: Spread = Layout(),
     preset: Preset = "quick",
-    out: Path = Path("runs/emoji"),
+    out: Path | None = None,
     start: str = "",
     zero_shot: str = "",
     retrieval: str = "",
@@ -47,7 +47,7 @@ def train(
         data: "emoji", or one or more data sets.
         preset: Gives every flag its default: "quick" and "full" are for two cores (minutes, an
             hour); the name of a released model is the paper's recipe for it.
-        out: The run folder.
+        out: The run folder; runs/emoji or runs/pairs unless given.
         start: A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained.
         zero_shot: Pictures with classes that are held out, asked every --evaluate-every steps: a
             folder for each class, a table, tar shards, tfds:NAME:SPLIT or emoji:SPLIT.
@@ -68,6 +68,7 @@ def train(
         raise UsageError(f"--preset {preset!r} came; one of {', '.join(PRESETS)} was expected")
     if not data:
         raise UsageError('no data was given; "emoji", or where pictures with captions are')
+    out = out or Path("runs", "emoji" if data == ("emoji",) else "pairs")
     from jaxclip.cli import run  # it imports jax
     from jaxclip.data.stream import Skips
 

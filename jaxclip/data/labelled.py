@@ -13,17 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxclip.data.pairs import (
-    SUFFIXES,
-    Extent,
-    Read,
-    TarShards,
-    drawings,
-    pictures_below,
-    table_rows,
-    telling,
-)
+from jaxclip.data.pairs import drawings, pictures_below, table_rows, telling
 from jaxclip.data.place import Place
+from jaxclip.data.shards import Extent, Read, Shards, picture_of
 
 NO_LABEL = -1
 NAMES_FILE = "classnames.txt"  # beside a table or shards, or one folder up: a class a line
@@ -100,7 +92,7 @@ class LabelShards:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.shards = TarShards(paths)
+        self.shards = Shards(paths)
         values = []
         for i in range(len(self.shards)):
             with self.shards.opened(i) as (members, read, _):
@@ -112,8 +104,7 @@ class LabelShards:
 
     def __getitem__(self, i: int) -> Example:
         with self.shards.opened(i) as (members, read, where):
-            picture = next(suffix for suffix in members if f".{suffix}" in SUFFIXES)
-            return Example(read(picture), self.labels[i], where)
+            return Example(read(picture_of(members)), self.labels[i], where)
 
 
 def _class_in(members: Mapping[str, Extent], read: Read) -> Any:

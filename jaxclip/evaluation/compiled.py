@@ -26,9 +26,9 @@ FOLDER = "classifiers"  # in the cache folder
 BLOCK = 256  # texts at a time
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray], config: str) -> str:
-    """SHA-256 of named arrays and a config: names, shapes, number formats and every bit."""
-    digest = hashlib.sha256(config.encode())
+def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
+    """SHA-256 of named arrays and a text: names, shapes, number formats and every bit."""
+    digest = hashlib.sha256(said.encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
@@ -37,8 +37,11 @@ def fingerprint(arrays: Mapping[str, np.ndarray], config: str) -> str:
 
 
 def weights_checksum(model: Any) -> str:
-    """`fingerprint` of a whole `models.clip.Clip`, by official names."""
-    return fingerprint(to_flat(model), model.config.to_json())
+    """`fingerprint` of a whole `models.clip.Clip`, by official names, and of its activation.
+
+    The rest of a config can be read off the arrays, and may gain fields from version to version.
+    """
+    return fingerprint(to_flat(model), model.config.activation)
 
 
 def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
@@ -107,8 +110,8 @@ def _read(path: Path, name: str, shape: tuple[int, int]) -> np.ndarray | None:
         arrays, metadata = load_arrays(path)
     except ValueError:
         arrays, metadata = {}, {}
-    same = metadata.get("key") == name and metadata.get("content") == fingerprint(arrays, name)
-    if same and arrays["matrix"].shape == shape:
+    # the key is part of the checksum of the content: a file under another's name departs too
+    if metadata.get("content") == fingerprint(arrays, name) and arrays["matrix"].shape == shape:
         return arrays["matrix"]
     logger.warning("%s is damaged; it is made anew", path)
     return None

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.data.labelled import Labelled
+from jaxclip.data.labelled import Aligned, Labelled, aligned
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation.features import streamed
@@ -49,7 +49,8 @@ class HeldOut:
         pairs: Source | None = None,
         skip_limit: int = 1000,
     ) -> None:
-        self.labelled, self.templates, self.pairs = labelled, templates, pairs
+        self.labelled = None if labelled is None else aligned(labelled)
+        self.templates, self.pairs = templates, pairs
         self.preprocess, self.length, self.skip_limit = Preprocess(size), length, skip_limit
         self.block = -(-BLOCK // mesh.size) * mesh.size
         self.split = NamedSharding(mesh, P(mesh.axis_names))
@@ -88,8 +89,8 @@ class HeldOut:
             block=self.block,
         )
 
-    def _zero_shot(self, model: Any, labelled: Labelled) -> dict[str, float]:
-        names = [name.replace("_", " ") for name in labelled.names]
+    def _zero_shot(self, model: Any, labelled: Aligned) -> dict[str, float]:
+        names = labelled.names
         T_e = classifier(self._texts(model), names, self.templates)  # [c, e]
 
         tally = Tally(len(names))

@@ -78,16 +78,51 @@ def append(log: FileIO, values: Metrics) -> None:
         ) from None
 
 
-def _numbers(step: int, metrics: Metrics, run: Path) -> Metrics:
-    """The metrics as Python's numbers, waited for; Diverged when they are none."""
-    values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-        raise Diverged(
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-            f"what was saved before it, if anything, is in {run / STATE}; "
-            "try a lower --learning-rate"
-        )
-    return values
+class _Teller:
+    """Where numbers go: those of a step are waited for while the next one runs."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        sinks: Sequence[Callable[[Metrics], None]],
+        progress: Callable[[Metrics], None],
+    ) -> None:
+        self.config, self.run, self.sinks, self.progress = config, run, sinks, progress
+        self.began = time.monotonic()
+        self.running: tuple[int, Metrics] | None = None  # dispatched, its numbers not waited for
+
+    def dispatched(self, step: int, metrics: Metrics) -> None:
+        """A step was begun: tell the one before it."""
+        self.wait()
+        self.running = step, metrics
+
+    def wait(self) -> None:
+        """Tell the step that was begun last; Diverged when its numbers are none."""
+        if self.running is None:
+            return
+        step, metrics = self.running
+        self.running = None
+        values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        values["seconds"] = time.monotonic() - self.began
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise Diverged(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
+                f"what was saved before it, if anything, is in {self.run / STATE}; "
+                "try a lower --learning-rate"
+            )
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self._keep(values)
+        self.progress(values)
+
+    def scored(self, step: int, scores: Metrics) -> None:
+        """Tell an evaluation."""
+        self._keep({"step": step, **scores})
+        self.progress({"step": step, **scores})
+
+    def _keep(self, values: Metrics) -> None:
+        for sink in self.sinks:
+            sink(values)
 
 
 # The state ----------------------------------------------------------------------------------------
@@ -156,7 +191,7 @@ def train(
       start: flat parameters to begin with in place of random ones.
       resume: continue from the newest state in `run` that can be read.
       evaluate: model -> metrics, called every `evaluate_every` steps and at the end.
-      progress: called with the metrics of every step, one step late.
+      progress: called with the metrics of every step, one step late, and with every evaluation's.
       should_stop: asked after every step, with its number; True saves the state and ends the run.
       sinks: also called with what goes to metrics.jsonl.
       profile: write a trace of a few steps to `run`/profile.
@@ -176,41 +211,22 @@ def train(
         log = stack.enter_context(_log(run, state.step))
         batches = stack.enter_context(contextlib.closing(ahead(stream, config.steps - state.step)))
         trace = stack.enter_context(_trace(run / "profile", state.step + 1 if profile else None))
+        tell = _Teller(config, run, (log, *sinks), progress)
         key = distributed.everywhere(mesh, state.key)
-        began = time.monotonic()
-
-        def told(step: int, metrics: Metrics) -> Metrics:
-            values = _numbers(step, metrics, run)
-            values["seconds"] = time.monotonic() - began
-            if step % config.log_every == 0 or step == config.steps:
-                for sink in (log, *sinks):
-                    sink(values)
-            return values
-
-        running: tuple[int, Metrics] | None = None  # dispatched, its numbers not waited for
         for host_batch, position in batches:
             trace(state.step)
             batch = distributed.global_batch(mesh, host_batch)
             step_key = jax.random.fold_in(key, state.step)
             model, opt_state, metrics = step_fn(state.model, state.opt_state, batch, step_key)
-            if running:
-                progress(told(*running))
             done = state.step + 1
             state = state._replace(model=model, opt_state=opt_state, step=done)
+            tell.dispatched(done, metrics)
             stop, last = should_stop(done), done == config.steps
-            running = done, metrics
-            evaluates = evaluate is not None and (last or done % config.evaluate_every == 0)
-            saves = stop or last or done % config.save_every == 0
-            if not (evaluates or saves):
-                continue
-            values, running = told(*running), None
-            if evaluates and evaluate:
-                scores = evaluate(model)
-                for sink in (log, *sinks):
-                    sink({"step": done, **scores})
-                values = {**values, **scores}
-            progress(values)
-            if saves:
+            if evaluate and (last or done % config.evaluate_every == 0):
+                tell.wait()
+                tell.scored(done, evaluate(model))
+            if stop or last or done % config.save_every == 0:
+                tell.wait()  # what has diverged is not saved
                 stored.save(state._replace(position=_positions(position)))
             if stop and not last:
                 stored.finish()

@@ -55,8 +55,7 @@ class TrainConfig:
     parts: int = 1
     """Parts that a batch goes through the towers in (gradient caching), for less memory."""
     rates: tuple[str, ...] = ()
-    """PATTERN=FACTOR on the learning rate of the parameters whose path has the pattern, first match
-    first; 0 locks them. "^visual\\.=0" is LiT."""
+    """PATTERN=FACTOR on the rate of the parameters whose path has the pattern; 0 locks them."""
     average: float = 0.0
     """Decay of the moving average of the weights, such as 0.9999; 0 keeps none."""
     model: ClipConfig = EMOJI
@@ -125,8 +124,7 @@ class Layout:
     """
 
     loss: LossName = "dense"
-    """The same number and gradient, spread otherwise: "ring" holds least of the logits; "chunked"
-    is the ring of one device."""
+    """How the one loss is computed: "ring" (one device: "chunked") holds least of the logits."""
     fsdp: int = 1
     """Devices that share parameters and moments."""
     tensor: int = 1

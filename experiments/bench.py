@@ -1,0 +1,101 @@
+"""How fast: jaxclip beside PyTorch, both sides in turn in one run.
+
+Question:  is each thing that people wait for faster here than with the best PyTorch program?
+Command:   pip install -e '.[parity]' && python -m experiments.bench SUITE [--help]
+Result:    rows as JSON lines; with --write also docs/bench.json, and from it the tables of
+           docs/performance.md and of the README (`python -m experiments.bench tables`).
+
+"speed" is the peer's time over ours, above 1 where jaxclip is faster: the median over pairs of runs
+that follow each other, and in brackets the quartiles. On a machine that does other work as well
+take one thread (--threads 1): PyTorch's threads wait for the one that was put off.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "docs" / "bench.json"
+SUITES = {
+    "inference": "features of pictures and texts",
+    "cold": "from the shell to the answer, and a checkpoint to a model",
+    "preprocess": "JPEG files to pixels",
+    "tokenizer": "captions to tokens",
+    "training": "one step of training",
+    "embed": "a folder of pictures to embeddings",
+    "growth": "time and memory against batch, resolution and devices",
+}
+SHORT = ("inference", "cold", "preprocess", "tokenizer", "embed")  # in the README
+NUMBERS = ("pairs", "wall s", "cpu s", "wall ratio", "cpu ratio", "wall best peer", "cpu best peer")
+
+
+def key(row: dict[str, Any]) -> str:
+    """What a row is about: everything but what was measured, and where."""
+    ends = (*NUMBERS, "where", "measured")
+    return json.dumps({name: value for name, value in row.items() if name not in ends})
+
+
+def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, Any]:
+    """The record with these rows in the place of older ones about the same."""
+    from jaxclip.checkpoint import replacing
+
+    kept = json.loads(record.read_text()) if record.is_file() else {}
+    merged = {key(row): row for row in [*kept.get(suite, []), *rows]}
+    kept[suite] = list(merged.values())
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every suite's module adds its own flags."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    suites = made.add_subparsers(dest="suite", required=True)
+    for suite, what in SUITES.items():
+        flags = suites.add_parser(suite, help=what)
+        importlib.import_module(f"experiments.bench_{suite}").add_flags(flags)
+        flags.add_argument("--pairs", type=int, default=7, help="runs of each side")
+        flags.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides")
+        flags.add_argument("--write", action="store_true", help="keep the rows, write the tables")
+    suites.add_parser("tables", help="write the tables from the record; nothing is measured")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure one suite, print its rows; the exit code."""
+    # Before jax starts: its number of threads on a CPU.
+    threads = [arguments[i + 1] for i, x in enumerate(arguments[:-1]) if x == "--threads"]
+    if threads:
+        os.environ["NPROC"] = threads[-1]
+    options = parser().parse_args(arguments)
+    from experiments import bench_pairs, bench_tables
+
+    if options.suite != "tables":
+        if options.pairs < 1 or options.threads < 1:
+            print("bench: --pairs and --threads must be 1 or more", file=sys.stderr)
+            return 2
+        suite = importlib.import_module(f"experiments.bench_{options.suite}")
+        where = bench_pairs.where()
+        for row in suite.rows(options):
+            row["where"] = where
+            print(json.dumps(row), flush=True)
+            if options.write:
+                keep(options.suite, [row], RECORD)
+    if options.suite == "tables" or options.write:
+        bench_tables.write(json.loads(RECORD.read_text()), ROOT)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,5 @@
+import argparse
+
+
+def add_flags(parser):
+    pass
