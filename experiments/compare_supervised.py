@@ -7,7 +7,7 @@ Result:    docs/supervised.md, with seeds, intervals, machine and date.
 
 FOLDER holds Fashion-MNIST's four files (experiments/fashion_mnist.py). For each seed and each kind
 of image tower: a CLIP trained from scratch on captions made of class names; the same tower trained
-on the labels; a linear probe on the features of both; and probes on few pictures a class. Beside
+on the labels; a linear probe on CLIP's features; and probes on few pictures a class on both. Beside
 them the embedded `emoji` model, which never saw a photograph. Everything is tested on the 10,000
 test pictures.
 

@@ -31,6 +31,7 @@ TEMPLATES = (
     "a {}, an article of clothing.",
 )
 SIDES = ("clip", "supervised")
+EMOJI_BLOCK = 250  # pictures at once
 SEARCHED, SEARCH_MOST = 10_000, 200
 SHOTS = (1, 2, 4, 8, 16)  # training pictures a class
 Arrays = dict[str, np.ndarray]
@@ -241,7 +242,9 @@ def emoji(plan: Plan, data: Data) -> Run:
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
             told(0.1, what)
-            return in_blocks(lambda x: encode(model.module, sized(x, preprocess)), images, 250)
+            return in_blocks(
+                lambda x: encode(model.module, sized(x, preprocess)), images, EMOJI_BLOCK
+            )
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
         asked, arrays = features(test[0], "test pictures"), {}

@@ -133,9 +133,10 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     for x in rows:
         seeds = ", ".join(f"{100 * value:.1f}" for value in x.seeds)
+        spread = f"{100 * x.spread:.1f}" if len(x.seeds) > 1 else "one run"
         lines.append(
             f"| {x.what} | {x.tower} | {100 * x.mean:.1f} | {100 * x.low:.1f} to "
-            f"{100 * x.high:.1f} | {100 * x.spread:.1f} | {seeds} |"
+            f"{100 * x.high:.1f} | {spread} | {seeds} |"
         )
     return "\n".join(lines) + "\n"
 

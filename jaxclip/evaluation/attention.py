@@ -5,26 +5,27 @@ attention pool, whose query is the mean of the last grid (paper section 2.4). Bo
 heads, without the token's attention to itself.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxclip.config import ResNetConfig
 from jaxclip.models.clip import Clip
-from jaxclip.models.resnet import AttentionPool
+from jaxclip.models.resnet import AttentionPool, ModifiedResNet
 
 Array = jax.Array
 
 
 def attention_map(model: Clip, images: Array) -> Array:
     """images [n, h, w, c] -> weights [n, rows, columns] of the last grid; each map sums to 1."""
-    if isinstance(model.config.vision, ResNetConfig):
+    if isinstance(model.visual, ModifiedResNet):
         grid = model.visual(images, intermediates=True)[1]["layer4"]  # [n, rows, columns, d]
         weights, shape = _pool_weights(model.visual.attnpool, grid), grid.shape[1:3]
     else:
-        vision = model.config.vision
-        side = vision.image_size // vision.patch_size
         seen = model.visual(images, intermediates=True)[1]["attention"]  # [layers, n, a, l, m]
-        weights, shape = seen[-1, :, :, 0].mean(1), (side, side)  # [n, m]
+        weights = seen[-1, :, :, 0].mean(1)  # [n, m]
+        side = math.isqrt(weights.shape[1] - 1)
+        shape = (side, side)
     over_picture = weights[:, 1:]
     maps = over_picture / over_picture.sum(-1, keepdims=True)
     return maps.reshape(-1, *shape)

@@ -243,8 +243,14 @@ class Choice:
 
     @property
     def best(self) -> float:
-        """The penalty with the highest accuracy; of equals the strongest."""
-        return float(self.penalties[np.flatnonzero(self.accuracies == self.accuracies.max())[-1]])
+        """The penalty with the highest accuracy; of equals the one in the middle."""
+        return float(self.penalties[_middle_best(self.accuracies)])
+
+
+def _middle_best(accuracies: np.ndarray) -> int:
+    """The place of the highest; of several the middle one, the safest from either side."""
+    best = np.flatnonzero(accuracies == accuracies.max())
+    return int(best[len(best) // 2])
 
 
 Split = tuple[np.ndarray, np.ndarray]  # features [n, d], labels int [n]
@@ -270,7 +276,8 @@ def halving(train: Split, validation: Split, classes: int, most: int = MOST) -> 
     found = tried(FIRST)
     gap = float(FIRST[1] - FIRST[0])
     while gap > 1 / PER_DECADE:
-        peak = max(found, key=lambda exponent: (found[exponent], exponent))
+        exponents = sorted(found)
+        peak = exponents[_middle_best(np.array([found[e] for e in exponents]))]
         gap /= 2
         near = [e for e in (peak - gap, peak + gap) if FIRST[0] <= e <= FIRST[-1]]
         found |= tried(near)

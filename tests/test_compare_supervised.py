@@ -1,0 +1,239 @@
+"""CLIP against its supervised twin: the two sides differ in the loss only; the table is exact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import compare_supervised, comparison, comparison_table, fashion_mnist, towers
+from experiments.comparison_table import Answers, differences, interval, markdown, row, table
+from jaxclip.config import ClipConfig, ResNetConfig, VisionConfig
+from jaxclip.models import clip
+from tests import idx
+
+VIT = VisionConfig(image_size=28, patch_size=14, width=16, layers=1, heads=2)
+RESNET = ResNetConfig(image_size=32, width=2, layers=(1, 1, 1, 1))
+COUNT = 10
+
+
+def pictures(size: int, count: int = 40) -> towers.Labelled:
+    images, labels = idx.pictures(count, 0)
+    wide = np.zeros((count, size, size, 3), np.uint8)
+    wide[:, :28, :28] = images[..., None]
+    return towers.Labelled(wide, labels.astype(np.int64), fashion_mnist.CLASSES)
+
+
+# The two sides ------------------------------------------------------------------------------------
+
+
+def test_every_picture_comes_once_an_epoch():
+    rows = towers.order(7, 3)
+    first, second = ([next(rows) for _ in range(7)] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+    assert [next(towers.order(50, 4)) for _ in range(1)] != [next(towers.order(50, 5))]
+
+
+def test_both_sides_see_the_same_pictures_with_the_same_keys(monkeypatch):
+    seen = []
+
+    def recording(mesh, optimizer, *, prepare, gradients):
+        def step(model, opt_state, batch, key):
+            seen[-1].append((batch["image"].copy(), jax.random.key_data(key).tolist()))
+            assert prepare is towers.cropped
+            return model, opt_state, {"loss": 1.0}
+
+        return step
+
+    monkeypatch.setattr(towers.steps, "sharded_step", recording)
+    recipe = towers.Recipe(VIT, pictures_seen=80, batch_size=16, seed=2)
+    for side in (lambda *a: towers.from_captions(*a, ["a {}."]), towers.from_labels):
+        seen.append([])
+        side(recipe, pictures(28))
+    assert len(seen[0]) == recipe.steps == 5
+    for (image, key), (other, other_key) in zip(*seen, strict=True):
+        np.testing.assert_array_equal(image, other)
+        assert key == other_key
+
+
+def test_a_crop_is_the_picture_moved_by_at_most_the_margin():
+    images = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
+    made = np.asarray(towers.cropped({"image": images}, jax.random.key(0), 8))
+    wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    corners = []
+    for i in range(6):
+        moved = [
+            (y, x)
+            for y, x in np.ndindex(5, 5)
+            if np.allclose(
+                made[i], towers.pixels(wide[i : i + 1, y : y + 8, x : x + 8])[0], atol=1e-5
+            )
+        ]
+        assert len(moved) == 1
+        corners += moved
+    assert len(set(corners)) > 1
+
+
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+def test_the_gradient_of_the_head_is_that_of_softmax_regression(vision):
+    model = clip.create(ClipConfig(vision, towers.UNUSED, COUNT), remat="none")
+    data = pictures(vision.image_size, 6)
+    images = towers.pixels(jnp.asarray(data.images))
+    train = {"train": True} if vision is RESNET else {}
+    logits, seen = jax.jit(lambda m, x: m.visual(x, intermediates=True, **train))(model, images)
+    grads, metrics, statistics = jax.jit(towers.label_gradients)(model, images, data.labels)
+    slopes = np.asarray(jax.nn.softmax(logits)) - np.eye(COUNT)[data.labels]
+    expected = np.asarray(seen["pooled"]).T @ slopes / 6
+    head = grads.visual.attnpool.c_proj.kernel if vision is RESNET else grads.visual.proj
+    np.testing.assert_allclose(head[...], expected, atol=2e-5)
+    right = np.asarray(jax.nn.log_softmax(logits))[np.arange(6), data.labels]
+    np.testing.assert_allclose(metrics["loss"], -right.mean(), rtol=1e-4)
+    assert bool(statistics) == (vision is RESNET)
+
+
+def test_both_sides_learn_and_a_divergence_is_told():
+    recipe = towers.Recipe(VIT, 2400, batch_size=20, warmup=5, learning_rate=5e-3)
+    data = pictures(28)
+    by_labels = towers.encoded(towers.from_labels(recipe, data), data.images)
+    assert (by_labels.argmax(1) == data.labels).mean() > 0.5
+    model = towers.from_captions(recipe, data, ["a {}.", "one {}."])
+    scores = towers.encoded(model, data.images) @ comparison.named(model, data.classes).T
+    assert (scores.argmax(1) == data.labels).mean() > 0.5
+    wild = towers.Recipe(VIT, 200, batch_size=20, warmup=0, learning_rate=1e30)
+    with pytest.raises(ValueError, match="try a lower learning rate"):
+        towers.from_labels(wild, data)
+
+
+# Probes -------------------------------------------------------------------------------------------
+
+
+def clouds(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    return (3 * np.eye(3)[labels] + rng.normal(size=(n, 3))).astype(np.float32), labels
+
+
+def test_few_pictures_are_all_that_a_few_shot_probe_sees():
+    train, (test, answers) = clouds(60, 0), clouds(90, 1)
+    said = comparison.few(train, test, 4, 0, 3)
+    assert (said == answers).mean() > 0.7
+    rng = np.random.default_rng([0, 2])
+    rows = np.concatenate([rng.permutation(np.flatnonzero(train[1] == c))[:4] for c in range(3)])
+    spoilt = np.full_like(train[0], 1e6)
+    spoilt[rows] = train[0][rows]
+    np.testing.assert_array_equal(comparison.few((spoilt, train[1]), test, 4, 0, 3), said)
+    assert (comparison.few(train, test, 4, 1, 3) != said).any()  # another seed, other pictures
+
+
+def test_a_few_shot_probe_does_not_depend_on_the_scale():
+    train, (test, _) = clouds(60, 0), clouds(90, 1)
+    scaled = comparison.few((1000 * train[0], train[1]), 1000 * test, 4, 0, 3)
+    np.testing.assert_array_equal(scaled, comparison.few(train, test, 4, 0, 3))
+
+
+def test_too_few_pictures_a_class_are_refused():
+    with pytest.raises(ValueError, match="21 pictures a class"):
+        comparison.few(clouds(60, 0), clouds(9, 1)[0], 21, 0, 3)
+
+
+def test_the_full_probe_answers():
+    said, penalty = comparison.full(clouds(240, 0), clouds(90, 1)[0], 3)
+    assert (said == clouds(90, 1)[1]).mean() > 0.9 and penalty > 0
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_pictures():
+    hits = np.random.default_rng(0).random((3, 400)) < np.linspace(0.1, 1, 400)
+    by_picture = hits.mean(0)
+    rng = np.random.default_rng(7)
+    drawn = [rng.choice(by_picture, 400).mean() for _ in range(4000)]
+    expected = np.quantile(drawn, [0.025, 0.975])
+    np.testing.assert_allclose(interval(by_picture), expected, atol=0.004)
+    wider = interval(hits[0].astype(float))  # one seed says less than the mean of three
+    assert wider[1] - wider[0] > 1.2 * (expected[1] - expected[0])
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> comparison.Plan:
+    return comparison.Plan(tmp_path, tmp_path, (0, 1), ("vit",), 1.0)
+
+
+def test_planted_answers_give_exactly_their_table(plan):
+    labels = np.arange(100) % 10
+    wrong = {("clip", 0): 20, ("clip", 1): 30, ("supervised", 0): 10, ("supervised", 1): 10}
+    for (side, seed), count in wrong.items():
+        answers = labels.copy()
+        answers[:count] = (answers[:count] + 1) % 10
+        np.savez(plan.out / f"{side}-vit-{seed}.npz", answers=answers)
+    rows = {x.what: x for x in table(plan, Answers(plan.out, labels))}
+    assert set(rows) == {comparison_table.NAMES["zero"], comparison_table.NAMES["supervised"]}
+    assert rows[comparison_table.NAMES["zero"]].seeds == (0.8, 0.7)
+    assert rows[comparison_table.NAMES["zero"]].mean == pytest.approx(0.75)
+    assert rows[comparison_table.NAMES["zero"]].spread == pytest.approx(0.1 / 2**0.5)
+    assert rows[comparison_table.NAMES["supervised"]].spread == 0
+    (less,) = differences(plan, Answers(plan.out, labels))
+    assert less.mean == pytest.approx(-0.15) and less.high < 0
+    assert "| 75.0 |" in markdown(list(rows.values()))
+
+
+def test_a_row_waits_for_all_of_its_seeds(plan):
+    np.savez(plan.out / "clip-vit-0.npz", answers=np.zeros(10))
+    assert table(plan, Answers(plan.out, np.zeros(10))) == []
+    assert differences(plan, Answers(plan.out, np.zeros(10))) == []
+
+
+def test_one_seed_has_no_spread():
+    assert row("x", "y", np.array([[True, False]])).spread == 0
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Path:
+    """Small files and towers in the place of the real ones."""
+    registered = idx.write(tmp_path / "files")
+    read = fashion_mnist.read
+    monkeypatch.setattr(fashion_mnist, "read", lambda a, b: read(a, b, registered))
+    monkeypatch.setattr(comparison, "EMOJI_BLOCK", 10)
+    for module in (comparison, comparison_table):
+        monkeypatch.setattr(module, "SHOTS", (1, 2))
+        monkeypatch.setattr(module, "TOWERS", {"vit": VIT, "resnet": RESNET})
+    return tmp_path / "files"
+
+
+def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    given = [str(small), "--out", str(out), "--seeds", "1", "--towers", "vit", "--epochs", "5"]
+    labels, told = towers.from_labels, []
+    monkeypatch.setattr(towers, "from_labels", lambda *a, **k: (_ for _ in ()).throw(OSError("x")))
+    assert compare_supervised.main(given) == 1
+    assert sorted(p.name for p in out.glob("*.npz")) == ["clip-vit-0.npz"]
+    before = (out / "clip-vit-0.npz").stat().st_mtime_ns
+    monkeypatch.setattr(towers, "from_labels", lambda *a, **k: told.append(1) or labels(*a, **k))
+    assert compare_supervised.main(given) == 0
+    assert told == [1] and (out / "clip-vit-0.npz").stat().st_mtime_ns == before
+    record = json.loads((out / "comparison.json").read_text())
+    assert len(record["rows"]) == 3 + 2 * 2 + 2 * 2 + 2 and len(record["differences"]) == 1
+    assert (out / "few_shot.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table.md").read_text() in capsys.readouterr().out.replace("\n\n\n", "\n\n")
+    assert compare_supervised.main([*given[:-1], "6"]) == 1
+    assert "another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--seeds", "0"], ["--epochs", "-1"], ["--epochs", "nan"]])
+def test_senseless_numbers_fail_in_one_line(flags, small, tmp_path, capsys):
+    assert compare_supervised.main([str(small), "--out", str(tmp_path / "o"), *flags]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_without_the_files_fails_in_one_line(tmp_path, capsys):
+    assert compare_supervised.main([str(tmp_path), "--out", str(tmp_path / "o")]) == 1
+    assert "no such file" in capsys.readouterr().err
