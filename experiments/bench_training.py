@@ -16,13 +16,9 @@ import numpy as np
 from experiments import bench_peers
 from experiments.bench_pairs import compared, in_turn, peak_memory, say
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
-from jaxclip.models.layers import Numerics
-from jaxclip.training import step as steps
-from jaxclip.training.losses import chunked_contrastive_loss, ring_contrastive_loss
-from jaxclip.training.optimizer import adamw
+from jaxclip.training import assembly
 from jaxclip.training.plan import model_flops
+from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
 
 SMALL = {  # for a CPU
@@ -33,11 +29,7 @@ SMALL = {  # for a CPU
 }
 MODELS = {**SMALL, **RELEASED}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-LOSSES: dict[str, Any] = {
-    "dense": contrastive_loss,
-    "ring": ring_contrastive_loss,
-    "chunked": chunked_contrastive_loss,
-}
+LOSSES = ("dense", "ring", "chunked")
 RATE, DECAY = 1e-4, 0.2
 Step = Callable[[], object]
 
@@ -55,19 +47,21 @@ def ours(
     config: ClipConfig, batch: int, precision: str, remat: str, loss: str = "dense"
 ) -> Callable[[], float]:
     """A function that makes one step and returns its loss; state donated, batch on the device."""
-    mesh = data_mesh()
-    optimizer = adamw(RATE, 10, 1000, DECAY, tower=type(config.vision))
-    function = LOSSES[loss]
-    if loss == "ring":
-        function = steps.over_mesh(mesh, function)
-    step = steps.sharded_step(
-        mesh,
-        optimizer,
-        prepare=lambda batch, key, size: batch["image"],
-        gradients=functools.partial(steps.gradients, loss=function),
+    mesh = data_mesh(jax.devices()[:1])
+    recipe = TrainConfig(
+        steps=1000,
+        batch_size=batch,
+        learning_rate=RATE,
+        warmup=10,
+        weight_decay=DECAY,
+        dtype=precision,  # type: ignore[arg-type]
+        remat=remat,  # type: ignore[arg-type]
+        text_length=config.text.context_length,
+        model=config,
     )
-    model = clip.create(config, remat=remat, numerics=Numerics(DTYPES[precision]))
-    state = [model, optimizer.init(model)]
+    layout = Layout(loss)  # type: ignore[arg-type]
+    step = assembly.compiled_step(recipe, layout, mesh, lambda batch, key, size: batch["image"])
+    state = list(assembly.first_state(recipe, mesh))
     images, tokens = bench_peers.arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
     key = jax.random.key(0)
