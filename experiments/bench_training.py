@@ -6,6 +6,7 @@ is compiled and runs under autocast; `--largest` looks for the largest batch of 
 
 import argparse
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ LOSSES: dict[str, Any] = {
     "chunked": chunked_contrastive_loss,
 }
 RATE, DECAY = 1e-4, 0.2
+CHUNK = 1024
 Step = Callable[[], object]
 
 
@@ -60,6 +62,8 @@ def ours(
     function = LOSSES[loss]
     if loss == "ring":
         function = steps.over_mesh(mesh, function)
+    elif loss == "chunked":  # texts at a time: a divisor of the batch
+        function = functools.partial(function, chunk=math.gcd(batch, CHUNK))
     step = steps.sharded_step(
         mesh,
         optimizer,
