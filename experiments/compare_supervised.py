@@ -89,8 +89,8 @@ def work(arguments: argparse.Namespace) -> None:
     print(f"wrote {plan.out}: comparison.json, table.md, few_shot.png, and the models")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """What the command line understands."""
     made = common.Parser(prog="compare_supervised", description=__doc__.splitlines()[0])
     flag = made.add_argument
     flag("folder", type=Path, help="where Fashion-MNIST's four .gz files are")
@@ -98,7 +98,12 @@ def main(given: Sequence[str]) -> int:
     flag("--seeds", type=int, default=3, help="seeds 0, 1, ... of every run")
     flag("--towers", nargs="+", choices=list(TOWERS), default=list(TOWERS))
     flag("--epochs", type=float, default=1.0, help="times that every training picture is seen")
-    return common.run(made, work, given)
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """The command line; the exit code."""
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

@@ -206,14 +206,19 @@ def work(arguments: argparse.Namespace) -> None:
             print(f"wrote {prepare_classes(split, arguments.classes / name)}")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """What the command line understands."""
     made = common.Parser(prog="fashion_mnist", description=__doc__.splitlines()[0])
     flag = made.add_argument
     flag("folder", type=Path, help="where the four .gz files are")
     flag("--data-dir", type=Path, help="prepare for tfds:fashion_mnist:SPLIT there")
     flag("--classes", type=Path, help="write class folders there: train and test")
-    return common.run(made, work, given)
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """The command line; the exit code."""
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

@@ -196,8 +196,8 @@ def work(arguments: argparse.Namespace) -> None:
     print(f"penalty: {result['penalty']:.3g}, the best of {tried} on validation pictures")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """What the command line understands."""
     made = zero_shot.parser("linear_probe", __doc__.splitlines()[0])
     flag = made.add_argument
     flag("--data", required=True, help="training pictures: tfds:NAME:SPLIT, class folders, ...")
@@ -207,7 +207,12 @@ def main(given: Sequence[str]) -> int:
     flag("--dataset", default="custom", help="class names in order and metric: a name or .json")
     flag("--image", default="image", help="the feature or column with the picture")
     flag("--label", default="label", help="the feature or column with the class")
-    return common.run(made, work, given)
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """The command line; the exit code."""
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":

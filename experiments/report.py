@@ -253,8 +253,8 @@ def work(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB")
 
 
-def main(given: Sequence[str]) -> int:
-    """The command line; the exit code."""
+def flags() -> common.Parser:
+    """What the command line understands."""
     made = common.Parser(prog="report", description=__doc__.splitlines()[0])
     flag = made.add_argument
     flag("folders", type=Path, nargs="+", help="run folders and evaluation folders")
@@ -262,7 +262,12 @@ def main(given: Sequence[str]) -> int:
     flag("--data", help="pictures to show; else those of the evaluation, or the emoji")
     flag("--data-dir", type=Path, help="where tensorflow-datasets were prepared")
     flag("--force", action="store_true", help="write over --out")
-    return common.run(made, work, given)
+    return made
+
+
+def main(given: Sequence[str]) -> int:
+    """The command line; the exit code."""
+    return common.run(flags(), work, given)
 
 
 if __name__ == "__main__":
