@@ -79,6 +79,7 @@ def test_the_tables_are_what_the_record_says() -> None:
         assert whole.split(bench_tables.BEGIN)[1].split(bench_tables.END)[0].strip() == text
 
 
+@pytest.mark.slow  # four programs are compiled
 def test_training_steps_on_a_tiny_model_and_every_loss_agrees() -> None:
     found = {loss: training.ours(TINY, 8, "float32", "none", loss)() for loss in training.LOSSES}
     assert max(found.values()) - min(found.values()) < 1e-5 * found["dense"]
@@ -98,6 +99,7 @@ def test_the_largest_batch_is_found_to_an_eighth(limit: int) -> None:
     assert found == 0 if limit < 8 else found > limit - max(2, limit // 8 + 1)
 
 
+@pytest.mark.slow  # one program is compiled for each size and number of devices
 def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_growth, "SMALL", {"small ViT": TINY})
     options = argparse.Namespace(batches=[8], sizes=[16, 24], devices=[1, 2], pairs=1, write=False)

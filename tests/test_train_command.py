@@ -147,6 +147,7 @@ def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     return [each.returncode for each in processes], "\n".join(told)
 
 
+@pytest.mark.slow  # test_distributed.py has two processes always
 def test_two_processes_train_as_one(tmp_path: Path, data: dict[str, Path]) -> None:
     flags = ["--steps", "3", "--retrieval", str(data["tar"]), "--evaluate-every", "2"]
     codes, told = ended(pair(data["folder"], tmp_path / "two", *flags))
