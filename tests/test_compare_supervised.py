@@ -96,6 +96,7 @@ def test_the_gradient_of_the_head_is_that_of_softmax_regression(vision):
     assert bool(statistics) == (vision is RESNET)
 
 
+@pytest.mark.slow  # three towers are trained
 def test_both_sides_learn_and_a_divergence_is_told():
     recipe = towers.Recipe(VIT, 2400, batch_size=20, warmup=5, learning_rate=5e-3)
     data = pictures(28)
@@ -141,6 +142,7 @@ def test_too_few_pictures_a_class_are_refused():
         comparison.few(clouds(60, 0), clouds(9, 1)[0], 21, 0, 3)
 
 
+@pytest.mark.slow  # a whole search
 def test_the_full_probe_answers():
     said, penalty = comparison.full(clouds(240, 0), clouds(90, 1)[0], 3)
     assert (said == clouds(90, 1)[1]).mean() > 0.9 and penalty > 0

@@ -112,6 +112,7 @@ def test_the_search_finds_the_peak_of_a_sweep(monkeypatch):
     assert np.isclose(halving(nothing, nothing, 2).best, 1e-6)  # and at the edge it stays inside
 
 
+@pytest.mark.slow  # 96 fits
 def test_the_search_is_as_good_as_the_sweep_on_real_fits():
     train, validation = blobs(120), blobs(200, seed=1)
     found, whole = halving(train, validation, CLASSES), sweep(train, validation, CLASSES)

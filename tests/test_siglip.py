@@ -72,7 +72,7 @@ def test_a_gradient_without_that_of_the_bias_is_noticed() -> None:
     assert departure(constant["logit_bias"], dense()["logit_bias"]) > 0.9
 
 
-@pytest.mark.parametrize("loss", ["dense", "ring"])
+@pytest.mark.parametrize("loss", [pytest.param("dense", marks=pytest.mark.slow), "ring"])
 def test_a_recipe_whose_model_has_a_bias_trains_it(loss: Any) -> None:
     config = TrainConfig(batch_size=16, steps=9, warmup=1, text_length=13, model=SIGLIP)
     mesh = data_mesh(jax.devices()[:2])
