@@ -28,7 +28,7 @@ def factors(model: Any, rates: Rates) -> Any:
 
     def leaf(path: str, value: Any) -> np.ndarray:
         tower, found, rest = path.partition("resblocks.")
-        if not found:
+        if not found or rest.split(".")[0].isdigit():  # blocks kept apart have paths of their own
             return np.array(of(path), np.float32)
         each = [of(f"{tower}resblocks.{i}.{rest}") for i in range(value.shape[0])]
         return np.array(each, np.float32).reshape(-1, *(1,) * (value.ndim - 1))
