@@ -3,13 +3,18 @@
 Question:  what do captions instead of labels cost, and what do they bring? (the article's last
            table; the paper's sections 3.1.5 and 3.2)
 Command:   python -m experiments.compare_supervised FOLDER --out runs/supervised
+           python -m experiments.compare_supervised emoji --out runs/supervised-emoji
 Result:    docs/supervised.md, with seeds, intervals, machine and date.
 
-FOLDER holds Fashion-MNIST's four files (experiments/fashion_mnist.py). For each seed and each kind
-of image tower: a CLIP trained from scratch on captions made of class names; the same tower trained
-on the labels; a linear probe on CLIP's features; and probes on few pictures a class on both. Beside
-them the embedded `emoji` model, which never saw a photograph. Everything is tested on the 10,000
-test pictures.
+For each seed and each kind of image tower: a CLIP trained from scratch on captions made of class
+names; the same tower trained on the labels; linear probes on their features.
+
+FOLDER holds Fashion-MNIST's four files (experiments/fashion_mnist.py). There are probes on few
+pictures a class, too, and beside them the embedded `emoji` model, which never saw a photograph.
+Everything is tested on the 10,000 test pictures.
+
+`emoji` is the embedded drawings: a class a name, a training set of three drawings a class, tested
+on an artist whom neither side has seen.
 
 A run leaves one file when it has ended; the same command goes on with those that are missing.
 """
@@ -25,10 +30,13 @@ import numpy as np
 from rich.progress import Progress
 
 from experiments import common
-from experiments.comparison import TOWERS, Data, Plan, Run, runs
-from experiments.comparison_table import Answers, markdown, write
+from experiments.comparison import Plan, Run, runs
+from experiments.comparison_data import Data, Emoji, FashionMnist
+from experiments.comparison_table import markdown, write
 from jaxclip import checkpoint
 from jaxclip.cli.shared import stderr
+
+TOWERS = tuple(FashionMnist.towers)
 
 
 def result(plan: Plan, run: Run) -> Path:
@@ -72,32 +80,28 @@ def carry_out(plan: Plan, data: Data) -> None:
 
 def work(arguments: argparse.Namespace) -> None:
     """Run what is missing, then write and print the table."""
-    if arguments.seeds < 1 or not 0 < arguments.epochs <= 1000:
+    data = Emoji() if arguments.data == "emoji" else FashionMnist(Path(arguments.data))
+    epochs = data.epochs if arguments.epochs is None else arguments.epochs
+    if arguments.seeds < 1 or not 0 < epochs <= 1000:
         raise ValueError("--seeds must be at least 1, and --epochs positive and at most 1000")
-    plan = Plan(
-        arguments.folder,
-        arguments.out,
-        tuple(range(arguments.seeds)),
-        tuple(arguments.towers),
-        arguments.epochs,
-    )
-    data = Data(plan.folder)
+    plan = Plan(arguments.out, tuple(range(arguments.seeds)), tuple(arguments.towers), epochs)
     carry_out(plan, data)
-    rows, less = write(plan, Answers(plan.out, data.splits["test"][1]))
+    rows, less = write(plan, data)
     print(markdown(rows))
     print(markdown(less))
-    print(f"wrote {plan.out}: comparison.json, table.md, few_shot.png, and the models")
+    pictured = ", few_shot.png" if data.shots else ""
+    print(f"wrote {plan.out}: comparison.json, table.md{pictured}, and the models")
 
 
 def flags() -> common.Parser:
     """What the command line understands."""
     made = common.Parser(prog="compare_supervised", description=__doc__.splitlines()[0])
     flag = made.add_argument
-    flag("folder", type=Path, help="where Fashion-MNIST's four .gz files are")
+    flag("data", help="`emoji`, or the folder where Fashion-MNIST's four .gz files are")
     flag("--out", type=Path, required=True, help="a folder for results and weights")
     flag("--seeds", type=int, default=3, help="seeds 0, 1, ... of every run")
-    flag("--towers", nargs="+", choices=list(TOWERS), default=list(TOWERS))
-    flag("--epochs", type=float, default=1.0, help="times that every training picture is seen")
+    flag("--towers", nargs="+", choices=TOWERS, default=TOWERS)
+    flag("--epochs", type=float, help="times that a training picture is seen (1; emoji 20)")
     return made
 
 

@@ -11,29 +11,18 @@ import numpy as np
 from PIL import Image
 
 from experiments import fashion_mnist, towers
+from experiments.comparison_data import Data, Emoji, FashionMnist
 from jaxclip import checkpoint, hub
-from jaxclip.config import ResNetConfig, VisionConfig
 from jaxclip.evaluation import linear_probe
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.models import clip
 from jaxclip.preprocess import Preprocess
 from jaxclip.tokenizer import tokenize
 
-TOWERS = {
-    "vit": VisionConfig(image_size=28, patch_size=7, width=64, layers=4, heads=2),
-    "resnet": ResNetConfig(image_size=32, width=8, layers=(1, 1, 1, 1)),
-}
-TEMPLATES = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a grey photo of a {}.",
-    "a small photo of one {}.",
-    "a {}, an article of clothing.",
-)
 SIDES = ("clip", "supervised")
 EMOJI_BLOCK = 250  # pictures at once
+NEAREST_SIZE = 32  # pixels a side at which drawings are compared for the floor
 SEARCHED, SEARCH_MOST = 10_000, 200
-SHOTS = (1, 2, 4, 8, 16)  # training pictures a class
 Arrays = dict[str, np.ndarray]
 Told = Callable[[float, str], None]  # how far a run is: share, a few words
 Work = Callable[[Told], Arrays]
@@ -52,32 +41,14 @@ class Run:
 class Plan:
     """What is run: flags of the command."""
 
-    folder: Path
     out: Path
     seeds: tuple[int, ...]
     towers: tuple[str, ...]
     epochs: float
 
-    def seen(self, data: "Data") -> int:
+    def seen(self, data: Data) -> int:
         """Training pictures that a run sees, repeats counted."""
-        return int(self.epochs * len(data.splits["train"][1]))
-
-
-class Data:
-    """Fashion-MNIST at the sizes that towers want, made once a size."""
-
-    def __init__(self, folder: Path) -> None:
-        self.splits = {name: fashion_mnist.read(folder, name) for name in fashion_mnist.SPLITS}
-        self.sized: dict[tuple[str, int], towers.Labelled] = {}
-
-    def at(self, split: str, size: int) -> towers.Labelled:
-        """A split as the official preprocessing would size it: bicubic, in grey, then RGB."""
-        if (split, size) not in self.sized:
-            pictures, labels = self.splits[split]
-            resized = [Image.fromarray(x).resize((size, size), Image.BICUBIC) for x in pictures]
-            images = np.repeat(np.stack([np.asarray(x) for x in resized])[..., None], 3, axis=-1)
-            self.sized[split, size] = towers.Labelled(images, labels, fashion_mnist.CLASSES)
-        return self.sized[split, size]
+        return int(self.epochs * len(data.labels("train")))
 
 
 # The runs -----------------------------------------------------------------------------------------
@@ -85,7 +56,7 @@ class Data:
 
 def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     """Train one model, keep its weights beside the result: `answers` on the test pictures."""
-    vision = TOWERS[tower]
+    vision = data.towers[tower]
     recipe = towers.Recipe(vision, plan.seen(data), seed=seed)
     name = f"{side}-{tower}-{seed}"
 
@@ -99,25 +70,25 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         training, test = (data.at(split, vision.image_size) for split in ("train", "test"))
         began = time.monotonic(), time.process_time()
         if side == "clip":
-            model = towers.from_captions(recipe, training, TEMPLATES, progress=progress)
+            model = towers.from_captions(recipe, training, data.templates, data.embed_dim, progress)
         else:
             model = towers.from_labels(recipe, training, progress=progress)
         seconds = time.monotonic() - began[0], time.process_time() - began[1]
         scores = towers.encoded(model, test.images)
         if side == "clip":
-            scores = unit(scores) @ named(model, data.at("test", vision.image_size).classes).T
+            scores = unit(scores) @ named(model, data.classes, data.templates).T
         notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
         checkpoint.save(weights(plan, name), clip.to_flat(model), model.config, notes)
-        answers = scores.argmax(axis=1).astype(np.int8)
+        answers = data.answers(scores)
         return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
 
-    return Run(name, {"recipe": asdict(recipe), "side": side, "templates": TEMPLATES}, work)
+    return Run(name, {"recipe": asdict(recipe), "side": side, "templates": data.templates}, work)
 
 
 def named(
     model: Any,
     classes: Sequence[str],
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str],
     context: int = towers.CONTEXT,
 ) -> np.ndarray:
     """The classifier [c, e] of class names in templates."""
@@ -137,26 +108,33 @@ def weights(plan: Plan, name: str) -> Path:
 def few(
     train: linear_probe.Split, test: np.ndarray, shots: int, seed: int, classes: int
 ) -> np.ndarray:
-    """Answers int8 [n] of a probe on `shots` training pictures a class, drawn by the seed.
-
-    Features are scaled to a root mean square of one, by a single number, so that one penalty suits
-    towers of any scale: lambda = 1, not searched for, as nothing is left to search on.
-    """
+    """Answers int16 [n] of a probe on `shots` training pictures a class, drawn by the seed."""
     features, labels = train
     rng = np.random.default_rng([seed, 2])
     orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
     chosen = np.concatenate([rows[:shots] for rows in orders])
     if len(chosen) < shots * classes:
         raise ValueError(f"{shots} pictures a class were asked for; a class has fewer")
-    scale = np.sqrt(np.mean(np.square(features[chosen])))
-    probe = linear_probe.fit(features[chosen] / scale, labels[chosen], classes, [1.0])
-    return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int8)
+    scores = unsearched((features[chosen], labels[chosen]), test, classes)
+    return scores.argmax(axis=1).astype(np.int16)
+
+
+def unsearched(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.ndarray:
+    """Scores [n, classes] of a probe whose penalty is not searched for: it is 1.
+
+    Features are scaled to a root mean square of one, by a single number, so that one penalty suits
+    towers of any scale. For few pictures a class, where nothing is left to search on.
+    """
+    features, labels = train
+    scale = np.sqrt(np.mean(np.square(features)))
+    probe = linear_probe.fit(features / scale, labels, classes, [1.0])
+    return probe.scores(test / scale)[0]
 
 
 def full(
     train: linear_probe.Split, test: np.ndarray, classes: int, seed: int = 0
 ) -> tuple[np.ndarray, float]:
-    """(answers int8 [n], penalty) of a probe on all pictures of the training set.
+    """(answers int16 [n], penalty) of a probe on all pictures of the training set.
 
     The paper's search, in a shorter form: on SEARCHED pictures that train and half as many that
     validate, at most SEARCH_MOST iterations a fit. The penalty a picture that is best there is that
@@ -173,13 +151,16 @@ def full(
     )
     penalty = choice.best * len(labels) / len(kept)
     probe = linear_probe.fit(features, labels, classes, [penalty])
-    return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int8), penalty
+    return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int16), penalty
 
 
 def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
-    """Probes on a trained model: `shots_1` ... and, of CLIP, `full`, with its `penalty`."""
+    """Probes on a trained model: `shots_1` ... and, on all training pictures, `full`.
+
+    Where there are pictures enough, `full` is of CLIP only, with its `penalty`, found by a search.
+    """
     name = f"{side}-{tower}-{seed}"
-    size = TOWERS[tower].image_size
+    size = data.towers[tower].image_size
 
     def work(told: Told) -> Arrays:
         flat, config, _ = checkpoint.load(weights(plan, name))
@@ -189,17 +170,19 @@ def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         told(0.1, "features")
         train = encode(model, training.images), training.labels
         asked, arrays = encode(model, test.images), {}
-        for shots in SHOTS:
+        for shots in data.shots:
             told(0.3, f"{shots} a class")
-            arrays[f"shots_{shots}"] = few(train, asked, shots, seed, len(training.classes))
-        if side == "clip":
-            told(0.4, "all pictures")
-            arrays["full"], penalty = full(train, asked, len(training.classes))
+            arrays[f"shots_{shots}"] = few(train, asked, shots, seed, len(data.classes))
+        told(0.4, "all pictures")
+        if not data.shots:
+            arrays["full"] = data.answers(unsearched(train, asked, len(data.classes)))
+        elif side == "clip":
+            arrays["full"], penalty = full(train, asked, len(data.classes))
             arrays["penalty"] = np.array(penalty)
         return arrays
 
-    recipe = asdict(towers.Recipe(TOWERS[tower], plan.seen(data), seed=seed))
-    return Run(f"probe-{name}", {"recipe": recipe, "side": side, "shots": SHOTS}, work)
+    recipe = asdict(towers.Recipe(data.towers[tower], plan.seen(data), seed=seed))
+    return Run(f"probe-{name}", {"recipe": recipe, "side": side, "shots": data.shots}, work)
 
 
 def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
@@ -216,20 +199,38 @@ def _features(model: clip.Clip, images: jax.Array) -> jax.Array:
     return linear_probe.probe_features(model, towers.pixels(images))
 
 
-def pixels(data: Data, seed: int) -> Run:
+def pixels(data: FashionMnist, seed: int) -> Run:
     """The floor: the same probes on bare pixels."""
 
     def work(told: Told) -> Arrays:
         train, test = (data.splits[name] for name in ("train", "test"))
         flat = [images.reshape(len(images), -1) / 255 for images, _ in (train, test)]
         return {
-            f"shots_{shots}": few((flat[0], train[1]), flat[1], shots, seed, 10) for shots in SHOTS
+            f"shots_{shots}": few((flat[0], train[1]), flat[1], shots, seed, 10)
+            for shots in data.shots
         }
 
-    return Run(f"pixels-{seed}", {"shots": SHOTS, "seed": seed}, work)
+    return Run(f"pixels-{seed}", {"shots": data.shots, "seed": seed}, work)
 
 
-def emoji(plan: Plan, data: Data) -> Run:
+def nearest(data: Emoji) -> Run:
+    """The floor without learning: the name of the drawing with the `nearest` pixels.
+
+    Distance is Euclidean over RGB on white; names that may not be answered are left out.
+    """
+
+    def work(told: Told) -> Arrays:
+        train, test = (data.at(split, NEAREST_SIZE) for split in ("train", "test"))
+        there, asked = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
+        there = there[np.isin(train.labels, data.candidates)]
+        labels = train.labels[np.isin(train.labels, data.candidates)]
+        distance = (there**2).sum(axis=1) - 2 * asked @ there.T  # less the constant |asked|^2
+        return {"nearest": labels[distance.argmin(axis=1)].astype(np.int16)}
+
+    return Run("nearest-pixels", {"size": NEAREST_SIZE}, work)
+
+
+def emoji(plan: Plan, data: FashionMnist) -> Run:
     """The embedded model, which never saw a photograph: `zero_shot`, `zero_shot_photo`, probes.
 
     It learned names without a template, so `zero_shot` asks with the bare class name;
@@ -250,19 +251,19 @@ def emoji(plan: Plan, data: Data) -> Run:
         asked, arrays = features(test[0], "test pictures"), {}
         for name, template in (("zero_shot", "{}"), ("zero_shot_photo", "a photo of a {}.")):
             classes = named(model, fashion_mnist.CLASSES, [template], 32)
-            arrays[name] = (unit(asked) @ classes.T).argmax(axis=1).astype(np.int8)
+            arrays[name] = data.answers(unit(asked) @ classes.T)
         for seed in plan.seeds:
             rng = np.random.default_rng([seed, 2])  # the rows that `few` will draw
             orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
-            rows = np.sort(np.concatenate([order[: max(SHOTS)] for order in orders]))
+            rows = np.sort(np.concatenate([order[: max(data.shots)] for order in orders]))
             sparse = np.zeros((len(labels), asked.shape[1]), np.float32)
             sparse[rows] = features(pictures[rows], "training pictures")
-            for shots in SHOTS:
+            for shots in data.shots:
                 answers = few((sparse, labels), asked, shots, seed, 10)
                 arrays[f"shots_{shots}_{seed}"] = answers
         return arrays
 
-    return Run("emoji", {"shots": SHOTS, "seeds": plan.seeds}, work)
+    return Run("emoji", {"shots": data.shots, "seeds": plan.seeds}, work)
 
 
 def sized(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
@@ -277,8 +278,12 @@ def runs(plan: Plan, data: Data) -> Iterator[Run]:
             for side in SIDES:
                 yield trained(plan, data, tower, side, seed)
     for seed in plan.seeds:
-        yield pixels(data, seed)
         for tower in plan.towers:
             for side in SIDES:
                 yield probed(plan, data, tower, side, seed)
-    yield emoji(plan, data)
+    if isinstance(data, FashionMnist):
+        for seed in plan.seeds:
+            yield pixels(data, seed)
+        yield emoji(plan, data)
+    if isinstance(data, Emoji):
+        yield nearest(data)

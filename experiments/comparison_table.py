@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from experiments import common
-from experiments.comparison import SHOTS, SIDES, TEMPLATES, TOWERS, Plan
+from experiments.comparison import SIDES, Plan
+from experiments.comparison_data import Data
 from jaxclip.checkpoint import replacing
 
 DRAWS = 2000
 NAMES = {
     "supervised": "trained on labels",
     "zero": "CLIP, zero-shot by class names",
-    "full": "CLIP, linear probe on all training pictures",
+    "clip_full": "CLIP, linear probe on all training pictures",
+    "supervised_full": "trained on labels, linear probe on all training pictures",
+    "nearest": "nearest training picture, by pixels",
     "emoji_zero": "emoji model, zero-shot, bare names",
     "emoji_zero_photo": 'emoji model, zero-shot, "a photo of a {}."',
 }
@@ -64,40 +67,50 @@ def interval(by_picture: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 class Answers:
-    """What the runs in a folder answered about the test pictures: hits by run and array."""
+    """What the runs in a folder answered about the test pictures: hits by run and array.
+
+    labels: the right answers, int [n].
+    """
 
     def __init__(self, folder: Path, labels: np.ndarray) -> None:
         self.folder, self.labels = folder, labels
 
     def hits(self, names: Sequence[str], arrays: Sequence[str]) -> np.ndarray | None:
-        """bool [seeds, n]; None unless every run is there."""
+        """bool [seeds, n]; None unless every run is there, and has the array."""
         found = []
         for name, array in zip(names, arrays, strict=True):
             path = self.folder / f"{name}.npz"
             if not path.is_file():
                 return None
             with np.load(path, allow_pickle=False) as file:
+                if array not in file:
+                    return None
                 found.append(file[array] == self.labels)
         return np.stack(found)
 
 
-def wanted(plan: Plan) -> Iterator[tuple[str, str, list[str], list[str]]]:
+def wanted(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[str]]]:
     """(what, tower, runs, their arrays) of every line."""
     n = len(plan.seeds)
     for tower in plan.towers:
         clips, labels = ([f"{side}-{tower}-{seed}" for seed in plan.seeds] for side in SIDES)
         yield NAMES["supervised"], tower, labels, ["answers"] * n
         yield NAMES["zero"], tower, clips, ["answers"] * n
-        yield NAMES["full"], tower, [f"probe-{name}" for name in clips], ["full"] * n
-        for shots in SHOTS:
-            for side, names in (("clip", clips), ("supervised", labels)):
-                probes = [f"probe-{name}" for name in names]
-                yield few(side, shots), tower, probes, [f"shots_{shots}"] * n
-    for shots in SHOTS:
+        probes = {
+            "clip": [f"probe-{x}" for x in clips],
+            "supervised": [f"probe-{x}" for x in labels],
+        }
+        for side in SIDES:
+            yield NAMES[f"{side}_full"], tower, probes[side], ["full"] * n
+        for shots in data.shots:
+            for side in SIDES:
+                yield few(side, shots), tower, probes[side], [f"shots_{shots}"] * n
+    for shots in data.shots:
         pixels = [f"pixels-{seed}" for seed in plan.seeds]
         yield few("pixels", shots), "", pixels, [f"shots_{shots}"] * n
         arrays = [f"shots_{shots}_{seed}" for seed in plan.seeds]
         yield few("emoji", shots), "embedded", ["emoji"] * n, arrays
+    yield NAMES["nearest"], "", ["nearest-pixels"], ["nearest"]
     yield NAMES["emoji_zero"], "embedded", ["emoji"], ["zero_shot"]
     yield NAMES["emoji_zero_photo"], "embedded", ["emoji"], ["zero_shot_photo"]
 
@@ -107,9 +120,9 @@ def few(side: str, shots: int) -> str:
     return f"probe on {shots} a class, features: {KINDS[side]}"
 
 
-def table(plan: Plan, answers: Answers) -> list[Row]:
+def table(plan: Plan, data: Data, answers: Answers) -> list[Row]:
     """All lines whose runs are there."""
-    found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in wanted(plan))
+    found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in wanted(plan, data))
     return [row(what, tower, hits) for what, tower, hits in found if hits is not None]
 
 
@@ -141,7 +154,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(rows: Sequence[Row], out: Path) -> None:
+def picture(rows: Sequence[Row], data: Data, out: Path) -> None:
     """Few-shot probes against zero-shot, as the paper's Figure 6 draws them."""
     from matplotlib.figure import Figure
 
@@ -149,9 +162,9 @@ def picture(rows: Sequence[Row], out: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained", dpi=100)
     axes = figure.add_subplot()
     colours = iter(["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:grey", "tab:purple"])
-    lines = [(side, tower) for tower in TOWERS for side in SIDES]
+    lines = [(side, tower) for tower in data.towers for side in SIDES]
     for side, tower in [*lines, ("pixels", ""), ("emoji", "embedded")]:
-        points = [by_name.get((few(side, shots), tower)) for shots in SHOTS]
+        points = [by_name.get((few(side, shots), tower)) for shots in data.shots]
         if any(point is None for point in points):
             continue
         colour = next(colours)
@@ -159,8 +172,8 @@ def picture(rows: Sequence[Row], out: Path) -> None:
         means, lows, highs = (
             [100 * getattr(point, name) for point in points] for name in ("mean", "low", "high")
         )
-        axes.plot(SHOTS, means, "o-", color=colour, label=f"probe on features: {label}")
-        axes.fill_between(SHOTS, lows, highs, color=colour, alpha=0.15)
+        axes.plot(data.shots, means, "o-", color=colour, label=f"probe on features: {label}")
+        axes.fill_between(data.shots, lows, highs, color=colour, alpha=0.15)
         zero = {"clip": NAMES["zero"], "emoji": NAMES["emoji_zero"]}.get(side)
         if (zero, tower) in by_name:
             value = 100 * by_name[zero, tower].mean
@@ -169,7 +182,7 @@ def picture(rows: Sequence[Row], out: Path) -> None:
             value = 100 * by_name[NAMES["supervised"], tower].mean
             axes.axhline(value, color=colour, linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set_xticks([0.5, *SHOTS], ["0", *map(str, SHOTS)])
+    axes.set_xticks([0.5, *data.shots], ["0", *map(str, data.shots)])
     axes.set(
         xlabel="labelled training pictures a class (star: zero-shot; dotted: all labels)",
         ylabel="accuracy on the 10,000 test pictures (%)",
@@ -179,14 +192,19 @@ def picture(rows: Sequence[Row], out: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def write(plan: Plan, answers: Answers) -> tuple[list[Row], list[Row]]:
-    """table.md, few_shot.png and comparison.json in --out; (lines, differences)."""
-    rows, less = table(plan, answers), differences(plan, answers)
+def write(plan: Plan, data: Data) -> tuple[list[Row], list[Row]]:
+    """table.md, comparison.json and (of few-shot probes) few_shot.png in --out.
+
+    Returns (lines, differences).
+    """
+    answers = Answers(plan.out, data.labels("test"))
+    rows, less = table(plan, data, answers), differences(plan, answers)
     record: dict[str, Any] = {
         "rows": [asdict(x) | {"spread": x.spread} for x in rows],
         "differences": [asdict(x) | {"spread": x.spread} for x in less],
-        "towers": {name: asdict(TOWERS[name]) for name in plan.towers},
-        "templates": TEMPLATES,
+        "data": data.name,
+        "towers": {name: asdict(data.towers[name]) for name in plan.towers},
+        "templates": data.templates,
         "epochs": plan.epochs,
         "versions": common.surroundings(),
         "date": common.now(),
@@ -197,5 +215,6 @@ def write(plan: Plan, answers: Answers) -> tuple[list[Row], list[Row]]:
     ):
         with replacing(plan.out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    picture(rows, plan.out / "few_shot.png")
+    if data.shots:
+        picture(rows, data, plan.out / "few_shot.png")
     return rows, less

@@ -7,9 +7,10 @@ the same order with the same crops, and share the optimiser, its constants and i
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ import optax
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.data.loader import Batches
+from jaxclip.data.sources import Pictures
 from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
@@ -29,7 +32,6 @@ from jaxclip.training.sharding import data_mesh
 Array = jax.Array
 MARGIN = 2  # pixels a side that a training picture may be moved by
 CONTEXT = 16  # tokens of a caption, at most
-BAG = TextConfig(width=64, context_length=CONTEXT, kind="cbow")
 UNUSED = TextConfig(width=1, layers=1, heads=1, context_length=1, vocab_size=1, kind="cbow")
 
 
@@ -54,15 +56,6 @@ class Recipe:
         return self.pictures_seen // self.batch_size
 
 
-@dataclasses.dataclass(frozen=True)
-class Labelled:
-    """images uint8 [n, h, w, 3] of the tower's size, labels int [n], the classes' names."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-
 def order(n: int, seed: int) -> Iterator[int]:
     """Places in 0..n-1, every one once an epoch, shuffled anew each time."""
     epoch = 0
@@ -85,6 +78,47 @@ def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, 3))
 
     return steps.normalised({"image": jax.vmap(crop)(wide, corners)}, key, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Pictures to learn from and to ask about.
+
+    images: uint8 [n, h, w, 3], of the tower's size; labels: int [n], into `classes`, the names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    prepare: ClassVar[Any] = staticmethod(cropped)  # inputs of a batch -> pixels, inside the step
+
+    def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """(inputs, labels [size]) of every step, without end."""
+        rows = order(len(self.labels), seed)
+        while True:
+            chosen = np.fromiter(rows, np.int64, size)
+            yield {"image": self.images[chosen]}, self.labels[chosen]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Labelled):
+    """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
+
+    A batch holds no name twice: `data.loader`.
+    """
+
+    drawings: Pictures
+    prepare: ClassVar[Any] = staticmethod(steps.augmented)
+
+    def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        batches = Batches(self.drawings, size, seed)
+        for step in itertools.count():
+            batch = batches.at(step)
+            inputs = {
+                "drawings": self.drawings.images[batch.indices],
+                "mirrorable": batch.mirrorable,
+            }
+            yield inputs, self.labels[batch.indices]
 
 
 def label_gradients(model: Clip, images: Array, labels: Array) -> tuple[Clip, Any, Any]:
@@ -127,13 +161,12 @@ def _train(
     # placed beforehand: what has no place yet would have the step compiled a second time
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     model, opt_state = jax.device_put((model, jax.jit(optimizer.init)(model)), everywhere)
-    step = steps.sharded_step(mesh, optimizer, prepare=cropped, gradients=gradients)
-    rows = order(len(data.labels), recipe.seed)
+    step = steps.sharded_step(mesh, optimizer, prepare=data.prepare, gradients=gradients)
+    batches = data.batches(recipe.batch_size, recipe.seed)
     key = jax.random.key(recipe.seed)
-    for i in range(recipe.steps):
-        chosen = np.fromiter(rows, np.int64, recipe.batch_size)
+    for i, (inputs, labels) in zip(range(recipe.steps), batches, strict=False):
         rng = np.random.default_rng([recipe.seed, 1, i])
-        batch = {"image": data.images[chosen], "tokens": targets(data.labels[chosen], rng)}
+        batch = inputs | {"tokens": targets(labels, rng)}
         model, opt_state, metrics = step(model, opt_state, batch, jax.random.fold_in(key, i))
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
@@ -151,8 +184,9 @@ def from_captions(
 ) -> Clip:
     """A CLIP trained on captions: each picture's class name in a template drawn at random.
 
-    A batch holds many pictures of one class, whose captions count as each other's wrong answers:
-    the loss is the paper's, unchanged. Its minimum shares the probability among them.
+    The text tower is a bag of words, as wide as the joint space. Where a batch holds many pictures
+    of one class, their captions count as each other's wrong answers: the loss is the paper's,
+    unchanged. Its minimum shares the probability among them.
     """
     texts = [[template.format(name) for template in templates] for name in data.classes]
     tokens = np.stack([tokenize(of_class, CONTEXT) for of_class in texts])  # [c, t, l]
@@ -160,7 +194,8 @@ def from_captions(
     def targets(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return tokens[labels, rng.integers(len(templates), size=len(labels))]
 
-    config = ClipConfig(recipe.vision, BAG, embed_dim)
+    text = TextConfig(width=embed_dim, context_length=CONTEXT, kind="cbow")
+    config = ClipConfig(recipe.vision, text, embed_dim)
     return _train(config, recipe, data, targets, steps.gradients, progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,11 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import compare_supervised, comparison, comparison_table, fashion_mnist, towers
+from experiments import (
+    compare_supervised,
+    comparison,
+    comparison_data,
+    comparison_table,
+    fashion_mnist,
+    towers,
+)
+from experiments.comparison_data import Emoji, FashionMnist, on_white
 from experiments.comparison_table import Answers, differences, interval, markdown, row, table
 from jaxclip.config import ClipConfig, ResNetConfig, VisionConfig
+from jaxclip.data.sources import emoji, known, unseen_artist
+from jaxclip.evaluation.named_pictures import nearest_pixels
 from jaxclip.models import clip
+from jaxclip.preprocess import Preprocess
 from tests import idx
 
 VIT = VisionConfig(image_size=28, patch_size=14, width=16, layers=1, heads=2)
@@ -103,7 +116,7 @@ def test_both_sides_learn_and_a_divergence_is_told():
     by_labels = towers.encoded(towers.from_labels(recipe, data), data.images)
     assert (by_labels.argmax(1) == data.labels).mean() > 0.5
     model = towers.from_captions(recipe, data, ["a {}.", "one {}."])
-    scores = towers.encoded(model, data.images) @ comparison.named(model, data.classes).T
+    scores = towers.encoded(model, data.images) @ comparison.named(model, data.classes, ["a {}."]).T
     assert (scores.argmax(1) == data.labels).mean() > 0.5
     wild = towers.Recipe(VIT, 200, batch_size=20, warmup=0, learning_rate=1e30)
     with pytest.raises(ValueError, match="try a lower learning rate"):
@@ -164,7 +177,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_pictures():
 
 @pytest.fixture
 def plan(tmp_path: Path) -> comparison.Plan:
-    return comparison.Plan(tmp_path, tmp_path, (0, 1), ("vit",), 1.0)
+    return comparison.Plan(tmp_path, (0, 1), ("vit",), 1.0)
 
 
 def test_planted_answers_give_exactly_their_table(plan):
@@ -174,7 +187,7 @@ def test_planted_answers_give_exactly_their_table(plan):
         answers = labels.copy()
         answers[:count] = (answers[:count] + 1) % 10
         np.savez(plan.out / f"{side}-vit-{seed}.npz", answers=answers)
-    rows = {x.what: x for x in table(plan, Answers(plan.out, labels))}
+    rows = {x.what: x for x in table(plan, FashionMnist, Answers(plan.out, labels))}
     assert set(rows) == {comparison_table.NAMES["zero"], comparison_table.NAMES["supervised"]}
     assert rows[comparison_table.NAMES["zero"]].seeds == (0.8, 0.7)
     assert rows[comparison_table.NAMES["zero"]].mean == pytest.approx(0.75)
@@ -187,7 +200,7 @@ def test_planted_answers_give_exactly_their_table(plan):
 
 def test_a_row_waits_for_all_of_its_seeds(plan):
     np.savez(plan.out / "clip-vit-0.npz", answers=np.zeros(10))
-    assert table(plan, Answers(plan.out, np.zeros(10))) == []
+    assert table(plan, FashionMnist, Answers(plan.out, np.zeros(10))) == []
     assert differences(plan, Answers(plan.out, np.zeros(10))) == []
 
 
@@ -205,9 +218,8 @@ def small(tmp_path, monkeypatch) -> Path:
     read = fashion_mnist.read
     monkeypatch.setattr(fashion_mnist, "read", lambda a, b: read(a, b, registered))
     monkeypatch.setattr(comparison, "EMOJI_BLOCK", 10)
-    for module in (comparison, comparison_table):
-        monkeypatch.setattr(module, "SHOTS", (1, 2))
-        monkeypatch.setattr(module, "TOWERS", {"vit": VIT, "resnet": RESNET})
+    monkeypatch.setattr(FashionMnist, "shots", (1, 2))
+    monkeypatch.setattr(FashionMnist, "towers", {"vit": VIT, "resnet": RESNET})
     return tmp_path / "files"
 
 
@@ -239,3 +251,72 @@ def test_senseless_numbers_fail_in_one_line(flags, small, tmp_path, capsys):
 def test_a_folder_without_the_files_fails_in_one_line(tmp_path, capsys):
     assert compare_supervised.main([str(tmp_path), "--out", str(tmp_path / "o")]) == 1
     assert "no such file" in capsys.readouterr().err
+
+
+# The drawings -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Emoji:
+    return Emoji()
+
+
+def test_the_drawings_are_those_that_the_embedded_model_is_asked_about(drawings):
+    assert len(drawings.labels("train")) == 5881 and len(drawings.labels("test")) == 1556
+    assert len(drawings.candidates) == 1556 and len(drawings.classes) == 2013
+    names = drawings.splits["test"].names
+    assert [drawings.classes[i] for i in drawings.labels("test")] == list(names)
+
+
+def test_only_candidates_are_answered(drawings):
+    scores = np.random.default_rng(0).normal(size=(3, 2013))
+    barred = np.setdiff1d(np.arange(2013), drawings.candidates)
+    scores[:, barred] += 100
+    by_hand = [max(drawings.candidates, key=lambda c, row=row: row[c]) for row in scores]
+    assert drawings.answers(scores).tolist() == by_hand
+
+
+def test_a_drawing_is_asked_about_as_the_safe_policy_sees_it(drawings):
+    drawing = drawings.splits["test"].images[5]
+    expected = Preprocess(32).safe(Image.fromarray(drawing))
+    seen = on_white(drawing, 32)
+    np.testing.assert_allclose(towers.pixels(seen[None])[0], expected, atol=1e-6)  # one rounding
+    np.testing.assert_array_equal(drawings.at("test", 32).images[5], seen)
+
+
+def test_a_batch_of_drawings_holds_no_name_twice_and_both_sides_see_the_same(drawings):
+    data = drawings.at("train", 32)
+    first, second = (
+        [next(batches) for _ in range(3)] for batches in (data.batches(64, 1), data.batches(64, 1))
+    )
+    for (inputs, labels), (again, _) in zip(first, second, strict=True):
+        assert len(set(labels)) == 64
+        assert inputs["drawings"].shape == (64, 64, 64, 4)
+        np.testing.assert_array_equal(inputs["drawings"], again["drawings"])
+    for drawing, label in zip(inputs["drawings"], labels, strict=True):
+        of_name = data.drawings.images[data.labels == label]
+        assert (of_name == drawing).all((1, 2, 3)).any()
+
+
+def test_the_nearest_drawing_is_the_floor_that_is_told_elsewhere(drawings):
+    answers = comparison.nearest(drawings).work(lambda *_: None)["nearest"]
+    there = known(drawings.splits["train"], drawings.splits["test"].names)
+    floor = nearest_pixels(drawings.splits["test"], there)["top1"]
+    assert (answers == drawings.labels("test")).mean() == pytest.approx(floor, abs=0.002)
+
+
+def test_the_command_runs_on_the_drawings(tmp_path, monkeypatch, capsys):
+    few, asked = emoji("train").select(np.arange(300)), unseen_artist().select(np.arange(100))
+    monkeypatch.setattr(comparison_data, "emoji", lambda split: few)
+    monkeypatch.setattr(comparison_data, "unseen_artist", lambda: asked)
+    monkeypatch.setattr(Emoji, "towers", {"vit": dataclasses.replace(VIT, image_size=14)})
+    monkeypatch.setattr(comparison, "unsearched", lambda train, test, n: np.eye(n)[[7] * len(test)])
+    out = tmp_path / "out"
+    given = ["emoji", "--out", str(out), "--seeds", "1", "--towers", "vit", "--epochs", "1"]
+    assert compare_supervised.main(given) == 0
+    rows = {x["what"]: x["mean"] for x in json.loads((out / "comparison.json").read_text())["rows"]}
+    names = ("supervised", "zero", "clip_full", "supervised_full", "nearest")
+    assert list(rows) == [comparison_table.NAMES[name] for name in names]
+    assert rows[comparison_table.NAMES["zero"]] < 0.1 < rows[comparison_table.NAMES["nearest"]]
+    assert not (out / "few_shot.png").exists()
+    assert "few_shot" not in capsys.readouterr().out
