@@ -152,6 +152,7 @@ def described(
     """The object of result.json, with the search beside it."""
     metric = prompts.load(arguments.dataset).metric
     metrics, interval = tally.metrics(), tally.interval(metric)
+    expected = common.published(arguments.dataset, arguments.model, f"linear_probe_{metric}")
     per_class = [
         {"class": name, "n": int(n), "accuracy": None if n == 0 else float(accuracy)}
         for name, n, accuracy in zip(names, tally.counts, tally.per_class(), strict=True)
@@ -170,8 +171,8 @@ def described(
         "n": tally.n,
         "skipped": dict(features.skips.counts),
         "empty": [row["class"] for row in per_class if row["n"] == 0],
-        "expected": [],
-        "verdict": "no published figure is kept for this probe",
+        "expected": expected,
+        "verdict": common.verdict(metrics[metric], interval, expected),
         "penalty": choice.best,
         "search": {
             "penalties": choice.penalties.tolist(),

@@ -53,13 +53,16 @@ def test_every_table_has_its_command():
 
 def test_the_published_figures_of_the_page_are_those_of_the_results():
     rows = json.loads(common.PUBLISHED.read_text())["figures"]
-    said = {(row["dataset"], row["model"], row["percent"]) for row in rows}
+    said = {
+        (row["dataset"], row["model"], row["metric"].startswith("linear_probe"), row["percent"])
+        for row in rows
+    }
     for line in PAGE.splitlines():
         for command in re.findall(rf"`({re.escape(START)}[^`]*)`", line):
             name, arguments = parsed(command)
-            if name in ("zero_shot", "retrieval"):
-                asked = (arguments.dataset, arguments.model)
-                for percent in (p for d, m, p in said if (d, m) == asked):
+            if name in ("zero_shot", "retrieval", "linear_probe"):
+                asked = (arguments.dataset, arguments.model, name == "linear_probe")
+                for percent in (percent for *what, percent in said if tuple(what) == asked):
                     short = (f"{percent:.1f}", f"{percent:.2f}")
                     assert any(text in line for text in short), (asked, percent)
     assert all(row["source"] and 0 < row["percent"] <= 100 for row in rows)

@@ -13,6 +13,7 @@ import pytest
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
+from jaxclip.models.layers import Numerics
 from jaxclip.training import finetune
 from jaxclip.training.optimizer import adamw
 from tests import tiny
@@ -55,6 +56,16 @@ def test_layers_are_locked_by_their_number():
         if name.startswith(BLOCK):
             locked = int(name[len(BLOCK) + 1 :].split(".")[0]) < 10
         assert np.any(change) != locked, name
+
+
+def test_blocks_that_are_kept_apart_are_locked_by_their_number_too():
+    """The first axis of their arrays is no layer."""
+    apart = clip.abstract(CONFIG, numerics=Numerics(unroll=True))
+    factors = finetune.factors(apart, ((r"resblocks\.3\.", 0.0),))
+    named = clip.named_leaves(factors)
+    locked = {name for name, factor in named.items() if not np.all(factor)}
+    assert locked == {name for name in named if ".resblocks.3." in name} and len(locked) == 12
+    assert all(factor.shape == () for factor in named.values())
 
 
 def test_rates_scale_the_whole_update_decay_too():
