@@ -12,23 +12,25 @@ set are kept in --out, so that another run with the same model and pictures begi
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import track
 
 from experiments import common, zero_shot
+from experiments.parts import Parts
 from jaxclip.checkpoint import replacing
-from jaxclip.cli.shared import load_model, stderr
+from jaxclip.cli.shared import load_model
 from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import linear_probe, plots, prompts, results
 from jaxclip.evaluation.compiled import weights_checksum
-from jaxclip.evaluation.features import streamed
+from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.linear_probe import Choice, Split
 from jaxclip.evaluation.metrics import Tally, best
 
@@ -50,31 +52,39 @@ class Features:
         digest = zero_shot.digest([*self.said, data, len(source), list(source.names)])
         path = self.folder / f"features-{digest[:16]}.npz"
         if not path.is_file():
-            arrays = self._read(source, data)
+            parts = path.with_suffix(".parts")
+            arrays = self._read(source, data, parts)
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
+            shutil.rmtree(parts)
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
 
-    def _read(self, source: Aligned, data: str) -> dict[str, np.ndarray]:
-        blocks = streamed(
+    def _read(self, source: Aligned, data: str, folder: Path) -> dict[str, np.ndarray]:
+        parts = Parts(folder, f"{data}, {self.batch_size} at once", self.skips)
+        parts.fill(
             source,
             self.preprocess,
             lambda images: self.encode(self.model.module, images),
-            skips=self.skips,
+            described_block,
             usable=lambda example: zero_shot.unusable(example, len(source.names)),
             block=self.batch_size,
+            what=data,
         )
-        total = -(-len(source) // self.batch_size)
-        found = [b for b in track(blocks, data, total=total, console=stderr) if b.items]
-        if not found:
+        names = ("features", "labels", "where")
+        arrays = dict(zip(names, parts.joined(*names), strict=True))
+        if not len(arrays["labels"]):
             raise ValueError(f"{data}: no picture with a class could be used")
-        items = [item for block in found for item in block.items]
-        return {
-            "features": np.concatenate([block.features for block in found]),
-            "labels": np.array([item.label for item in items], np.int64),
-            "where": np.array([item.where for item in items], np.str_),
-        }
+        return arrays
+
+
+def described_block(block: Block) -> dict[str, np.ndarray]:
+    """features [b, d], labels int [b], where str [b] of what could be used of a block."""
+    return {
+        "features": block.features,
+        "labels": np.array([item.label for item in block.items], np.int64),
+        "where": np.array([item.where for item in block.items], np.str_),
+    }
 
 
 def held_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:

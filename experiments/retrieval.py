@@ -6,29 +6,31 @@ Command:   python -m experiments.retrieval --data val2014 --captions dataset_coc
 Result:    result.json (jaxclip/evaluation/results.py) in --out; docs/experiments.md has ours.
 
 A picture may have several captions: from picture to text the best placed one counts, from text to
-picture each asks for itself. The paper puts "a photo of" before it: --prompt "a photo of {}".
+picture each asks for itself. The paper puts "a photo of" before it: --prompt "a photo of {}". A run
+that was interrupted goes on where it stopped when the same command is given again.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from rich.table import Table
 
 from experiments import common, zero_shot
-from jaxclip.cli.shared import load_model, print_table, stderr
+from experiments.parts import Parts
+from jaxclip.cli.shared import load_model, print_table
 from jaxclip.data.captions import caption_file
 from jaxclip.data.pairs import Source, opened
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import prompts, results
-from jaxclip.evaluation.features import streamed
+from jaxclip.evaluation.compiled import weights_checksum
+from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.metrics import Retrieved, retrieve
-from jaxclip.evaluation.retrieval import embedded, unusable
+from jaxclip.evaluation.retrieval import embedded, unusable, words
 from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.tokenizer import tokenize
 
@@ -62,21 +64,43 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         tokens = tokenize(captions, model.config.text.context_length, truncate=True)
         return in_blocks(model.encode_text, tokens, 256)
 
-    blocks = streamed(
+    asked = {name: str(value) for name, value in vars(arguments).items() if name != "force"}
+    of_model = [weights_checksum(model.module), preprocess.size, len(pairs)]
+    key = zero_shot.digest([asked, of_model])
+    parts = Parts(arguments.out / "parts", key, skips, arguments.force)
+    parts.fill(
         pairs,
         zero_shot.to_pixels(preprocess, arguments.policy),
         model.encode_image,
-        skips=skips,
+        captioned,
         usable=unusable,
         block=arguments.batch_size,
+        what="pictures",
     )
-    total = -(-len(pairs) // arguments.batch_size)
-    I_e, T_e, owner = embedded(track(blocks, "pictures", total=total, console=stderr), encode)
+    I_e, T_e, owner = embedded(read(parts), encode)
     result = described(arguments, retrieve(I_e, T_e, owner), owner)
     result["skipped"] = dict(skips.counts)
     result["checksums"] = zero_shot.checked_sums(model, preprocess, captions, arguments.policy)
     results.save(arguments.out, result, None)
+    parts.remove()
     return result
+
+
+def captioned(block: Block) -> dict[str, np.ndarray]:
+    """What is kept of a block: `features` [b, e], `texts` [m], `counts` [b] of them a picture."""
+    texts = [words(pair) for pair in block.items]
+    flat = np.array([caption for captions in texts for caption in captions], np.str_)
+    counts = np.array([len(captions) for captions in texts], np.int64)
+    return {"features": block.features, "texts": flat, "counts": counts}
+
+
+def read(parts: Parts) -> Iterator[tuple[np.ndarray, list[list[str]]]]:
+    """The blocks that were kept, as `embedded` takes them."""
+    for path in parts.paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            cuts = np.cumsum(arrays["counts"])[:-1]
+            of_picture = np.split(arrays["texts"], cuts) if len(arrays["counts"]) else []
+            yield arrays["features"], [[str(text) for text in texts] for texts in of_picture]
 
 
 def described(arguments: argparse.Namespace, found: Retrieved, owner: np.ndarray) -> dict[str, Any]:

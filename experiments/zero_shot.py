@@ -14,26 +14,24 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from rich.table import Table
 
 from experiments import common
-from jaxclip.checkpoint import replacing
-from jaxclip.cli.shared import load_model, print_table, stderr
+from experiments.parts import Parts
+from jaxclip.cli.shared import load_model, print_table
 from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.downloads import cache_folder
 from jaxclip.evaluation import plots, prompts, results
 from jaxclip.evaluation.compiled import compiled, weights_checksum
-from jaxclip.evaluation.features import Block, streamed
+from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.metrics import Tally, best
 from jaxclip.evaluation.zero_shot import unit, unusable
 
@@ -70,22 +68,18 @@ def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
     key = digest({"checksums": checksums, "data": task.data, "n": len(task.source)})
     if not force and (done := finished(out, key)) is not None:
         return done
-    parts = Parts(out, digest([key, task.batch_size]), force)
-    matrix = compiled(model, classes, task.templates, cache_folder())  # [c, e]
     skips = Skips(task.skip_limit)
-    skips.counts.update(parts.skipped)
-    blocks = streamed(
+    parts = Parts(out / "parts", digest([key, task.batch_size]), skips, force)
+    matrix = compiled(model, classes, task.templates, cache_folder())  # [c, e]
+    parts.fill(
         task.source,
         to_pixels(preprocess, task.policy),
         model.encode_image,
-        skips=skips,
+        lambda block: answers(block, matrix),
         usable=lambda example: unusable(example, len(classes)),
         block=task.batch_size,
-        start=len(parts.paths) * task.batch_size,
+        what="asking",
     )
-    total = -(-len(task.source) // task.batch_size) - len(parts.paths)
-    for block in track(blocks, "asking", total=total, console=stderr):
-        parts.add(answers(block, matrix), skips)
     tally = counted(parts, len(classes))
     result = {**described(task, tally), "skipped": dict(skips.counts)}
     results.join(out, parts.paths, tally.confusion)
@@ -134,35 +128,6 @@ def answers(block: Block, matrix: np.ndarray) -> dict[str, np.ndarray]:
     labels = np.array([example.label for example in block.items], np.int64)
     where = np.array([example.where for example in block.items], np.str_)
     return {"label": labels, "top": top, "score": score, "where": where}
-
-
-class Parts:
-    """What a run has so far, a file a block, so that one that was interrupted can go on."""
-
-    def __init__(self, out: Path, key: str, force: bool) -> None:
-        self.folder = out / "parts"
-        if force:
-            self.remove()
-        saved = self.folder / "key"
-        self.paths = sorted(self.folder.glob("*.npz"))
-        if self.paths and (not saved.is_file() or saved.read_text() != key):
-            raise ValueError(f"{out} holds half a run of another kind; add --force")
-        with replacing(saved) as temporary:
-            temporary.write_text(key)
-        self.skipped: dict[str, int] = {}
-        for path in self.paths[-1:]:
-            with np.load(path, allow_pickle=False) as arrays:
-                self.skipped = json.loads(str(arrays["skipped"]))
-
-    def add(self, part: dict[str, np.ndarray], skips: Skips) -> None:
-        """Keep a block; `skipped` is what all blocks up to it have left out."""
-        path = self.folder / f"{len(self.paths):08d}.npz"
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, skipped=np.array(json.dumps(skips.counts)), **part)
-        self.paths.append(path)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def counted(parts: Parts, classes: int) -> Tally:

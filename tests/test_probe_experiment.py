@@ -59,10 +59,36 @@ def test_the_planted_confusion_comes_out_exactly(model, train, test, tmp_path, c
 
     # once more: refused, and with --force done from the features that are there
     assert "--force" in fails(command(model, train, test, out), capsys)
-    monkeypatch.setattr(linear_probe, "streamed", None)
+    monkeypatch.setattr(linear_probe, "Parts", None)
     assert linear_probe.main(command(model, train, test, out, "--force")) == 0
     again, _ = results.load(out)
     assert again["value"] == result["value"]
+
+
+def test_features_of_a_run_that_was_interrupted_are_gone_on_from(model, train, test, tmp_path):
+    """Stopped in the third block of the test pictures: what came before is not read anew."""
+    (test / NAMES[0] / "0.png").write_bytes(b"no picture")
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert linear_probe.main(command(model, train, test, whole)) == 0
+    asked: list[int] = []
+    honest = linear_probe.described_block
+
+    def counting(block):
+        asked.append(len(block.items))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return honest(block)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, "described_block", counting)
+        assert linear_probe.main(command(model, train, test, halves)) == 1
+        first = len(asked)
+        assert linear_probe.main(command(model, train, test, halves)) == 0
+    assert first == 5 and len(asked) == first + 1
+    a, b = results.load(whole), results.load(halves)
+    assert a[0]["metrics"] == b[0]["metrics"] and a[0]["skipped"] == b[0]["skipped"]
+    assert all(np.array_equal(a[1][name], b[1][name]) for name in results.ARRAYS)
+    assert not list(halves.glob("*.parts"))
 
 
 def test_wrong_labels_in_training_give_a_wrong_table(model, test, tmp_path):

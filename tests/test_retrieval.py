@@ -115,6 +115,32 @@ def test_pairs_that_cannot_be_used_are_counted_with_their_captions(model, tmp_pa
     assert (result["n"], result["captions"]) == (2, 4)
 
 
+def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, tmp_path, monkeypatch):
+    """Stopped after three blocks of one picture, the first of them broken; the fourth is asked."""
+    flags = [*write_layouts(tmp_path)["folder"], "--model", str(model), "--batch-size", "1"]
+    (tmp_path / "beside" / "1.png").write_bytes(b"no picture")
+    assert retrieval.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    asked: list[int] = []
+    honest = retrieval.captioned
+
+    def counting(block):
+        asked.append(len(block.items))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return honest(block)
+
+    monkeypatch.setattr(retrieval, "captioned", counting)
+    given = [*flags, "--out", str(tmp_path / "halves")]
+    assert retrieval.main(given) == 1
+    assert retrieval.main([*given, "--prompt", "a {}"]) == 1  # half a run of another question
+    assert retrieval.main(given) == 0
+    assert asked == [0, 1, 1, 1, 1]
+    whole, again = (results.load(tmp_path / name)[0] for name in ("whole", "halves"))
+    assert whole["skipped"] == again["skipped"] == {"broken picture": 1}
+    assert whole["metrics"] == again["metrics"] and whole["checksums"] == again["checksums"]
+    assert not (tmp_path / "halves" / "parts").exists()
+
+
 def test_the_wanted_pictures_alone(model, tmp_path):
     flags = write_layouts(tmp_path)["coco"]
     (tmp_path / "only.txt").write_text("1.png\n4.png\n")

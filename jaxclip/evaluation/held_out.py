@@ -13,7 +13,7 @@ from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation.features import streamed
 from jaxclip.evaluation.metrics import Tally, best, retrieve
-from jaxclip.evaluation.retrieval import embedded, unusable
+from jaxclip.evaluation.retrieval import embedded, unusable, words
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.evaluation.zero_shot import unusable as no_class
 from jaxclip.preprocess import Preprocess
@@ -66,7 +66,8 @@ class HeldOut:
             scores |= self._zero_shot(model, self.labelled)
         if self.pairs is not None:
             blocks = self._blocks(model, self.pairs, unusable)
-            scores |= retrieve(*embedded(blocks, self._texts(model))).metrics()
+            captioned = ((x.features, [words(pair) for pair in x.items]) for x in blocks)
+            scores |= retrieve(*embedded(captioned, self._texts(model))).metrics()
         return scores
 
     def _put(self, rows: np.ndarray) -> jax.Array:

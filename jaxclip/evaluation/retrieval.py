@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data.pairs import Pair
-from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.zero_shot import unit
 
 
@@ -21,22 +20,23 @@ def unusable(pair: Pair) -> str | None:
 
 
 def embedded(
-    blocks: Iterable[Block], encode_text: Callable[[Sequence[str]], Any]
+    blocks: Iterable[tuple[np.ndarray, Sequence[Sequence[str]]]],
+    encode_text: Callable[[Sequence[str]], Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(image embeds [n, e], text embeds [m, e], int [m]: the picture that each text belongs to).
 
     Args:
-      blocks: of pairs, from `features.streamed`.
+      blocks: (features [b, e], the captions of each of the b pictures); b may be 0.
       encode_text: texts -> text_features [m, e].
 
     ValueError when no pair could be used.
     """
     features: list[np.ndarray] = []
-    texts: list[list[str]] = []
-    for block in blocks:
-        if block.items:
-            features.append(block.features)
-            texts += [words(pair) for pair in block.items]
+    texts: list[Sequence[str]] = []
+    for image_features, captions in blocks:
+        if captions:
+            features.append(image_features)
+            texts += captions
     if not texts:
         raise ValueError("no picture with a caption could be used")
     owner = np.repeat(np.arange(len(texts)), [len(captions) for captions in texts])
