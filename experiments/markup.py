@@ -17,7 +17,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
      border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 p.note { color: #666; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { padding: .2rem .7rem; text-align: left;
-        border-bottom: 1px solid #eee; vertical-align: top; overflow-wrap: anywhere; }
+        border-bottom: 1px solid #eee; vertical-align: top; overflow-wrap: break-word; }
 th { font-weight: 600; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 img.plot { max-width: 100%; height: auto; }
 .pictures { display: flex; flex-wrap: wrap; gap: .8rem; }
