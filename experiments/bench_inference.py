@@ -1,4 +1,8 @@
-"""Suite `inference`: features of pictures and texts, beside every peer, on the same weights."""
+"""Suite `inference`: features of pictures and texts, beside every peer, on the same weights.
+
+With `--precision bfloat16` the peers run in bfloat16 and in float32 as well, so that "best peer" is
+the best of both.
+"""
 
 import argparse
 import tempfile
@@ -43,15 +47,22 @@ def measured(
 
     torch.set_num_threads(options.threads)
     dtype = options.precision
+    formats = [dtype] if dtype == "float32" else [dtype, "float32"]
     with tempfile.TemporaryDirectory() as folder:
         path = bench_peers.weights(config, Path(folder))
         model, _ = jaxclip.load(path, dtype=getattr(jnp, dtype))
-        peers = bench_peers.encoders(config, path, dtype, compiled=options.compiled)
+        peers = {
+            each: bench_peers.encoders(config, path, each, compiled=options.compiled)
+            for each in formats
+        }
         for batch in options.batches:
             say(f"{name}, batch {batch}, {dtype}")
-            ours, theirs = bench_peers.inputs(config, batch, dtype)
             encode = model.encode_text if tower == "text" else model.encode_image
-            sides = _sides(encode, jnp.asarray(ours[tower]), peers, tower, theirs[tower])
+            sides: dict[str, Any] = {}
+            for each in formats:
+                ours, theirs = bench_peers.inputs(config, batch, each)
+                found = _sides(encode, jnp.asarray(ours[tower]), peers[each], tower, theirs[tower])
+                sides |= {_named(side, each, dtype): run for side, run in found.items()}
             with torch.inference_mode():
                 features = {side: _array(run()) for side, run in sides.items()}
                 for side, found in features.items():
@@ -60,6 +71,10 @@ def measured(
             what = {"model": name, "batch": batch, "precision": dtype, "threads": options.threads}
             layout = "channels_last" if isinstance(config.vision, ResNetConfig) else ""
             yield compared(what | ({"peers' layout": layout} if layout else {}), seconds)
+
+
+def _named(side: str, theirs: str, ours: str) -> str:
+    return side if theirs == ours or side == "jaxclip" else f"{side}, {theirs}"
 
 
 def _sides(

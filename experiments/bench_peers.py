@@ -87,7 +87,9 @@ def encoders(config: ClipConfig, path: Path, dtype: str, *, compiled: bool) -> d
     for name, model in models.items():
         model = model.to(getattr(torch, dtype))
         if name == "official":
-            model.visual.to(getattr(torch, dtype))
+            for module in model.modules():
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.float()  # it computes in float32 whatever comes
         if isinstance(config.vision, ResNetConfig):
             model = model.to(memory_format=torch.channels_last)
         if name == "transformers":

@@ -184,7 +184,8 @@ def load(
         folder, a Hugging Face folder, or a file: ours, OpenAI's, open_clip's or Hugging Face's.
         A path never uses the network.
       jit: compile; False runs op by op, with the same numbers.
-      dtype: of activations and matrix products; float32 if not given.
+      dtype: of activations and matrix products, and of the kernels if narrower than float32, the
+        dtype if not given.
       cache_dir: where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
       activation: of a file that does not say: "quick_gelu", "gelu" or "gelu_tanh".
       image_size: run at another resolution; the positional embedding is resized as open_clip does
@@ -210,5 +211,7 @@ def load(
         unroll = jax.default_backend() == "cpu"
     numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
+    if jnp.dtype(numerics.dtype).itemsize < 4:
+        empty = clip.with_kernels(empty, numerics.dtype)
     model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)
     return model, Preprocess(loaded.config.vision.image_size)

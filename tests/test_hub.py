@@ -14,6 +14,7 @@ import pytest
 import jaxclip
 from jaxclip import checkpoint, convert, downloads, hub, reference
 from jaxclip.config import RELEASED
+from jaxclip.models import clip
 from tests import archives, file_server, foreign
 from tests.tolerances import departure, within
 
@@ -206,6 +207,19 @@ def test_rows_in_turn_are_the_rows_at_once(count: int, tmp_path: Path) -> None:
         "float32 twice"
     )
     assert departure(ours.encode_text(tokens), whole.encode_text(tokens)) < within("float32 twice")
+
+
+def test_kernels_of_a_narrow_model_are_kept_narrow(tmp_path: Path) -> None:
+    """The same numbers as of kernels that every call converts; norms and biases stay float32."""
+    path = write_openai(tmp_path / "model.pt")
+    model = jaxclip.load(path, dtype=jnp.bfloat16)[0]
+    leaves = clip.named_leaves(model.module)
+    narrow = {name for name, leaf in leaves.items() if leaf.dtype == jnp.bfloat16}
+    assert narrow == {name for name in leaves if name.endswith(("kernel", "proj", "projection"))}
+    every_call = clip.abstract(model.config, remat="none", numerics=model.module.visual.numerics)
+    flat = convert.load(path).flat
+    want = jax.jit(clip.Clip.encode_image)(clip.from_flat(flat, every_call), IMAGES)
+    assert (np.asarray(model.encode_image(IMAGES)) == np.asarray(want)).all()
 
 
 def test_a_model_is_a_part_of_somebody_s_own_program(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def run_here(run: Path, config: TrainConfig = CONFIG, **options: object) -> obje
 
 def saved(run: Path, config: TrainConfig = CONFIG) -> loop.RunState:
     found = Checkpoints(run / loop.STATE).restore(
-        assembly.shapes(config), assembly.places(config, ONE_DEVICE)
+        assembly.shapes(config, ONE_DEVICE), assembly.places(config, ONE_DEVICE)
     )
     assert found is not None
     return found

@@ -278,7 +278,8 @@ def run(
 ) -> Any:
     """`loop.train` with a progress bar, until it ends or a signal ends it: None then."""
     if config.rates and is_first():
-        caught = parameters_at_rate(assembly.shapes(config)[0], parse_rates(config.rates))
+        model = assembly.shapes(config, devices(layout))[0]
+        caught = parameters_at_rate(model, parse_rates(config.rates))
         told = ", ".join(f"{count:,} at {factor:g}" for factor, count in sorted(caught.items()))
         stderr.print(f"parameters by factor on the learning rate: {told}", highlight=False)
     with one_voice(), stoppable() as asked, progress_bar(config, skips) as show:

@@ -32,7 +32,7 @@ def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
-        digest.update(array.data)
+        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer by itself
     return digest.hexdigest()
 
 

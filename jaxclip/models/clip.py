@@ -128,6 +128,22 @@ def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Nu
     return Clip(config, rngs=None, remat=remat, numerics=numerics)
 
 
+PRODUCTS = ("kernel", "proj", "text_projection")  # how the names end of what enters a product
+
+
+def with_kernels(model: Clip, dtype: Any) -> Clip:
+    """An `abstract` model whose kernels are kept in `dtype`: converted once, not in every call.
+
+    The rest is cheap, or is added up in float32: biases, norms, embeddings, temperature.
+    """
+
+    def kept(path: tuple[Any, ...], leaf: Any) -> Any:
+        kernel = _name(path).endswith(PRODUCTS)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype) if kernel else leaf
+
+    return jax.tree_util.tree_map_with_path(kept, model)
+
+
 def _part(key: Any) -> str:
     found = [getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)]
     return str(found[0] if found else key)

@@ -133,7 +133,7 @@ def _begin(
 ) -> RunState:
     """The newest state of the run, or a first one. The key is the same throughout a run."""
     if resume:
-        found = stored.restore(assembly.shapes(config), assembly.places(config, mesh))
+        found = stored.restore(assembly.shapes(config, mesh), assembly.places(config, mesh))
         if found is not None:
             return found
     model, opt_state = assembly.first_state(config, mesh, flat)

@@ -43,7 +43,7 @@ def topology_devices(name: str) -> list[Any]:
 
 def lowered(config: TrainConfig, layout: Layout, mesh: Mesh) -> Any:
     """The whole step for a mesh, up to what a compiler takes; no array is made."""
-    model, opt_state = assembly.shapes(config)
+    model, opt_state = assembly.shapes(config, mesh)
     compiled = assembly.compiled_step(config, layout, mesh, step.normalised)
     size, length = config.model.vision.image_size, config.text_length
     split, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())
