@@ -223,7 +223,7 @@ def _copied(array: np.ndarray, dtype: Any) -> np.ndarray:
     memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     own = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
-    if (array.dtype, dtype) == (np.float16, np.float32):
+    if array.dtype == np.float16 and dtype == np.float32:
         _widen(array, own)
     else:
         np.copyto(own, array, casting="unsafe")
