@@ -1,8 +1,8 @@
 """From a checkpoint in any layout to our form: which layout, which config, then the arrays."""
 
 import hashlib
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -114,20 +114,39 @@ def _check(said: _Said, config: ClipConfig) -> None:
         huggingface.check_preprocessor(strict_json.read(path), config)
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Digests(Mapping[str, str]):
+    """{file name: SHA-256} of files, each of which is hashed when it is first asked for.
+
+    Hashing takes as long as half of the loading, and who loads a model to use it does not look.
+    ValueError, when asked, where a file is another one than it was when this was made; OSError
+    where it is gone.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = {file.name: (file, _likeness(file.stat())) for file in files}
+        self._known: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._known:
+            path, likeness = self._files[name]
+            with open(path, "rb") as file:
+                if _likeness(os.fstat(file.fileno())) != likeness:
+                    raise ValueError(f"{path} was changed since it was loaded; load it again")
+                self._known[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _likeness(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _load_foreign(weights: Weights, activation: Activation | None) -> tuple[Loaded, list[Path]]:
-    with ThreadPoolExecutor() as pool:  # the other core reads the file for its digest meanwhile
-        digests = {file: pool.submit(_digest, file) for file in weights.files}
-        return _converted(weights, activation, digests)
-
-
-def _converted(
-    weights: Weights, activation: Activation | None, digests: Mapping[Path, Future[str]]
-) -> tuple[Loaded, list[Path]]:
     arrays, path = weights.arrays, weights.files[0]
     said = _said(arrays, path.parent)
     config = infer(
@@ -141,11 +160,9 @@ def _converted(
     _check(said, config)
     flat, extras = to_ours(said.layout, config, arrays)
     files = [*weights.files, *said.files]
-    sha256 = {file.name: digests[file].result() for file in weights.files}
-    sha256 |= {file.name: _digest(file) for file in said.files}
     notes = {
         "image_policy": "official",
-        "source": {"file": path.name, "sha256": sha256},
+        "source": {"file": path.name, "sha256": Digests(files)},
         "converted": {"converter": CONVERTER, "layout": said.layout.name, "extras": extras},
     }
     return Loaded(flat, config, notes), files

@@ -167,7 +167,8 @@ def save(
     path: Path, flat: Mapping[str, np.ndarray], config: ClipConfig, notes: Mapping[str, Any]
 ) -> None:
     """Write parameters (one entry a layer), their config and where they came from as one file."""
-    metadata = {"format": FORMAT, "config": config.to_json(), "notes": json.dumps(dict(notes))}
+    said = json.dumps(notes, default=dict)  # any kind of mapping, at any depth
+    metadata = {"format": FORMAT, "config": config.to_json(), "notes": said}
     save_arrays(path, flat, metadata)
 
 

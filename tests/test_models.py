@@ -251,6 +251,18 @@ def test_from_flat_and_to_flat_are_inverse():
     assert back["text.transformer.resblocks.10.mlp.c_fc.bias"].shape == (64,)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("finite", [False, True])
+def test_float16_weights_become_the_float32_of_numpy_to_the_bit(turned: bool, finite: bool) -> None:
+    """All of them: subnormal, negative zero, infinite, none."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)] if finite else halves
+    halves = halves.reshape(-1, 64).T if turned else halves.reshape(-1, 64)
+    own = clip._copied(halves, np.float32)
+    assert np.array_equal(own.view(np.uint32), halves.astype(np.float32).view(np.uint32))
+    assert clip._copied(halves[0, 0], np.float32).shape == ()
+
+
 def test_from_flat_lists_everything_that_is_wrong():
     flat = checkpoint.flatten(tiny.params())
     del flat["visual.proj"], flat["text.ln_final.scale"]

@@ -44,12 +44,12 @@ def classify(
     chosen = _labels(labels)
     if not pictures:
         raise UsageError("no picture was given; name one or more picture files")
+    clip, preprocess = load_model(model)
     from jaxclip.downloads import cache_folder
     from jaxclip.evaluation.compiled import compiled
     from jaxclip.evaluation.zero_shot import in_blocks, unit
     from jaxclip.pictures import open_image
 
-    clip, preprocess = load_model(model)
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     images = np.stack([preprocess.safe(open_image(path)) for path in pictures])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
@@ -122,10 +122,10 @@ def embed(
         raise UsageError(f"{out} is there already; add --force or another --out")
     if batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, {batch_size} came")
+    clip, preprocess = load_model(model)
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation.zero_shot import in_blocks, unit
 
-    clip, preprocess = load_model(model)
     to_pixels = preprocess.safe if policy == "safe" else preprocess
     parts: list[np.ndarray] = []
     kept: list[str] = []

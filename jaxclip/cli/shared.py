@@ -1,6 +1,8 @@
 """What the commands share: exit codes, where people are told things, the flag --json, a model."""
 
+import gc
 import os
+import sys
 from typing import Annotated, Any
 
 import tyro
@@ -16,12 +18,30 @@ class UsageError(Exception):
     """What was asked for does not make sense; the message says why."""
 
 
+def _import_jax() -> None:
+    """Import jax and flax without Python's garbage collector.
+
+    It would walk their hundreds of thousands of objects, which all stay, again and again: a tenth
+    of the start of a command.
+    """
+    if "jax" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import jaxclip.hub  # noqa: F401
+
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
 def load_model(name: str, **options: Any) -> tuple[Any, Any]:
     """`hub.load`, with compiled programs kept in the cache folder for the next command.
 
     What a command compiles costs more than what it computes. JAX_COMPILATION_CACHE_DIR names
     another folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
     """
+    _import_jax()
     import jax
 
     from jaxclip import hub

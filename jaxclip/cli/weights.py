@@ -84,7 +84,7 @@ def inspect(
     if as_json:
         record = {"file": str(file), "parameters": count, "formats": formats, "notes": notes}
         record |= {"config": dataclasses.asdict(config)}
-        print(json.dumps(record | ({"tensors": listed} if tensors else {})))
+        print(json.dumps(record | ({"tensors": listed} if tensors else {}), default=dict))
         return 0
     same = [name for name, released in RELEASED.items() if released == config]
     text, v = config.text, config.vision
@@ -96,7 +96,7 @@ def inspect(
         "embedding": str(config.embed_dim),
         "activation": config.activation,
         "parameters": f"{count:,} in {len(flat)} tensors, {', '.join(formats)}",
-        "notes": json.dumps(notes),
+        "notes": json.dumps(notes, default=dict),
     }
     for name, value in rows.items():
         print(f"{name:12s} {value}")

@@ -21,6 +21,9 @@ from jaxclip.models.vit import VisionTransformer
 Array = jax.Array
 Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
 ALIGNMENT = 64  # bytes, what jax asks of memory that it is to share
+BLOCK = 1 << 17  # numbers that are converted at once: they stay in the processor's cache
+STRIP = 32  # columns
+REBIAS = np.float32(2.0**112)
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
 INITIAL_LOGIT_BIAS = -10.0  # nearly all pairs of a batch are wrong ones
 
@@ -194,6 +197,38 @@ def to_flat(tree: Any) -> checkpoint.Flat:
     return checkpoint.unstack(arrays)
 
 
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """The array in C order; a transposed one in strips, so that what is read stays in the cache."""
+    if array.flags.c_contiguous:
+        return array
+    ordered = np.empty(array.shape, array.dtype)
+    for at in range(0, array.shape[-1], STRIP):
+        ordered[..., at : at + STRIP] = array[..., at : at + STRIP]
+    return ordered
+
+
+def _widen(halves: np.ndarray, own: np.ndarray) -> None:
+    """float16 into float32 of the same shape, to the bit as NumPy, in a third of its time.
+
+    NumPy takes one number after the other. Here the bits of many are moved to their new places as
+    whole numbers, and a product with 2^112 turns the exponent's bias of 15 into one of 127. Blocks
+    that hold infinities or no numbers, and threads to which subnormal numbers are zero, are left to
+    NumPy.
+    """
+    flushes = np.float32(1e-40) * REBIAS == 0
+    halves, own = np.atleast_1d(halves, own)
+    rows = max(1, BLOCK // max(1, halves[:1].size))
+    for at in range(0, len(halves), rows):
+        half, wide = _in_order(halves[at : at + rows]), own[at : at + rows]
+        if flushes or (half.view(np.uint16) & 0x7C00).max() == 0x7C00:
+            np.copyto(wide, half)
+            continue
+        bits = wide.view(np.int32)
+        np.left_shift(half.view(np.int16), 13, out=bits, dtype=np.int32, casting="unsafe")
+        np.bitwise_and(bits, ~0x70000000, out=bits)  # three copies of the sign
+        np.multiply(wide, REBIAS, out=wide)
+
+
 def _copied(array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in another number format, in memory that jax need not copy again.
 
@@ -204,7 +239,10 @@ def _copied(array: np.ndarray, dtype: Any) -> np.ndarray:
     memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     own = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
-    np.copyto(own, array, casting="unsafe")
+    if array.dtype == np.float16 and dtype == np.float32:
+        _widen(array, own)
+    else:
+        np.copyto(own, array, casting="unsafe")
     checkpoint.release(array)
     return own
 
