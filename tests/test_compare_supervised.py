@@ -320,3 +320,25 @@ def test_the_command_runs_on_the_drawings(tmp_path, monkeypatch, capsys):
     assert rows[comparison_table.NAMES["zero"]] < 0.1 < rows[comparison_table.NAMES["nearest"]]
     assert not (out / "few_shot.png").exists()
     assert "few_shot" not in capsys.readouterr().out
+
+
+# The page -----------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", ["supervised", "supervised_emoji"])
+def test_the_numbers_of_page_and_readme_are_the_records(name):
+    record = json.loads((DOCS / f"{name}.json").read_text())
+    page, readme = ((DOCS / file).read_text() for file in ("supervised.md", "../README.md"))
+    for said in (*record["rows"], *record["differences"]):
+        spread = said.pop("spread")
+        line = comparison_table.Row(**{**said, "seeds": tuple(said["seeds"])})
+        if "a class, features" in line.what:  # the table of few-shot probes has mean and spread
+            assert f"{100 * line.mean:.1f} ± {100 * spread:.1f}" in page
+            continue
+        assert markdown([line]).splitlines()[-1] in page
+        if line.what in (comparison_table.NAMES["zero"], comparison_table.NAMES["supervised"]):
+            percent = [f"{100 * x:.1f}" for x in (line.mean, line.low, line.high)]
+            assert "{} ({} to {})".format(*percent) in readme
+    assert record["date"][:4] in page and record["versions"]["jax"] in page
