@@ -103,7 +103,7 @@ def theirs(config: ClipConfig, batch: int, precision: str) -> Callable[[], float
         loss = (cross_entropy(logits.float(), own) + cross_entropy(logits.T.float(), own)) / 2
         loss.backward()
         optimizer.step()
-        return float(loss)  # waits for the device
+        return float(loss.detach())  # waits for the device
 
     return run
 
