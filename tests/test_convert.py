@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -120,6 +121,18 @@ def test_every_number_of_a_resnet_lies_where_it_belongs(tmp_path):
 
 
 # One model in every layout ------------------------------------------------------------------------
+
+
+def test_the_digest_of_a_file_that_was_changed_meanwhile_is_refused(tmp_path):
+    source = tmp_path / "a.pt"
+    archives.write_torchscript_like(source, foreign.openai())
+    content = source.read_bytes()
+    known, late = (convert.load(source).notes["source"]["sha256"] for _ in range(2))
+    assert known["a.pt"] == hashlib.sha256(content).hexdigest()
+    source.write_bytes(content + b" ")
+    assert known["a.pt"] == hashlib.sha256(content).hexdigest()
+    with pytest.raises(ValueError, match="changed since"):
+        late["a.pt"]
 
 
 @towers
