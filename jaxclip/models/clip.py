@@ -1,6 +1,7 @@
 """The whole model: two towers and a temperature (`clip/model.py: CLIP`), to and from arrays."""
 
 import math
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, overload
@@ -256,7 +257,7 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     expected = {_name(path): leaf for path, leaf in leaves}
     arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
     checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
-    with ThreadPoolExecutor() as pool:  # NumPy's copies run beside each other
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's copies run beside each other
         copies = pool.map(lambda name: _copied(arrays[name], expected[name].dtype), expected)
         filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
     return jax.tree_util.tree_unflatten(structure, filled)
