@@ -97,11 +97,13 @@ def flags() -> common.Parser:
     """What the command line understands."""
     made = common.Parser(prog="compare_supervised", description=__doc__.splitlines()[0])
     flag = made.add_argument
+    usual = f"{FashionMnist.epochs:g}, of emoji {Emoji.epochs:g}"
+    epochs = f"times that every training picture is seen (usually {usual})"
     flag("data", help="`emoji`, or the folder where Fashion-MNIST's four .gz files are")
     flag("--out", type=Path, required=True, help="a folder for results and weights")
     flag("--seeds", type=int, default=3, help="seeds 0, 1, ... of every run")
     flag("--towers", nargs="+", choices=TOWERS, default=TOWERS)
-    flag("--epochs", type=float, help="times that a training picture is seen (1; emoji 20)")
+    flag("--epochs", type=float, help=epochs)
     return made
 
 

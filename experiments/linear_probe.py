@@ -12,10 +12,8 @@ set are kept in --out, so that another run with the same model and pictures begi
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,23 +43,23 @@ class Features:
         self.checksum = weights_checksum(self.model.module)
         self.said = [self.checksum, arguments.policy, preprocess.size]
         self.folder, self.batch_size = arguments.out, arguments.batch_size
-        self.skips = Skips(arguments.skip_limit)
+        self.skips, self.force = Skips(arguments.skip_limit), arguments.force
 
     def of(self, source: Aligned, data: str) -> dict[str, np.ndarray]:
         """features [n, d], labels int [n], where str [n], of the pictures that can be used."""
         digest = zero_shot.digest([*self.said, data, len(source), list(source.names)])
         path = self.folder / f"features-{digest[:16]}.npz"
         if not path.is_file():
-            parts = path.with_suffix(".parts")
+            said = f"{data}, {self.batch_size} at once"
+            parts = Parts(path.with_suffix(".parts"), said, self.skips, self.force)
             arrays = self._read(source, data, parts)
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
-            shutil.rmtree(parts)
+            parts.remove()
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
 
-    def _read(self, source: Aligned, data: str, folder: Path) -> dict[str, np.ndarray]:
-        parts = Parts(folder, f"{data}, {self.batch_size} at once", self.skips)
+    def _read(self, source: Aligned, data: str, parts: Parts) -> dict[str, np.ndarray]:
         parts.fill(
             source,
             self.preprocess,

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         tokens = tokenize(captions, model.config.text.context_length, truncate=True)
         return in_blocks(model.encode_text, tokens, 256)
 
-    asked = {name: str(value) for name, value in vars(arguments).items() if name != "force"}
+    apart = ("force", "out", "skip_limit")  # they change no number
+    asked = {name: str(value) for name, value in vars(arguments).items() if name not in apart}
     of_model = [weights_checksum(model.module), preprocess.size, len(pairs)]
     key = zero_shot.digest([asked, of_model])
     parts = Parts(arguments.out / "parts", key, skips, arguments.force)

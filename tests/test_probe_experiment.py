@@ -91,6 +91,18 @@ def test_features_of_a_run_that_was_interrupted_are_gone_on_from(model, train, t
     assert not list(halves.glob("*.parts"))
 
 
+def test_half_a_reading_of_other_blocks_gives_way_to_force(model, train, test, tmp_path, capsys):
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe.Parts, "joined", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        assert linear_probe.main(command(model, train, test, out)) == 1
+    capsys.readouterr()
+    other = command(model, train, test, out)
+    other[other.index("16")] = "8"
+    assert "add --force" in fails(other, capsys)
+    assert linear_probe.main([*other, "--force"]) == 0
+
+
 def test_wrong_labels_in_training_give_a_wrong_table(model, test, tmp_path):
     """The probe learns from --data: with two names exchanged it exchanges them."""
     other = {"red": "blue", "blue": "red"}
