@@ -141,6 +141,16 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, tmp_path, 
     assert not (tmp_path / "halves" / "parts").exists()
 
 
+def test_a_run_that_had_to_skip_too_much_goes_on_with_a_higher_limit(model, tmp_path):
+    flags = [*write_layouts(tmp_path)["folder"], "--model", str(model), "--batch-size", "1"]
+    (tmp_path / "beside" / "3.png").write_bytes(b"no picture")
+    given = [*flags, "--out", str(tmp_path / "out")]
+    assert retrieval.main([*given, "--skip-limit", "0"]) == 1
+    assert len(list((tmp_path / "out" / "parts").glob("*.npz"))) == 2
+    assert retrieval.main([*given, "--skip-limit", "1"]) == 0
+    assert results.load(tmp_path / "out")[0]["skipped"] == {"broken picture": 1}
+
+
 def test_the_wanted_pictures_alone(model, tmp_path):
     flags = write_layouts(tmp_path)["coco"]
     (tmp_path / "only.txt").write_text("1.png\n4.png\n")
