@@ -27,6 +27,7 @@ SUITES = {
     "preprocess": "JPEG files to pixels",
     "tokenizer": "captions to tokens",
     "training": "one step of training",
+    "pipeline": "does training wait for its pictures",
     "embed": "a folder of pictures to embeddings",
     "growth": "time and memory against batch, resolution and devices",
 }

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from experiments import bench, bench_growth, bench_pairs, bench_pictures, bench_tables
+from experiments import (
+    bench,
+    bench_growth,
+    bench_pairs,
+    bench_pictures,
+    bench_pipeline,
+    bench_tables,
+)
 from experiments import bench_training as training
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 
@@ -112,6 +119,16 @@ def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (16, 2),
     ]
     assert all(row["measured"]["temporaries, MiB a device"] >= 0 for row in rows)
+
+
+@pytest.mark.slow  # one program is compiled for the step alone and one for the run
+def test_a_run_beside_its_pipeline_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_pipeline, "MODELS", {"tiny": TINY})
+    options: dict[str, Any] = {"models": ["tiny"], "batches": [8], "steps": 6, "pairs": 1}
+    options |= {"precision": "float32", "remat": "none", "readers": 2, "pictures": 10}
+    (row,) = bench_pipeline.rows(argparse.Namespace(**options, photos=None))
+    assert all(rate > 0 for name, rate in row["measured"].items() if name.startswith("images/s"))
+    assert 0 <= row["measured"]["waiting for data, % of the run"] <= 100
 
 
 def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:

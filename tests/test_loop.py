@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -292,6 +294,29 @@ def test_metrics_hold_what_the_progress_bar_shows(tmp_path: Path) -> None:
     assert names <= lines[0].keys()
     assert told[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=0.01)  # hardly moved after a step
     assert 0 < told[0]["image_spread"] < 1 and 0 < told[0]["text_spread"] < 1
+
+
+def test_waiting_for_data_is_told_apart_from_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a batch takes 2 s, and telling a step 5."""
+    clock = [0.0]
+
+    def reading(stream: Drawings, steps: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        for _ in range(steps):
+            clock[0] += 2
+            yield next(stream), stream.position
+
+    def show(_: object) -> None:
+        clock[0] += 5
+
+    monkeypatch.setattr(loop, "ahead", reading)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run_here(tmp_path, progress=show)
+    lines = [json.loads(line) for line in (tmp_path / loop.METRICS).read_text().splitlines()]
+    # a step is told once the next batch has come
+    assert [line["seconds_for_data"] for line in lines] == [4, 6, 8, 10, 12, 14, 16, 18, 18]
+    assert [line["seconds"] for line in lines] == [4, 11, 18, 25, 32, 39, 46, 53, 58]
 
 
 def test_a_trace_is_written(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from experiments import train as recipes
 from jaxclip import checkpoint, cli
 from jaxclip.cli import run
 from jaxclip.config import RELEASED
+from jaxclip.data.stream import Skips
 from jaxclip.training.recipe import PRESETS, TrainConfig
 from jaxclip.training.sharding import data_mesh
 from tests.test_cli import fails
@@ -276,3 +277,17 @@ def test_the_recipe_of_a_released_model_runs_at_its_full_size(
     assert config.model == RELEASED["ViT-B/32"] and config.dtype == "bfloat16"
     assert checkpoint.load(out / "model.safetensors")[1] == RELEASED["ViT-B/32"]
     assert np.isfinite(losses(out)).all() and len(losses(out)) == 1
+
+
+@pytest.mark.parametrize(("waited", "told"), [(0.01, False), (0.5, True)])
+def test_the_progress_line_tells_when_a_run_waits_for_data(
+    waited: float, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every 2 s of a step."""
+    with run.progress_bar(TrainConfig(steps=3, batch_size=8), Skips(0)) as show:
+        for step in (1, 2, 3):
+            values = {"step": step, "loss": 1.0, "logit_scale": 14.3}
+            show(values | {"seconds": 2.0 * step, "seconds_for_data": waited * step})
+    line = " ".join(capsys.readouterr().err.split())
+    assert "4 images/s" in line
+    assert ("(25 % waiting)" in line) is told

@@ -41,6 +41,7 @@ FOLDERS = ("state", "state-damaged", "profile", "tensorboard")
 EMOJI = ("emoji",)
 # of the metrics of an evaluation, those that are told while it runs
 SHOWN = {"top1": "top-1", "image_to_text_r1": "image to text R@1", "text_to_image_r1": "back R@1"}
+WORTH_TELLING = 0.05  # of the time waiting for data
 
 
 class Fed(NamedTuple):
@@ -232,7 +233,7 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
     quiet = jax.process_index() > 0
     with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=quiet) as bar:
         task = bar.add_task("", total=config.steps, line="compiling ...")
-        times: list[float] = []
+        times: list[tuple[float, float]] = []  # of a step, and waited for data until then
 
         def show(values: dict[str, Any]) -> None:
             shown = [f"{SHOWN[k]} {100 * values[k]:.1f} %" for k in SHOWN if k in values]
@@ -240,12 +241,15 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
                 bar.console.print(f"step {values['step']}: held out: {', '.join(shown)}")
             if "loss" not in values:
                 return
-            times[:] = [*times[-20:], time.monotonic()]
-            rate = config.batch_size * (len(times) - 1) / (times[-1] - times[0] or 1)
+            times[:] = [*times[-20:], (values["seconds"], values["seconds_for_data"])]
+            passed, waited = (last - first for first, last in zip(times[0], times[-1], strict=True))
+            rate = config.batch_size * (len(times) - 1) / (passed or 1)
+            share = waited / (passed or 1)
+            waits = f" ({100 * share:.0f} % waiting)" if share > WORTH_TELLING else ""
             skipped = f", {skips.counts.total()} skipped" if skips.counts else ""
             line = (
                 f"loss {values['loss']:.3f} (chance {chance:.3f}), logit scale "
-                f"{values['logit_scale']:.1f}, {rate:.0f} images/s{skipped}"
+                f"{values['logit_scale']:.1f}, {rate:.0f} images/s{waits}{skipped}"
             )
             bar.update(task, completed=values["step"], line=line)
 

@@ -14,7 +14,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,16 @@ class _Teller:
     ) -> None:
         self.config, self.run, self.sinks, self.progress = config, run, sinks, progress
         self.began = time.monotonic()
+        self.waited = 0.0  # seconds, for data
         self.running: tuple[int, Metrics] | None = None  # dispatched, its numbers not waited for
+
+    def fed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, and on the clock how long each is waited for."""
+        began = time.monotonic()
+        for batch in batches:
+            self.waited += time.monotonic() - began
+            yield batch
+            began = time.monotonic()
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
         """A step was begun: tell the one before it."""
@@ -105,6 +114,7 @@ class _Teller:
         self.running = None
         values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         values["seconds"] = time.monotonic() - self.began
+        values["seconds_for_data"] = self.waited
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise Diverged(
                 f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
@@ -213,7 +223,7 @@ def train(
         trace = stack.enter_context(_trace(run / "profile", state.step + 1 if profile else None))
         tell = _Teller(config, run, (log, *sinks), progress)
         key = distributed.everywhere(mesh, state.key)
-        for host_batch, position in batches:
+        for host_batch, position in tell.fed(batches):
             trace(state.step)
             batch = distributed.global_batch(mesh, host_batch)
             step_key = jax.random.fold_in(key, state.step)
