@@ -78,6 +78,7 @@ def encoders(config: ClipConfig, path: Path, dtype: str, *, compiled: bool) -> d
     """{peer: {"image": encode, "text": encode}}, each in `dtype` ("float32" or "bfloat16")."""
     import torch
 
+    torch._dynamo.config.recompile_limit = 1000  # of the shapes of a run; from 8 on it gives up
     state = torch.load(path, weights_only=True)
     buffers = ("input_resolution", "context_length", "vocab_size")
     state = {name: x for name, x in state.items() if name not in buffers}

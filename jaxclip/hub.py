@@ -176,6 +176,7 @@ def load(
     image_size: int | None = None,
     precision: str | None = None,
     unroll: bool | None = None,
+    winograd: bool | None = None,
 ) -> tuple[Model, Preprocess]:
     """A model and what turns its pictures into pixels.
 
@@ -195,6 +196,8 @@ def load(
       unroll: keep a transformer's blocks apart and compile one after the other, instead of once as
         the body of a loop over their stacked weights. None does so on a CPU, where the loop costs
         up to a third of the time (docs/performance.md).
+      winograd: 3x3 convolutions with fewer products and more rounding (`models.winograd`). None
+        does so in float32 on a CPU, where a ResNet gains a tenth (docs/performance.md).
 
     Raises:
       ValueError: nothing is there, or it is not a sound checkpoint of a CLIP model.
@@ -207,11 +210,16 @@ def load(
     loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
     if image_size is not None:
         loaded = convert.at_size(loaded, image_size)
-    if unroll is None:
-        unroll = jax.default_backend() == "cpu"
-    numerics = Numerics(jnp.float32 if dtype is None else dtype, precision, unroll)
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    numerics = Numerics(
+        dtype,
+        precision,
+        unroll=on_cpu if unroll is None else unroll,
+        winograd=on_cpu and dtype == jnp.float32 if winograd is None else winograd,
+    )
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
-    if jnp.dtype(numerics.dtype).itemsize < 4:
+    if dtype.itemsize < 4:
         empty = clip.with_kernels(empty, numerics.dtype)
     model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)
     return model, Preprocess(loaded.config.vision.image_size)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.models import winograd
 from jaxclip.models.layers import Linear, Numerics, constant, normal, saving
 
 Array = jax.Array
@@ -78,9 +79,12 @@ class Convolution(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x [n, h, w, i] -> [n, ceil(h / stride), ceil(w / stride), o]."""
         dtype = self.numerics.dtype
+        x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
+        if self.numerics.winograd and self.stride == 1 and winograd.pays(x, kernel):
+            return winograd.convolution(x, kernel, self.numerics.precision)
         y = jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            self.kernel[...].astype(dtype),
+            x,
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=((1, 1), (1, 1)),  # "SAME" would pad (0, 1) at stride 2 and shift the grid
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
