@@ -196,7 +196,7 @@ def load(
       unroll: keep a transformer's blocks apart and compile one after the other, instead of once as
         the body of a loop over their stacked weights. None does so on a CPU, where the loop costs
         up to a third of the time (docs/performance.md).
-      winograd: 3x3 convolutions with fewer products and more rounding (`models.winograd`). None
+      winograd: 3x3 convolutions with fewer products (`models.winograd`). None
         does so in float32 on a CPU, where a ResNet gains a tenth (docs/performance.md).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Winograd's way gives the convolution's numbers, in float64 to its rounding, at odd sizes as well."""
+"""Winograd's way gives the convolution's numbers, at odd sizes as well."""
 
 from __future__ import annotations
 

