@@ -17,9 +17,8 @@ from typing import Any
 import jax
 
 from experiments import bench_pictures
-from experiments.bench_pairs import say
+from experiments.bench_pairs import Run, say
 from experiments.bench_training import DTYPES, MODELS, ours
-from jaxclip.config import ClipConfig
 from jaxclip.data.pairs import folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop
@@ -28,6 +27,7 @@ from jaxclip.training.sharding import data_mesh
 from jaxclip.training.streams import Pairs, ahead
 
 CAPTIONS = ("a temple in the mountains", "a flower, seen from near", "a street at night")
+RUN = "images/s, a run from files"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     model=MODELS[name],
                 )
                 turns = [
-                    measured(recipe, pictures, options.readers, Path(scratch) / f"{name}-{turn}")
+                    measured(
+                        recipe, pictures, options.readers, Path(scratch) / f"{name}-{batch}-{turn}"
+                    )
                     for turn in range(options.pairs)
                 ]
                 middle = sorted(turns, key=lambda found: found[RUN])[len(turns) // 2]
@@ -71,12 +73,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield {**what, "readers": options.readers, "measured": middle}
 
 
-RUN = "images/s, a run from files"
-
-
 def measured(recipe: TrainConfig, pictures: Path, readers: int, run: Path) -> dict[str, float]:
     """The three rates, and the share of a run that is waiting for data."""
-    alone = _step_alone(recipe.model, recipe)
+    alone = _step_alone(recipe)
     stream = _stream(recipe, pictures, readers)
     pipeline = _rate(recipe, lambda: sum(1 for _ in ahead(stream, recipe.steps)))
     run.mkdir(parents=True)
@@ -108,14 +107,15 @@ def _stream(recipe: TrainConfig, pictures: Path, readers: int) -> Pairs:
     )
 
 
-def _rate(recipe: TrainConfig, run: Any) -> float:
+def _rate(recipe: TrainConfig, run: Run) -> float:
+    """Images a second of a run of all the recipe's steps."""
     began = time.monotonic()
     run()
     return recipe.steps * recipe.batch_size / (time.monotonic() - began)
 
 
-def _step_alone(config: ClipConfig, recipe: TrainConfig) -> float:
-    step = ours(config, recipe.batch_size, recipe.dtype, recipe.remat)
+def _step_alone(recipe: TrainConfig) -> float:
+    step = ours(recipe.model, recipe.batch_size, recipe.dtype, recipe.remat)
     for _ in range(3):
         step()
     return _rate(recipe, lambda: [step() for _ in range(recipe.steps)])

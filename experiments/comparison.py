@@ -61,6 +61,7 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     name = f"{side}-{tower}-{seed}"
 
     def work(told: Told) -> Arrays:
+        """Train; the weights go to a file, answers, losses and seconds are returned."""
         losses: list[float] = []
 
         def progress(step: int, loss: float) -> None:
@@ -163,6 +164,7 @@ def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     size = data.towers[tower].image_size
 
     def work(told: Told) -> Arrays:
+        """Probe the features of a trained tower, for each number of shots."""
         flat, config, _ = checkpoint.load(weights(plan, name))
         model = clip.from_flat(flat, clip.abstract(config, remat="none"))
         training, test = (data.at(split, size) for split in ("train", "test"))
@@ -238,6 +240,7 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
     """
 
     def work(told: Told) -> Arrays:
+        """Features once, then the prompts and the probes on them."""
         model, preprocess = hub.load(hub.EMBEDDED)
         encode = jax.jit(linear_probe.probe_features)
 

@@ -124,11 +124,14 @@ def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow  # one program is compiled for the step alone and one for the run
 def test_a_run_beside_its_pipeline_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_pipeline, "MODELS", {"tiny": TINY})
-    options: dict[str, Any] = {"models": ["tiny"], "batches": [8], "steps": 6, "pairs": 1}
+    options: dict[str, Any] = {"models": ["tiny"], "batches": [4, 8], "steps": 6, "pairs": 1}
     options |= {"precision": "float32", "remat": "none", "readers": 2, "pictures": 10}
-    (row,) = bench_pipeline.rows(argparse.Namespace(**options, photos=None))
-    assert all(rate > 0 for name, rate in row["measured"].items() if name.startswith("images/s"))
-    assert 0 <= row["measured"]["waiting for data, % of the run"] <= 100
+    rows = list(bench_pipeline.rows(argparse.Namespace(**options, photos=None)))
+    assert [row["batch"] for row in rows] == [4, 8]
+    for row in rows:
+        found = row["measured"]
+        assert all(rate > 0 for name, rate in found.items() if name.startswith("images/s"))
+        assert 0 <= found["waiting for data, % of the run"] <= 100
 
 
 def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:

@@ -222,6 +222,21 @@ def test_kernels_of_a_narrow_model_are_kept_narrow(tmp_path: Path) -> None:
     assert (np.asarray(model.encode_image(IMAGES)) == np.asarray(want)).all()
 
 
+def test_winograd_s_convolutions_are_float32_s_on_a_cpu_unless_said_otherwise(
+    tmp_path: Path,
+) -> None:
+    path = write_openai(tmp_path / "model.pt")
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, True),
+        ({"dtype": "float32"}, True),
+        ({"dtype": jnp.bfloat16}, False),
+        ({"winograd": False}, False),
+    ]
+    for options, expected in cases:
+        model = jaxclip.load(path, **options)[0]
+        assert model.module.visual.numerics.winograd is expected
+
+
 def test_a_model_is_a_part_of_somebody_s_own_program(tmp_path: Path) -> None:
     model, _ = jaxclip.load(write_openai(tmp_path / "model.pt"))
     images = np.resize(IMAGES, (9, *IMAGES.shape[1:]))

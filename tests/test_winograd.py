@@ -39,7 +39,7 @@ def test_a_convolution_takes_it_where_it_pays_and_asked_for(
 ) -> None:
     taken: list[tuple[int, ...]] = []
 
-    def told(x: jax.Array, kernel: jax.Array, precision: object) -> jax.Array:
+    def told(x: jax.Array, kernel: jax.Array, dot: object) -> jax.Array:
         taken.append(x.shape)
         return x
 

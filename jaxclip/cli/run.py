@@ -236,6 +236,7 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
         times: list[tuple[float, float]] = []  # of a step, and waited for data until then
 
         def show(values: dict[str, Any]) -> None:
+            """The metrics of a step in the line, those of an evaluation above it."""
             shown = [f"{SHOWN[k]} {100 * values[k]:.1f} %" for k in SHOWN if k in values]
             if shown and not quiet:
                 bar.console.print(f"step {values['step']}: held out: {', '.join(shown)}")

@@ -81,7 +81,7 @@ class Convolution(nnx.Module):
         dtype = self.numerics.dtype
         x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
         if self.numerics.winograd and self.stride == 1 and winograd.pays(x, kernel):
-            return winograd.convolution(x, kernel, self.numerics.precision)
+            return winograd.convolution(x, kernel, self.numerics.dot)
         y = jax.lax.conv_general_dilated(
             x,
             kernel,

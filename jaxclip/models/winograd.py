@@ -9,7 +9,6 @@ value, the plain sum's 5.0e-7.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,21 @@ LEAST_PLACES = 512  # with fewer, bringing the kernel to the basis costs what th
 
 
 def pays(x: Array, kernel: Array) -> bool:
-    """Whether a CPU is faster this way (docs/performance.md)."""
+    """Whether a CPU is faster this way, for x [n, h, w, i] and kernel [3, 3, i, o].
+
+    Measured in whole models (docs/performance.md).
+    """
     n, h, w, _ = x.shape
     return min(kernel.shape[2:]) >= LEAST_CHANNELS and n * h * w >= LEAST_PLACES
 
 
-def convolution(x: Array, kernel: Array, precision: Any = None) -> Array:
-    """x [n, h, w, i], kernel [3, 3, i, o] -> [n, h, w, o]: stride 1, a border of zeros."""
+def convolution(
+    x: Array, kernel: Array, dot: Callable[[Array, Array], Array] = jnp.matmul
+) -> Array:
+    """x [n, h, w, i], kernel [3, 3, i, o] -> [n, h, w, o]: stride 1, a border of zeros.
+
+    `dot` is the product of two matrices.
+    """
     n, h, w, i = x.shape
     rows, columns = -(-h // 2), -(-w // 2)  # of squares of 2x2 places
     x = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - h), (1, 2 * columns + 1 - w), (0, 0)))
@@ -38,10 +45,7 @@ def convolution(x: Array, kernel: Array, precision: Any = None) -> Array:
 
     kernels = _both_ways(_kernel_to_basis, [[kernel[a, b] for b in three] for a in three])
     tiles = _both_ways(_tile_to_basis, [[tile(a, b) for b in four] for a in four])
-    products = [
-        [jnp.matmul(tiles[a][b].reshape(-1, i), kernels[a][b], precision=precision) for b in four]
-        for a in four
-    ]
+    products = [[dot(tiles[a][b].reshape(-1, i), kernels[a][b]) for b in four] for a in four]
     square = _both_ways(_places, products)  # 2 x 2 of [n * rows * columns, o]
     y = jnp.stack([jnp.stack(each, axis=1) for each in square], axis=1)  # [.., 2, 2, o]
     y = y.reshape(n, rows, columns, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
