@@ -35,7 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 TOWERS = {"vit", "resnet", "text"}
 MODELS_MAY_IMPORT: dict[str, set[str]] = {
     "layers": set(),
+    "winograd": set(),
     **{tower: {"layers"} for tower in TOWERS},
+    "resnet": {"layers", "winograd"},
     "clip": TOWERS | {"layers"},
     "__init__": TOWERS | {"layers", "clip"},
 }

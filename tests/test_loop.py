@@ -312,9 +312,9 @@ def test_waiting_for_data_is_told_apart_from_the_rest(
 
     monkeypatch.setattr(loop, "ahead", reading)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    run_here(tmp_path, progress=show)
+    run_here(tmp_path, dataclasses.replace(CONFIG, save_every=100), progress=show)
     lines = [json.loads(line) for line in (tmp_path / loop.METRICS).read_text().splitlines()]
-    # a step is told once the next batch has come
+    # a step is told once the next batch has come, or before a save
     assert [line["seconds_for_data"] for line in lines] == [4, 6, 8, 10, 12, 14, 16, 18, 18]
     assert [line["seconds"] for line in lines] == [4, 11, 18, 25, 32, 39, 46, 53, 58]
 
