@@ -83,7 +83,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
         "logits": np.asarray(ours(images, tokens)[0], np.float64),
     }
     seconds = time.monotonic() - began
-    parameters = sum(x.size for x in jax.tree.leaves(clip.trained(ours.module)))
+    parameters = sum(x.size for x in clip.to_flat(clip.trained(ours.module)).values())
     del ours, arrays
     gc.collect()
     single = official.run(model.float(), images, tokens)

@@ -177,6 +177,7 @@ def load(
     precision: str | None = None,
     unroll: bool | None = None,
     winograd: bool | None = None,
+    padded: bool | None = None,
 ) -> tuple[Model, Preprocess]:
     """A model and what turns its pictures into pixels.
 
@@ -198,6 +199,8 @@ def load(
         up to a third of the time (docs/performance.md).
       winograd: 3x3 convolutions with fewer products (`models.winograd`). None
         does so in float32 on a CPU, where a ResNet gains a tenth (docs/performance.md).
+      padded: kernels in memory that has a gap after each row (`models.layers.Padded`). None does so
+        in float32 on a CPU, where products by kernels of 1024 columns took twice as long.
 
     Raises:
       ValueError: nothing is there, or it is not a sound checkpoint of a CLIP model.
@@ -212,11 +215,13 @@ def load(
         loaded = convert.at_size(loaded, image_size)
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    wide_on_cpu = on_cpu and dtype == jnp.float32
     numerics = Numerics(
         dtype,
         precision,
         unroll=on_cpu if unroll is None else unroll,
-        winograd=on_cpu and dtype == jnp.float32 if winograd is None else winograd,
+        winograd=wide_on_cpu if winograd is None else winograd,
+        padded=wide_on_cpu if padded is None else padded,
     )
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     if dtype.itemsize < 4:

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import Numerics, constant
+from jaxclip.models.layers import PADDING, Numerics, Padded, constant
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -192,9 +192,16 @@ def with_statistics(model: Any, statistics: Statistics) -> Any:
     return jax.tree_util.tree_map_with_path(chosen, model, is_leaf=lambda leaf: leaf is None)
 
 
+def _padded(tree: Any) -> set[str]:
+    """The names of the kernels that have columns of zeros behind their own."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, Padded))
+    return {_name(path) for path, node in nodes if isinstance(node, Padded)}
+
+
 def to_flat(tree: Any) -> checkpoint.Flat:
     """A model's (or a gradient's) arrays by official name, one entry a layer, as NumPy."""
     arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+    arrays |= {name: arrays[name][..., :-PADDING] for name in _padded(tree)}
     return checkpoint.unstack(arrays)
 
 
@@ -230,22 +237,29 @@ def _widen(halves: np.ndarray, own: np.ndarray) -> None:
         np.multiply(wide, REBIAS, out=wide)
 
 
-def _copied(array: np.ndarray, dtype: Any) -> np.ndarray:
+def _copied(array: np.ndarray, dtype: Any, padding: int) -> np.ndarray:
     """The array in another number format, in memory that jax need not copy again.
+
+    `padding` is how many columns of zeros come behind its own.
 
     NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
     bytes jax on a CPU takes the memory as it is, so it must be ours and nobody else's.
     """
     dtype = np.dtype(dtype)
-    memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
+    shape = (*array.shape[:-1], array.shape[-1] + padding) if padding else array.shape
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    own = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    whole = memory[start : start + size].view(dtype).reshape(shape)
+    own = whole
+    if padding:
+        own, whole[..., -padding:] = whole[..., :-padding], 0
     if array.dtype == np.float16 and dtype == np.float32:
         _widen(array, own)
     else:
         np.copyto(own, array, casting="unsafe")
     checkpoint.release(array)
-    return own
+    return whole
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -254,10 +268,19 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     ValueError lists every path that is missing, unknown or of the wrong shape.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    expected = {_name(path): leaf for path, leaf in leaves}
+    expected, padded = {_name(path): leaf for path, leaf in leaves}, _padded(like)
+    padding = {name: PADDING if name in padded else 0 for name in expected}
     arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
-    checkpoint.check({name: leaf.shape for name, leaf in expected.items()}, arrays)
+    shapes = {
+        name: (*leaf.shape[:-1], leaf.shape[-1] - padding[name]) if padding[name] else leaf.shape
+        for name, leaf in expected.items()
+    }
+    checkpoint.check(shapes, arrays)
+
+    def copied(name: str) -> np.ndarray:
+        return _copied(arrays[name], expected[name].dtype, padding[name])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's copies run beside each other
-        copies = pool.map(lambda name: _copied(arrays[name], expected[name].dtype), expected)
+        copies = pool.map(copied, expected)
         filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
     return jax.tree_util.tree_unflatten(structure, filled)

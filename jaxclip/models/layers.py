@@ -16,6 +16,10 @@ from flax import nnx
 
 Array = jax.Array
 LAYER_NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
+# Of `Padded` kernels, in numbers:
+PADDING = 16  # one line of a processor's cache
+STRIDE = 256  # rows that are a multiple of it long are set apart,
+LEAST_COLUMNS = 512  # if they are as long as this: of shorter ones the zeros cost more
 
 
 def quick_gelu(x: Array) -> Array:
@@ -72,6 +76,16 @@ def constant(
     return kind(jnp.full(shape, value, jnp.float32))
 
 
+class Padded(nnx.Param[Any]):
+    """A kernel [..., o + PADDING] whose last columns are zeros that no result depends on.
+
+    XLA's products for CPUs read a kernel a few columns wide at a time, from row to row. Where the
+    rows lie a multiple of 4 KiB apart all of that falls on one place of the processor's cache, and
+    the product takes twice the time; multiples of 1 KiB lose less (docs/performance.md). `to_flat`
+    and `from_flat` of `clip.py` know arrays without the zeros only.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Numerics:
     """How a model computes: `dtype` of activations and matrix products, and XLA's `precision`.
@@ -81,7 +95,8 @@ class Numerics:
     `unroll` keeps the blocks of a transformer apart and compiles one after the other, where
     otherwise they are stacked and compiled once, as the body of a loop. `inline` leaves them
     stacked and compiles one after the other all the same. `winograd` lets 3x3 convolutions take
-    fewer products where a CPU gains by it (`winograd.py`), summed in another order.
+    fewer products where a CPU gains by it (`winograd.py`), summed in another order. `padded` sets
+    the rows of kernels apart where a CPU gains by it (`Padded`).
     """
 
     dtype: Any = jnp.float32
@@ -89,15 +104,32 @@ class Numerics:
     unroll: bool = False
     inline: bool = False
     winograd: bool = False
+    padded: bool = False
 
-    def dot(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-        """x [..., i] @ kernel [i, o] + bias [o], if any -> [..., o], summed in at least float32."""
+    def dot(self, x: Array, kernel: Array | nnx.Param[Any], bias: Array | None = None) -> Array:
+        """x [..., i] @ kernel [i, o] + bias [o], if any -> [..., o], summed in at least float32.
+
+        A kernel with more axes counts as the matrix [i, o] of its numbers in their order.
+        """
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        kernel = kernel.astype(self.dtype)
+        matrix = kernel[...].astype(self.dtype).reshape(-1, kernel.shape[-1])
         product = jnp.matmul(
-            x.astype(self.dtype), kernel, precision=self.precision, preferred_element_type=wide
+            x.astype(self.dtype), matrix, precision=self.precision, preferred_element_type=wide
         )
+        if isinstance(kernel, Padded):
+            product = product[..., :-PADDING]
         return (product if bias is None else product + bias).astype(self.dtype)
+
+    def kernel(self, drawn: nnx.Param[Any]) -> nnx.Param[Any]:
+        """A kernel [..., o] as `dot` shall take it: itself, or `Padded`."""
+        columns = drawn.shape[-1]
+        if not (self.padded and columns >= LEAST_COLUMNS and columns % STRIDE == 0):
+            return drawn
+        value = drawn.get_value()
+        if isinstance(value, jax.ShapeDtypeStruct):
+            shape = (*value.shape[:-1], columns + PADDING)
+            return Padded(jax.ShapeDtypeStruct(shape, value.dtype))
+        return Padded(jnp.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, PADDING)]))
 
 
 class LayerNorm(nnx.Module):
@@ -122,13 +154,13 @@ class Linear(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, *, std: float, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
-        self.kernel = normal(rngs, (inputs, outputs), std)
+        self.kernel = numerics.kernel(normal(rngs, (inputs, outputs), std))
         self.bias = constant(rngs, (outputs,), 0.0)
         self.numerics = numerics
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]."""
-        return self.numerics.dot(x, self.kernel[...], self.bias[...])
+        return self.numerics.dot(x, self.kernel, self.bias[...])
 
 
 class Attention(nnx.Module):
@@ -137,7 +169,7 @@ class Attention(nnx.Module):
     def __init__(
         self, width: int, heads: int, layers: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
-        self.in_proj_kernel = normal(rngs, (width, 3 * width), width**-0.5)
+        self.in_proj_kernel = numerics.kernel(normal(rngs, (width, 3 * width), width**-0.5))
         self.in_proj_bias = constant(rngs, (3 * width,), 0.0)
         std = width**-0.5 * (2 * layers) ** -0.5
         self.out_proj = Linear(width, width, std=std, numerics=numerics, rngs=rngs)
@@ -148,7 +180,7 @@ class Attention(nnx.Module):
         """x [n, l, d], mask additive [l, m] or None -> (y [n, l, d], weights [n, a, l, m])."""
         n, l, d = x.shape
         a, k = self.heads, d // self.heads
-        qkv = self.numerics.dot(x, self.in_proj_kernel[...], self.in_proj_bias[...])  # [n, l, 3d]
+        qkv = self.numerics.dot(x, self.in_proj_kernel, self.in_proj_bias[...])  # [n, l, 3d]
         # Heads before tokens: the batched products run up to 1.9 times faster on CPU this way.
         query, key, value = qkv.reshape(n, l, 3, a, k).transpose(2, 0, 3, 1, 4)  # 3 x [n, a, l, k]
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -52,12 +52,12 @@ class Pointwise(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
-        self.kernel = uniform(rngs, (1, 1, inputs, outputs), inputs**-0.5)
+        self.kernel = numerics.kernel(uniform(rngs, (1, 1, inputs, outputs), inputs**-0.5))
         self.numerics = numerics
 
     def __call__(self, x: Array) -> Array:
         """x [n, h, w, i] -> [n, h, w, o]."""
-        return self.numerics.dot(x, self.kernel[0, 0])
+        return self.numerics.dot(x, self.kernel)
 
 
 class Convolution(nnx.Module):

@@ -40,7 +40,8 @@ class TextTransformer(nnx.Module):
             rngs=rngs,
         )
         self.ln_final = LayerNorm(t.width, rngs=rngs)
-        self.text_projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
+        projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
+        self.text_projection = numerics.kernel(projection)
         self.numerics = numerics
 
     def __call__(
@@ -63,7 +64,7 @@ class TextTransformer(nnx.Module):
         pooled = x[jnp.arange(x.shape[0]), end]  # [n, d]
         if intermediates:
             seen = {"stem": stem, **seen, "last": x, "pooled": pooled}
-        return self.numerics.dot(pooled, self.text_projection[...]), seen  # [n, e]
+        return self.numerics.dot(pooled, self.text_projection), seen  # [n, e]
 
 
 class ContinuousBagOfWords(nnx.Module):
@@ -76,7 +77,8 @@ class ContinuousBagOfWords(nnx.Module):
     def __init__(self, config: ClipConfig, *, numerics: Numerics, rngs: nnx.Rngs | None) -> None:
         t = config.text
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, rngs=rngs)
-        self.text_projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
+        projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
+        self.text_projection = numerics.kernel(projection)
         self.numerics = numerics
 
     def __call__(
@@ -87,5 +89,5 @@ class ContinuousBagOfWords(nnx.Module):
         end = tokens.argmax(axis=-1, keepdims=True)  # [n, 1]
         keep = (jnp.arange(tokens.shape[1]) <= end).astype(embedded.dtype)  # [n, l]
         pooled = (embedded * keep[..., None]).sum(1) / keep.sum(1, keepdims=True)  # [n, d]
-        features = self.numerics.dot(pooled, self.text_projection[...])  # [n, e]
+        features = self.numerics.dot(pooled, self.text_projection)  # [n, e]
         return features, ({"pooled": pooled} if intermediates else {})

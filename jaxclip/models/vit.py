@@ -17,17 +17,17 @@ class PatchConvolution(nnx.Module):
         self, patch: int, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ) -> None:
         fan_in = patch * patch * 3
-        self.kernel = normal(rngs, (patch, patch, 3, width), (3 * fan_in) ** -0.5)
+        shape = (patch, patch, 3, width)
+        self.kernel = numerics.kernel(normal(rngs, shape, (3 * fan_in) ** -0.5))
         self.numerics = numerics
 
     def __call__(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, patches, d], patches row by row."""
         n, h, w, c = images.shape
-        kernel = self.kernel[...]
-        p, d = kernel.shape[0], kernel.shape[-1]
+        p = self.kernel.shape[0]
         x = images.reshape(n, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(n, (h // p) * (w // p), p * p * c)  # [n, patches, ppc]
-        return self.numerics.dot(x, kernel.reshape(p * p * c, d))
+        return self.numerics.dot(x, self.kernel)
 
 
 class VisionTransformer(nnx.Module):
@@ -53,7 +53,7 @@ class VisionTransformer(nnx.Module):
             rngs=rngs,
         )
         self.ln_post = LayerNorm(v.width, rngs=rngs)
-        self.proj = normal(rngs, (v.width, config.embed_dim), std)
+        self.proj = numerics.kernel(normal(rngs, (v.width, config.embed_dim), std))
         self.numerics = numerics
 
     def __call__(
@@ -73,4 +73,4 @@ class VisionTransformer(nnx.Module):
         pooled = self.ln_post(x[:, 0])  # [n, d]
         if intermediates:
             seen = {"stem": stem, **seen, "pooled": pooled}
-        return self.numerics.dot(pooled, self.proj[...]), seen  # [n, e]
+        return self.numerics.dot(pooled, self.proj), seen  # [n, e]
