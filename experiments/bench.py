@@ -32,21 +32,19 @@ SUITES = {
     "growth": "time and memory against batch, resolution and devices",
 }
 SHORT = ("inference", "cold", "preprocess", "tokenizer", "embed")  # in the README
-NUMBERS = ("pairs", "wall s", "cpu s", "wall ratio", "cpu ratio", "wall best peer", "cpu best peer")
-
-
-def key(row: dict[str, Any]) -> str:
-    """What a row is about: everything but what was measured, and where."""
-    ends = (*NUMBERS, "where", "measured")
-    return json.dumps({name: value for name, value in row.items() if name not in ends})
 
 
 def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, Any]:
-    """The record with these rows in the place of older ones about the same."""
+    """The record with these rows in the place of older ones about the same, on the same machine."""
+    from experiments.bench_tables import about
     from jaxclip.checkpoint import replacing
 
     kept = json.loads(record.read_text()) if record.is_file() else {}
-    merged = {key(row): row for row in [*kept.get(suite, []), *rows]}
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in [*kept.get(suite, []), *rows]:
+        of = (about(row), row["where"]["machine"])
+        merged.pop(of, None)  # so that the newest row is the last
+        merged[of] = row
     kept[suite] = list(merged.values())
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(kept, indent=1) + "\n")

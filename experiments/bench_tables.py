@@ -12,8 +12,8 @@ Rows = Sequence[Mapping[str, Any]]
 UNSAID = ("where", "pairs", "measured")
 
 
-def what(row: Mapping[str, Any]) -> str:
-    """What the row is about, in words."""
+def about(row: Mapping[str, Any]) -> str:
+    """What the row is about, in words: all but the numbers and where they were taken."""
     said = {k: v for k, v in row.items() if k not in UNSAID and not k.startswith(("wall", "cpu"))}
     words = [str(v) if k in ("model", "what", "precision") else f"{k} {v}" for k, v in said.items()]
     return ", ".join(words)
@@ -24,62 +24,72 @@ def _ratio(row: Mapping[str, Any], clock: str) -> str:
     return f"**{found['median']:.2f}** ({found['low']:.2f} to {found['high']:.2f})"
 
 
-def table(rows: Rows, *, short: bool = False) -> str:
+def _origin(row: Mapping[str, Any]) -> str:
+    where = row["where"]
+    return f"{where['date']}, {where['machine']}; {where['versions']}"
+
+
+def table(rows: Rows, places: Sequence[str], *, short: bool = False) -> str:
     """Of rows that compare: speed beside the best peer, and the seconds of each side."""
-    heads = ["", "speed, processor", "speed, wall", "best peer", "processor s: ours, theirs"]
+    heads = ["", "speed, processor", "speed, wall", "best peer", "on", "processor s: ours, theirs"]
     heads = heads[:-1] if short else heads
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         best = row["cpu best peer"]
         ours = next(iter(row["cpu s"]))
         taken = f"{row['cpu s'][ours]:.3g}, {row['cpu s'][best]:.3g}"
-        cells = [what(row), _ratio(row, "cpu"), _ratio(row, "wall"), best, taken]
+        on = str(places.index(_origin(row)) + 1)
+        cells = [about(row), _ratio(row, "cpu"), _ratio(row, "wall"), best, on, taken]
         lines.append("| " + " | ".join(cells[: len(heads)]) + " |")
     return "\n".join(lines)
 
 
-def measured(rows: Rows) -> str:
+def measured(rows: Rows, places: Sequence[str]) -> str:
     """Of rows without a peer: one column a number."""
     columns = list(dict.fromkeys(name for row in rows for name in row["measured"]))
-    heads = ["", *columns]
+    heads = ["", *columns, "on"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         numbers = (row["measured"].get(name, "") for name in columns)
         cells = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in numbers]
-        lines.append("| " + " | ".join([what(row), *cells]) + " |")
+        on = str(places.index(_origin(row)) + 1)
+        lines.append("| " + " | ".join([about(row), *cells, on]) + " |")
     return "\n".join(lines)
 
 
-def origins(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Every machine, date and set of versions that the rows come from."""
-    found = dict.fromkeys(
-        f"- {row['where']['date']}, {row['where']['machine']}; {row['where']['versions']}"
-        for row in rows
-    )
-    return "\n".join(found)
+def origins(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every date, machine and set of versions that the rows come from; a table counts from 1."""
+    return list(dict.fromkeys(_origin(row) for row in rows))
 
 
-def suite_tables(rows: Rows, *, short: bool = False) -> str:
-    """The rows with a peer, then those without."""
+def _listed(places: Iterable[str]) -> str:
+    return "\n".join(f"{i}. {place}" for i, place in enumerate(places, 1))
+
+
+def suite_tables(rows: Rows) -> str:
+    """The rows with a peer, then those without, then where they were taken."""
     with_peer = [row for row in rows if "cpu ratio" in row]
     alone = [row for row in rows if "measured" in row and "cpu ratio" not in row]
-    parts = [table(with_peer, short=short)] if with_peer else []
-    parts += [measured(alone)] if alone and not short else []
-    return "\n\n".join(parts)
+    places = origins(rows)
+    parts = [table(with_peer, places)] if with_peer else []
+    parts += [measured(alone, places)] if alone else []
+    return "\n\n".join([*parts, _listed(places)])
 
 
 def page(record: Mapping[str, Rows]) -> str:
     """The tables of docs/performance.md."""
     parts = []
     for suite, rows in record.items():
-        parts += [f"### `python -m experiments.bench {suite}`", suite_tables(rows), origins(rows)]
+        parts += [f"### `python -m experiments.bench {suite}`", suite_tables(rows)]
     return "\n\n".join(parts)
 
 
 def short_page(record: Mapping[str, Rows], suites: Sequence[str]) -> str:
-    """The table of the README: the suites that have a peer, one line a row."""
+    """The table of the README: of the suites that have a peer, the newest row about each thing."""
     rows = [row for suite in suites for row in record.get(suite, []) if "cpu ratio" in row]
-    return f"{table(rows, short=True)}\n\nMeasured on:\n\n{origins(rows)}"
+    newest = list({about(row): row for row in rows}.values())
+    places = origins(newest)
+    return f"{table(newest, places, short=True)}\n\nMeasured on:\n\n{_listed(places)}"
 
 
 def write(record: Mapping[str, Rows], root: Path) -> None:

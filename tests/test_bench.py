@@ -67,13 +67,33 @@ def test_a_program_is_measured_alone_and_its_failure_is_told() -> None:
         bench_pairs.program(["-c", "raise SystemExit('of no use')"], str(ROOT), {})
 
 
-def test_a_row_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+def test_a_row_takes_the_place_of_an_older_one_of_its_machine(tmp_path: Path) -> None:
     record = tmp_path / "bench.json"
-    old = {"model": "a", "batch": 1, "pairs": 3, "measured": {"x": 1}}
-    bench.keep("growth", [old, {**old, "batch": 2}], record)
+    here, there = ({"machine": m, "date": "2026-01-01", "versions": "x 1"} for m in "ab")
+    old = {"model": "a", "batch": 1, "pairs": 3, "measured": {"x": 1}, "where": here}
+    bench.keep("growth", [old, {**old, "batch": 2}, {**old, "where": there}], record)
     kept = bench.keep("growth", [{**old, "pairs": 9, "measured": {"x": 2}}], record)
-    assert [(row["batch"], row["measured"]["x"]) for row in kept["growth"]] == [(1, 2), (2, 1)]
+    rows = [(row["batch"], row["where"]["machine"], row["measured"]["x"]) for row in kept["growth"]]
+    assert rows == [(2, "a", 1), (1, "b", 1), (1, "a", 2)]
     assert json.loads(record.read_text()) == kept
+
+
+def test_the_readme_shows_the_newest_row_and_says_where_it_was_taken() -> None:
+    ratio = {"median": 1.0, "low": 0.9, "high": 1.1}
+    row: dict[str, Any] = {"model": "a", "cpu best peer": "b", "wall best peer": "b"}
+    for clock in ("cpu", "wall"):
+        row |= {f"{clock} s": {"jaxclip": 1.0, "b": 1.0}, f"{clock} ratio": {"b": ratio}}
+    places = [{"machine": m, "date": "2026-01-01", "versions": "x 1"} for m in "pq"]
+    rows = [
+        row | {"where": places[0]},
+        row | {"where": places[1]},
+        row | {"model": "c", "where": places[0]},
+    ]
+    shown = bench_tables.short_page({"inference": rows}, ["inference"])
+    assert [line.split(" | ")[-1] for line in shown.splitlines()[2:4]] == ["1 |", "2 |"]
+    assert shown.splitlines()[-2:] == ["1. 2026-01-01, q; x 1", "2. 2026-01-01, p; x 1"]
+    whole = bench_tables.page({"inference": rows})
+    assert whole.count("| a |") == 2 and whole.count("1. 2026-01-01, p") == 1
 
 
 def test_the_tables_are_what_the_record_says() -> None:
