@@ -40,9 +40,11 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     "attention": (1e-6, "row sums of a float32 softmax: 3.0e-7; sums of columns: 0.1 and more"),
     # tiny models of the official code, tests/golden, and live ones
     "golden": (
-        2.5e-6,
-        "every stage against the official code in float64, worst of three models: 6.9e-7; gelu for "
-        "quick_gelu: 1.1e-2; blocks in the order of their names: 0.6",
+        1e-5,
+        "every stage against the official code in float64, worst of three models: 6.9e-7; of six "
+        "more seeds of the ResNet on a processor without AVX-512 3.5e-6 (logits, where cosines "
+        "cancel), torch's float32 1.5e-6; gelu for quick_gelu: 1.1e-2; blocks in the order of "
+        "their names: 0.6",
     ),
     "golden, float64": (
         2e-7,
