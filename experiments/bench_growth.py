@@ -62,16 +62,16 @@ def _row(config: ClipConfig, batch: int, devices: int, runs: int) -> dict[str, A
     state = optimizer.init(model)
     images, tokens = bench_peers.arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
-    compiled = step.lower(model, state, data, jax.random.key(0)).compile()
+    whole = (model, state, data, jax.random.key(0))
+    compiled = step.lower(*whole).compile()
     memory = compiled.memory_analysis()
-    kept = [model, state]
+    *kept, data, key = jax.device_put(whole, compiled.input_shardings[0])
 
     def run() -> None:
-        kept[0], kept[1], metrics = step(*kept, data, jax.random.key(0))
+        kept[0], kept[1], metrics = compiled(*kept, data, key)
         jax.block_until_ready(metrics)
 
     run()
-    run()  # the state has its place only now, which compiles once more
     cpu = statistics.median(timed(run).cpu for _ in range(runs))
     measured = {
         "processor s": round(cpu, 4),
