@@ -49,7 +49,9 @@ class Model:
         self.notes = dict(notes or {})  # where the weights came from
         self.config: ClipConfig = module.config
         on_cpu = jit and jax.default_backend() == "cpu"
-        wide = module.visual.numerics.dtype == jnp.float32
+        self._towers = {name: hasattr(module, at) for name, at in clip.TOWERS.items()}
+        tower = module.visual if self._towers["image"] else module.text
+        wide = tower.numerics.dtype == jnp.float32
         options = _cpu_options() if on_cpu and wide else None
         self._rows = CPU_ROWS if on_cpu else None
         functions = {"image": clip.Clip.encode_image, "text": clip.Clip.encode_text}
@@ -79,6 +81,9 @@ class Model:
         return self._call("logits", self._images(images), self._tokens(tokens))
 
     def _call(self, name: str, *rows: jax.Array) -> Any:
+        missing = [t for t, there in self._towers.items() if not there and name in (t, "logits")]
+        if missing:
+            raise ValueError(f"this model was loaded without its {missing[0]} tower; load it whole")
         # Somebody's own program, of which this is a part, has its own options.
         inside = any(isinstance(each, jax.core.Tracer) for each in rows)
         return (self._functions if inside else self._compiled)[name](self.module, *rows)
@@ -178,6 +183,7 @@ def load(
     unroll: bool | None = None,
     winograd: bool | None = None,
     padded: bool | None = None,
+    tower: clip.Tower | None = None,
 ) -> tuple[Model, Preprocess]:
     """A model and what turns its pictures into pixels.
 
@@ -201,6 +207,8 @@ def load(
         does so in float32 on a CPU, where a ResNet gains a tenth (docs/performance.md).
       padded: kernels in memory that has a gap after each row (`models.layers.Padded`). None does so
         in float32 on a CPU, where products by kernels of 1024 columns took twice as long.
+      tower: "image" or "text" loads that tower alone, in its share of the memory and time; what
+        needs the other one raises ValueError.
 
     Raises:
       ValueError: nothing is there, or it is not a sound checkpoint of a CLIP model.
@@ -226,5 +234,10 @@ def load(
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     if dtype.itemsize < 4:
         empty = clip.with_kernels(empty, numerics.dtype)
-    model = Model(clip.from_flat(loaded.flat, empty), jit=jit, notes=loaded.notes)
+    flat = loaded.flat
+    if tower is not None:
+        empty = clip.only(empty, tower)
+        others = tuple(f"{at}." for name, at in clip.TOWERS.items() if name != tower)
+        flat = {name: array for name, array in flat.items() if not name.startswith(others)}
+    model = Model(clip.from_flat(flat, empty), jit=jit, notes=loaded.notes)
     return model, Preprocess(loaded.config.vision.image_size)

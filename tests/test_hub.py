@@ -13,7 +13,7 @@ import pytest
 
 import jaxclip
 from jaxclip import checkpoint, convert, downloads, hub, reference
-from jaxclip.config import RELEASED
+from jaxclip.config import RELEASED, ClipConfig
 from jaxclip.models import clip
 from tests import archives, file_server, foreign
 from tests.tolerances import departure, within
@@ -235,6 +235,34 @@ def test_winograd_s_convolutions_are_float32_s_on_a_cpu_unless_said_otherwise(
     for options, expected in cases:
         model = jaxclip.load(path, **options)[0]
         assert model.module.visual.numerics.winograd is expected
+
+
+@pytest.mark.parametrize("config", [foreign.VIT, foreign.RESNET])
+def test_a_tower_alone_gives_what_it_gives_in_the_whole_model(
+    config: ClipConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt"
+    archives.write_torchscript_like(path, foreign.openai(config))
+    whole = jaxclip.load(path)[0]
+    image, text = (jaxclip.load(path, tower=tower)[0] for tower in ("image", "text"))
+    size = config.vision.image_size
+    images = RNG.normal(size=(2, size, size, 3)).astype(np.float32)
+    assert (np.asarray(image.encode_image(images)) == whole.encode_image(images)).all()
+    assert (np.asarray(text.encode_text(TOKENS)) == whole.encode_text(TOKENS)).all()
+    names = [set(clip.to_flat(each.module)) for each in (image, text, whole)]
+    assert names[0] | names[1] == names[2] and names[0] & names[1] == {"logit_scale"}
+    with pytest.raises(ValueError, match="without its text tower"):
+        image.encode_text(TOKENS)
+    with pytest.raises(ValueError, match="without its image tower"):
+        text(images, TOKENS)
+
+
+def test_a_tower_alone_is_as_sound_as_it_must_be(tmp_path: Path) -> None:
+    arrays = {name: x for name, x in ARRAYS.items() if name != "ln_final.weight"}
+    archives.write_torchscript_like(tmp_path / "model.pt", arrays)
+    for tower in ("image", "text"):
+        with pytest.raises(ValueError, match="ln_final"):
+            jaxclip.load(tmp_path / "model.pt", tower=tower)
 
 
 def test_a_model_is_a_part_of_somebody_s_own_program(tmp_path: Path) -> None:

@@ -44,13 +44,15 @@ def classify(
     chosen = _labels(labels)
     if not pictures:
         raise UsageError("no picture was given; name one or more picture files")
-    clip, preprocess = load_model(model)
+    clip, preprocess = load_model(model, tower="text")
     from jaxclip.downloads import cache_folder
     from jaxclip.evaluation.compiled import compiled
     from jaxclip.evaluation.zero_shot import in_blocks, unit
     from jaxclip.pictures import open_image
 
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
+    del clip  # one tower after the other: only the larger one has to fit into memory
+    clip, preprocess = load_model(model, tower="image")
     images = np.stack([preprocess.safe(open_image(path)) for path in pictures])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
     logits = np.exp(float(clip.module.logit_scale[...])) * image_embeds @ text_embeds.T
@@ -122,7 +124,7 @@ def embed(
         raise UsageError(f"{out} is there already; add --force or another --out")
     if batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, {batch_size} came")
-    clip, preprocess = load_model(model)
+    clip, preprocess = load_model(model, tower="image")
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation.zero_shot import in_blocks, unit
 

@@ -132,6 +132,17 @@ def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Nu
     return Clip(config, rngs=None, remat=remat, numerics=numerics)
 
 
+Tower = Literal["image", "text"]
+TOWERS: dict[Tower, str] = {"image": "visual", "text": "text"}  # attribute of `Clip`, path prefix
+
+
+def only(model: Clip, tower: Tower) -> Clip:
+    """An `abstract` model without its other tower, whose attribute is gone."""
+    other = next(attribute for name, attribute in TOWERS.items() if name != tower)
+    delattr(model, other)
+    return model
+
+
 PRODUCTS = ("kernel", "proj", "text_projection")  # how the names end of what enters a product
 
 
