@@ -172,7 +172,7 @@ def _is_made_from(ours: Path, sha256: str) -> bool:
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: str | Path | convert.Loaded,
     *,
     jit: bool = True,
     dtype: Any = None,
@@ -190,7 +190,7 @@ def load(
     Args:
       name_or_path: "emoji" (the embedded model), a name that `available_models` lists, a run
         folder, a Hugging Face folder, or a file: ours, OpenAI's, open_clip's or Hugging Face's.
-        A path never uses the network.
+        A path never uses the network. Or what `convert.load` made of a file, to be loaded in parts.
       jit: compile; False runs op by op, with the same numbers.
       dtype: of activations and matrix products, and of the kernels if narrower than float32, the
         dtype if not given.
@@ -218,7 +218,10 @@ def load(
     >>> model.config.vision.image_size == preprocess.size
     True
     """
-    loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
+    if isinstance(name_or_path, convert.Loaded):
+        loaded = name_or_path
+    else:
+        loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
     if image_size is not None:
         loaded = convert.at_size(loaded, image_size)
     on_cpu = jax.default_backend() == "cpu"

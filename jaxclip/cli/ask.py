@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from jaxclip.cli.shared import AsJson, UsageError, load_model, print_table, stderr
+from jaxclip.cli.shared import AsJson, UsageError, load_model, open_model, print_table, stderr
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -44,7 +44,8 @@ def classify(
     chosen = _labels(labels)
     if not pictures:
         raise UsageError("no picture was given; name one or more picture files")
-    clip, preprocess = load_model(model, tower="text")
+    opened = open_model(model)
+    clip, _ = load_model(opened, tower="text")
     from jaxclip.downloads import cache_folder
     from jaxclip.evaluation.compiled import compiled
     from jaxclip.evaluation.zero_shot import in_blocks, unit
@@ -52,7 +53,7 @@ def classify(
 
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
-    clip, preprocess = load_model(model, tower="image")
+    clip, preprocess = load_model(opened, tower="image")
     images = np.stack([preprocess.safe(open_image(path)) for path in pictures])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
     logits = np.exp(float(clip.module.logit_scale[...])) * image_embeds @ text_embeds.T

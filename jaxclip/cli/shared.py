@@ -35,7 +35,15 @@ def _import_jax() -> None:
         gc.enable()
 
 
-def load_model(name: str, **options: Any) -> tuple[Any, Any]:
+def open_model(name: str) -> Any:
+    """A model's arrays where they lie, for `load_model` to load one tower after the other."""
+    _import_jax()
+    from jaxclip import convert, hub
+
+    return convert.load(hub.find(name))
+
+
+def load_model(name: Any, **options: Any) -> tuple[Any, Any]:
     """`hub.load`, with compiled programs kept in the cache folder for the next command.
 
     What a command compiles costs more than what it computes. JAX_COMPILATION_CACHE_DIR names
