@@ -9,6 +9,7 @@ from jaxclip.checkpoint import replacing
 BEGIN = "<!-- written by python -m experiments.bench -->"
 END = "<!-- end of the benchmarks -->"
 Rows = Sequence[Mapping[str, Any]]
+PEAK = "peak, ours over theirs"  # of memory, where a suite measures it
 UNSAID = ("where", "pairs", "measured")
 
 
@@ -33,13 +34,16 @@ def table(rows: Rows, places: Sequence[str], *, short: bool = False) -> str:
     """Of rows that compare: speed beside the best peer, and the seconds of each side."""
     heads = ["", "speed, processor", "speed, wall", "best peer", "on", "processor s: ours, theirs"]
     heads = heads[:-1] if short else heads
+    with_peak = not short and any(PEAK in row.get("measured", {}) for row in rows)
+    heads += [PEAK] if with_peak else []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         best = row["cpu best peer"]
         ours = next(iter(row["cpu s"]))
         taken = f"{row['cpu s'][ours]:.3g}, {row['cpu s'][best]:.3g}"
         on = str(places.index(_origin(row)) + 1)
-        cells = [about(row), _ratio(row, "cpu"), _ratio(row, "wall"), best, on, taken]
+        peak = str(row.get("measured", {}).get(PEAK, ""))
+        cells = [about(row), _ratio(row, "cpu"), _ratio(row, "wall"), best, on, taken, peak]
         lines.append("| " + " | ".join(cells[: len(heads)]) + " |")
     return "\n".join(lines)
 

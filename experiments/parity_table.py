@@ -36,6 +36,7 @@ from jaxclip.models import clip
 from tests import archives, official
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "parity.md"
 PICTURES = ("rocket", "cat-face")
 TEXTS = ("a diagram", "a dog", "a cat")
 FLOOR = 2e-5  # of the largest value
@@ -169,9 +170,10 @@ SHA-256 and compares every stage with the NumPy reference in float64; with `--pi
 """
 
 
-def write(out: Path, readme: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write(out: Path, readme: Path | None, rows: Sequence[dict[str, Any]]) -> None:
     """The page, and the part of the README between its two marks."""
-    pages.write_table(readme, COMMAND, short_table(rows))
+    if readme is not None:
+        pages.write_table(readme, COMMAND, short_table(rows))
     with replacing(out) as temporary:
         temporary.write_text(page(rows))
 
@@ -185,16 +187,19 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    write(out, ROOT / "README.md", [rows[name] for name in RELEASED if name in rows])
+    readme = ROOT / "README.md" if out == PAGE else None  # its table is that page's, no other's
+    write(out, readme, [rows[name] for name in RELEASED if name in rows])
     return 0 if all(row["holds"] for row in rows.values()) else 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "parity.md")
+    parser.add_argument("--out", type=Path, default=PAGE, help="a .md file; a .json goes beside it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
+    if arguments.out.suffix != ".md":
+        parser.error(f"--out {arguments.out} came, a file ending in .md was expected")
     names = [] if arguments.rewrite else arguments.names
     raise SystemExit(main(names, arguments.out, arguments.seed))
