@@ -220,6 +220,8 @@ def load(
     """
     if isinstance(name_or_path, convert.Loaded):
         loaded = name_or_path
+        if activation not in (None, loaded.config.activation):
+            raise ValueError(f"activation {activation!r} came for {loaded.config.activation!r}")
     else:
         loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
     if image_size is not None:

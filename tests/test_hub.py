@@ -252,6 +252,8 @@ def test_a_tower_alone_gives_what_it_gives_in_the_whole_model(
     assert (np.asarray(text.encode_text(TOKENS)) == whole.encode_text(TOKENS)).all()
     names = [set(clip.to_flat(each.module)) for each in (image, text, whole)]
     assert names[0] | names[1] == names[2] and names[0] & names[1] == {"logit_scale"}
+    with pytest.raises(ValueError, match="'gelu' came for 'quick_gelu'"):
+        jaxclip.load(opened, activation="gelu")
     with pytest.raises(ValueError, match="without its text tower"):
         image.encode_text(TOKENS)
     with pytest.raises(ValueError, match="without its image tower"):
