@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxclip
 from jaxclip import convert
@@ -84,11 +85,10 @@ def padded(node: Any) -> bool:
 
 
 def test_a_kernel_that_is_drawn_has_them_too() -> None:
-    config = foreign.VIT
-    made = [clip.create(config, numerics=Numerics(padded=asked)) for asked in (False, True)]
-    plain, apart = (clip.to_flat(each) for each in made)
-    assert all(np.array_equal(plain[name], apart[name]) for name in plain)
-    assert padded(made[1].visual.proj) and not padded(made[0].visual.proj)
+    plain = layers.normal(nnx.Rngs(0), (2, 3), 1.0)
+    apart = Numerics(padded=True).kernel(plain)
+    assert padded(apart) and np.array_equal(apart[...], np.pad(plain[...], [(0, 0), (0, PADDING)]))
+    assert Numerics().kernel(plain) is plain
 
 
 def test_a_wrong_shape_is_named_without_the_gap(file: Path) -> None:
