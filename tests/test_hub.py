@@ -254,6 +254,8 @@ def test_a_tower_alone_gives_what_it_gives_in_the_whole_model(
     assert names[0] | names[1] == names[2] and names[0] & names[1] == {"logit_scale"}
     with pytest.raises(ValueError, match="'gelu' came for 'quick_gelu'"):
         jaxclip.load(opened, activation="gelu")
+    with pytest.raises(ValueError, match="tower 'both' came; image or text was expected"):
+        jaxclip.load(opened, tower="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="without its text tower"):
         image.encode_text(TOKENS)
     with pytest.raises(ValueError, match="without its image tower"):

@@ -138,6 +138,8 @@ TOWERS: dict[Tower, str] = {"image": "visual", "text": "text"}  # attribute of `
 
 def only(model: Clip, tower: Tower) -> Clip:
     """An `abstract` model without its other tower, whose attribute is gone."""
+    if tower not in TOWERS:
+        raise ValueError(f"tower {tower!r} came; {' or '.join(TOWERS)} was expected")
     other = next(attribute for name, attribute in TOWERS.items() if name != tower)
     delattr(model, other)
     return model
