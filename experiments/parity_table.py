@@ -187,7 +187,9 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    readme = ROOT / "README.md" if out == PAGE else None  # its table is that page's, no other's
+    readme = (
+        ROOT / "README.md" if out.resolve() == PAGE.resolve() else None
+    )  # its table is that page's, no other's
     write(out, readme, [rows[name] for name in RELEASED if name in rows])
     return 0 if all(row["holds"] for row in rows.values()) else 1
 

@@ -258,9 +258,9 @@ def test_float16_weights_become_the_float32_of_numpy_to_the_bit(turned: bool, fi
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)] if finite else halves
     halves = halves.reshape(-1, 64).T if turned else halves.reshape(-1, 64)
-    own = clip._copied(halves, np.float32, 0)
+    own = clip._copied(halves, np.empty_like(halves, np.float32))
     assert np.array_equal(own.view(np.uint32), halves.astype(np.float32).view(np.uint32))
-    assert clip._copied(halves[0, 0], np.float32, 0).shape == ()
+    assert clip._copied(halves[0, 0], np.float32(0)).shape == ()
 
 
 def test_from_flat_lists_everything_that_is_wrong():

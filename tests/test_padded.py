@@ -18,7 +18,6 @@ from jaxclip.models.layers import PADDING, Numerics, Padded
 from tests import archives, foreign
 from tests.tolerances import departure, within
 
-RNG = np.random.default_rng(0)
 TOKENS = np.array([[99, 5, 7, 100, 0], [99, 8, 100, 0, 0]], np.int32)
 CONFIGS = {"vit": foreign.VIT, "resnet": foreign.RESNET}
 
@@ -50,12 +49,12 @@ def test_features_are_those_of_kernels_without_gaps(file: Path, unroll: bool) ->
         assert departure(with_gaps, without) < within("float32 twice")
 
 
-def filled(model: clip.Clip, value: float, own: bool) -> clip.Clip:
-    """The last column of every kernel, or of what is its own, with another value."""
+def spoiled(model: clip.Clip, own: bool) -> clip.Clip:
+    """The last column of every kernel, or of what is its own, is no number."""
 
     def changed(node: Any) -> Any:
         at = -PADDING - 1 if own else -1
-        return Padded(node[...].at[..., at].set(value)) if isinstance(node, Padded) else node
+        return Padded(node[...].at[..., at].set(np.nan)) if isinstance(node, Padded) else node
 
     return jax.tree.map(changed, model, is_leaf=lambda node: isinstance(node, Padded))
 
@@ -64,7 +63,7 @@ def test_no_result_depends_on_the_gaps(file: Path) -> None:
     model = jaxclip.load(file, padded=True)[0]
     images, texts = features(model)
     for own in (False, True):  # the latter is the negative twin
-        changed = jaxclip.hub.Model(filled(model.module, np.nan, own))
+        changed = jaxclip.hub.Model(spoiled(model.module, own))
         for want, got in zip((images, texts), features(changed), strict=True):
             assert np.array_equal(want, got) is not own
 

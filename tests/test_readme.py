@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_files_of_the_tree_are_there() -> None:
     assert len(names) > 10
     for name in names:
         assert (ROOT / "jaxclip" / name).exists(), name
+
+
+def test_a_parity_page_elsewhere_leaves_the_readme_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    monkeypatch.setattr(parity_table, "ROOT", tmp_path)
+    assert parity_table.main([], tmp_path / "other.md", 0) == 0
+    assert readme.read_text() == (ROOT / "README.md").read_text()
+    monkeypatch.setattr(parity_table, "PAGE", tmp_path / "own.md")
+    parity_table.main([], tmp_path / "own.md", 0)
+    assert readme.read_text() != (ROOT / "README.md").read_text()
 
 
 def test_the_parity_tables_are_what_the_command_writes() -> None:

@@ -251,23 +251,23 @@ def _widen(halves: np.ndarray, own: np.ndarray) -> None:
         np.multiply(wide, REBIAS, out=wide)
 
 
-def _copied(array: np.ndarray, dtype: Any, padding: int) -> np.ndarray:
-    """The array in another number format, in memory that jax need not copy again.
+def _copied(array: np.ndarray, leaf: Any) -> np.ndarray:
+    """The array in the shape and number format of a leaf, in memory that jax need not copy again.
 
-    `padding` is how many columns of zeros come behind its own.
+    Where the leaf has more columns (`layers.Padded`), zeros stand in them.
 
     NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
     bytes jax on a CPU takes the memory as it is, so it must be ours and nobody else's.
     """
-    dtype = np.dtype(dtype)
-    shape = (*array.shape[:-1], array.shape[-1] + padding) if padding else array.shape
-    size = math.prod(shape) * dtype.itemsize
+    dtype = np.dtype(leaf.dtype)
+    size = math.prod(leaf.shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    whole = memory[start : start + size].view(dtype).reshape(shape)
+    whole = memory[start : start + size].view(dtype).reshape(leaf.shape)
     own = whole
-    if padding:
-        own, whole[..., -padding:] = whole[..., :-padding], 0
+    if leaf.shape != array.shape:
+        columns = array.shape[-1]
+        own, whole[..., columns:] = whole[..., :columns], 0
     if array.dtype == np.float16 and dtype == np.float32:
         _widen(array, own)
     else:
@@ -283,18 +283,14 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     expected, padded = {_name(path): leaf for path, leaf in leaves}, _padded(like)
-    padding = {name: PADDING if name in padded else 0 for name in expected}
     arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
     shapes = {
-        name: (*leaf.shape[:-1], leaf.shape[-1] - padding[name]) if padding[name] else leaf.shape
+        name: (*leaf.shape[:-1], leaf.shape[-1] - PADDING) if name in padded else leaf.shape
         for name, leaf in expected.items()
     }
     checkpoint.check(shapes, arrays)
 
-    def copied(name: str) -> np.ndarray:
-        return _copied(arrays[name], expected[name].dtype, padding[name])
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's copies run beside each other
-        copies = pool.map(copied, expected)
+        copies = pool.map(lambda name: _copied(arrays[name], expected[name]), expected)
         filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
     return jax.tree_util.tree_unflatten(structure, filled)
