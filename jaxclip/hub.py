@@ -1,7 +1,7 @@
 """From a name or a path to a model that is ready to use."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,20 +48,25 @@ class Model:
         self.module = module
         self.notes = dict(notes or {})  # where the weights came from
         self.config: ClipConfig = module.config
-        on_cpu = jit and jax.default_backend() == "cpu"
+        self._on_cpu = jit and jax.default_backend() == "cpu"
+        self._jit = jit
         self._towers = {name: hasattr(module, at) for name, at in clip.TOWERS.items()}
-        tower = module.visual if self._towers["image"] else module.text
-        wide = tower.numerics.dtype == jnp.float32
-        options = _cpu_options() if on_cpu and wide else None
-        self._rows = CPU_ROWS if on_cpu else None
+        self._rows = CPU_ROWS if self._on_cpu else None
         functions = {"image": clip.Clip.encode_image, "text": clip.Clip.encode_text}
         self._functions: dict[str, Any] = functions | {"logits": clip.Clip.__call__}
-        self._compiled = self._functions
-        if jit:
-            self._compiled = {
-                name: jax.jit(function, compiler_options=options)
-                for name, function in self._functions.items()
-            }
+
+    @cached_property
+    def _compiled(self) -> dict[str, Any]:
+        """The functions as they run; made by the first call, as asking for options takes time."""
+        if not self._jit:
+            return self._functions
+        tower = self.module.visual if self._towers["image"] else self.module.text
+        wide = tower.numerics.dtype == jnp.float32
+        options = _cpu_options() if self._on_cpu and wide else None
+        return {
+            name: jax.jit(function, compiler_options=options)
+            for name, function in self._functions.items()
+        }
 
     def encode_image(self, images: np.ndarray | jax.Array) -> jax.Array:
         """images [n, h, w, c], preprocessed -> image_features [n, e], not normalised."""

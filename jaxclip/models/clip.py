@@ -1,6 +1,7 @@
 """The whole model: two towers and a temperature (`clip/model.py: CLIP`), to and from arrays."""
 
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from jaxclip.models.vit import VisionTransformer
 
 Array = jax.Array
 Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
-ALIGNMENT = 64  # bytes, what jax asks of memory that it is to share
 BLOCK = 1 << 19  # numbers that are converted at once: they stay in the processor's cache
 STRIP = 32  # columns
 REBIAS = np.float32(2.0**112)
@@ -257,13 +257,13 @@ def _copied(array: np.ndarray, leaf: Any) -> np.ndarray:
     Where the leaf has more columns (`layers.Padded`), zeros stand in them.
 
     NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
-    bytes jax on a CPU takes the memory as it is, so it must be ours and nobody else's.
+    bytes, as every page is, jax on a CPU takes the memory as it is: it must be nobody else's. It is
+    asked of the system, as NumPy would ask for huge pages: in a virtual machine whose unused memory
+    goes back to the host those come from the host, and cost up to three times as much.
     """
-    dtype = np.dtype(leaf.dtype)
-    size = math.prod(leaf.shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    whole = memory[start : start + size].view(dtype).reshape(leaf.shape)
+    dtype, count = np.dtype(leaf.dtype), math.prod(leaf.shape)
+    memory = mmap.mmap(-1, max(1, count * dtype.itemsize), access=mmap.ACCESS_COPY)
+    whole = np.frombuffer(memory, dtype, count).reshape(leaf.shape)
     own = whole
     if leaf.shape != array.shape:
         columns = array.shape[-1]
