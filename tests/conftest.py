@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -52,10 +54,34 @@ def _program_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("programs"))
 
 
+@contextmanager
+def _jax_options(patch: pytest.MonkeyPatch, options: dict[str, Any]) -> Iterator[None]:
+    """For this process, and by environment for its children."""
+    import jax
+
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        patch.setenv(name.upper(), str(value))
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def quick_compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that compile much and compute little: half the time to compile.
+
+    LLVM's optimisations are left out, XLA's are not. Tests of the numbers that users see, of
+    towers, files and the embedded model, compile as users do.
+    """
+    with _jax_options(monkeypatch, {"jax_disable_most_optimizations": True}):
+        yield
+
+
 @pytest.fixture
 def kept_programs(_program_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that compile the same step again and again: each program once, in children too."""
-    import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     options = {
@@ -64,12 +90,7 @@ def kept_programs(_program_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iter
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        monkeypatch.setenv(name.upper(), str(value))
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with _jax_options(monkeypatch, options):
+        compilation_cache.reset_cache()
+        yield
     compilation_cache.reset_cache()

@@ -22,6 +22,7 @@ from tests import tiny
 from tests.test_ways import KEEPING, noisy
 from tests.tolerances import departure, within, worst
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 BAG = TextConfig(16, context_length=13, vocab_size=101, kind="cbow")
 CONFIG = ClipConfig(VisionConfig(20, 5, 24, 2, 3), BAG, 7)
 PARAMS = checkpoint.flatten(tiny.params(vision_layers=2, text="cbow"))

@@ -20,6 +20,7 @@ from jaxclip.tokenizer import tokenize
 from jaxclip.training.sharding import data_mesh, placement
 from tests.test_pairs import png
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 2, 2), TextConfig(16, 2, 2, context_length=16), 8)
 NAMES = ("ant", "bee", "old cow")
 

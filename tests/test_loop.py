@@ -31,7 +31,7 @@ from jaxclip.training.sharding import data_mesh
 from jaxclip.training.streams import Drawings
 from tests.test_pairs import png
 
-pytestmark = pytest.mark.usefixtures("kept_programs")
+pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs")
 
 TINY = ClipConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=2, heads=2),

@@ -27,7 +27,10 @@ from tests.tolerances import departure, within
 N, E = 48, 7
 Result = tuple[Any, ...]  # the value, then the gradient with respect to every argument
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py"),
+    pytest.mark.usefixtures("quick_compiling"),
+]
 
 
 def arguments(n: int = N, scale: float = 2.5, bias: float | None = None) -> tuple[Any, ...]:

@@ -26,7 +26,10 @@ from tests.tolerances import departure, within, worst
 
 SIGLIP = dataclasses.replace(CONFIG, logit_bias=True)
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py"),
+    pytest.mark.usefixtures("quick_compiling"),
+]
 
 
 def gradient(way: Any) -> checkpoint.Flat:

@@ -26,7 +26,7 @@ from tests.test_cli import fails
 from tests.test_distributed import PATIENCE, free_port
 from tests.test_pairs import png, shard
 
-pytestmark = pytest.mark.usefixtures("kept_programs", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs", "one_device")
 SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]
 SMALL += ["--model.embed-dim", "8", "--batch-size", "8", "--log-every", "1", "--warmup", "1"]
 

@@ -40,7 +40,10 @@ PARAMS = checkpoint.flatten(tiny.params(vision_layers=1, text="cbow"))
 IMAGES, TOKENS = tiny.batch(n=16)
 BATCH_OF_16 = {"image": IMAGES, "tokens": TOKENS}
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py"),
+    pytest.mark.usefixtures("quick_compiling"),
+]
 slow = pytest.mark.slow
 
 
