@@ -240,6 +240,7 @@ def load(
         unroll=on_cpu if unroll is None else unroll,
         winograd=wide_on_cpu if winograd is None else winograd,
         padded=wide_on_cpu if padded is None else padded,
+        one_by_one=on_cpu,
     )
     empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
     if dtype.itemsize < 4:

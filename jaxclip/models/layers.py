@@ -96,7 +96,9 @@ class Numerics:
     otherwise they are stacked and compiled once, as the body of a loop. `inline` leaves them
     stacked and compiles one after the other all the same. `winograd` lets 3x3 convolutions take
     fewer products where a CPU gains by it (`winograd.py`), summed in another order. `padded` sets
-    the rows of kernels apart where a CPU gains by it (`Padded`).
+    the rows of kernels apart where a CPU gains by it (`Padded`). `one_by_one` takes the pictures of
+    a batch through the first half of a ResNet one after the other, so that what a layer leaves for
+    the next is still in a processor's cache; not in training, where they share statistics.
     """
 
     dtype: Any = jnp.float32
@@ -105,6 +107,7 @@ class Numerics:
     inline: bool = False
     winograd: bool = False
     padded: bool = False
+    one_by_one: bool = False
 
     def dot(self, x: Array, kernel: Array | nnx.Param[Any], bias: Array | None = None) -> Array:
         """x [..., i] @ kernel [i, o] + bias [o], if any -> [..., o], summed in at least float32.

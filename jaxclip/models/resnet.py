@@ -23,7 +23,9 @@ Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every Ba
 BATCH_NORM_EPSILON = 1e-5
 MOMENTUM = 0.1  # weight of the new batch, torch's way; Flax writes the other one, 0.9
 EXPANSION = 4  # a block is four times as wide outside as inside
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+# Stages of many places and few channels, whose outputs are larger than a processor's cache as soon
+# as there are several pictures; and of few places, whose products are faster of several together.
+EARLY, LATE = ("layer1", "layer2"), ("layer3", "layer4")
 
 
 def uniform(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
@@ -246,7 +248,7 @@ class ModifiedResNet(nnx.Module):
         self.conv3 = Convolution(v.width // 2, v.width, **options)
         self.bn3 = BatchNorm(v.width, rngs=rngs)
         inputs = v.width
-        for i, (name, count) in enumerate(zip(STAGES, v.layers, strict=True)):
+        for i, (name, count) in enumerate(zip((*EARLY, *LATE), v.layers, strict=True)):
             blocks = []
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
@@ -273,14 +275,33 @@ class ModifiedResNet(nnx.Module):
         Intermediates: `stem` [n, h/4, w/4, d], `layer1` to `layer4` (outputs of the stages, from
         [n, h/4, w/4, 4d] to [n, h/32, w/32, 32d]) and `pooled` [n, 32d] (before `c_proj`).
         """
-        x, statistics = self._stem(images, train, axis)
-        seen = {"stem": x}
-        for name in STAGES:
+        if self.numerics.one_by_one and len(images) > 1 and not train:
+
+            def early(picture: Array) -> dict[str, Array]:
+                seen, _ = self._early(picture[None], train, axis, intermediates)
+                return {name: x[0] for name, x in seen.items()}
+
+            seen, statistics = jax.lax.map(early, images), {}
+        else:
+            seen, statistics = self._early(images, train, axis, intermediates)
+        x = seen[EARLY[-1]]
+        for name in LATE:
             x, statistics[name] = self._stage(getattr(self, name), x, train, axis)
             seen[name] = x
         features, seen["pooled"] = self.attnpool(x)
         asked: dict[str, Any] = {"statistics": statistics} if train else {}
         return features, (seen | asked if intermediates else asked)
+
+    def _early(
+        self, x: Array, train: bool, axis: str | None, intermediates: bool
+    ) -> tuple[dict[str, Array], Statistics]:
+        """Stem and `EARLY` stages: [n, h, w, c] -> (named outputs, new statistics)."""
+        x, statistics = self._stem(x, train, axis)
+        seen = {"stem": x}
+        for name in EARLY:
+            x, statistics[name] = self._stage(getattr(self, name), x, train, axis)
+            seen[name] = x
+        return (seen if intermediates else {EARLY[-1]: x}), statistics
 
     def _stem(self, x: Array, train: bool, axis: str | None) -> tuple[Array, Statistics]:
         """[n, h, w, c] -> ([n, h/4, w/4, d], new statistics)."""
