@@ -103,6 +103,26 @@ def test_every_stage_equals_the_reference(config):
     assert excess(got, reference_stages(config, params(config)["visual"], images)) == {}
 
 
+def loops(model: clip.Clip, *, train: bool, pictures: int = 4) -> bool:
+    """Whether the image tower holds a loop."""
+    images = IMAGES[:pictures].astype(np.float32)
+    traced = jax.make_jaxpr(lambda model, images: model.visual(images, train=train)[0])
+    return "scan[" in str(traced(model, images))
+
+
+def test_pictures_one_by_one_are_the_same_and_share_statistics_in_training():
+    apart = clip.abstract(SMALL, numerics=Numerics(one_by_one=True))
+    apart = clip.from_flat(checkpoint.flatten(params(SMALL)), apart)
+    expected = reference_stages(SMALL, params(SMALL)["visual"], IMAGES)
+    assert excess(stages(apart, IMAGES.astype(np.float32)), expected) == {}
+    mixed_up = stages(apart, IMAGES[::-1].astype(np.float32))  # the negative twin
+    assert excess(mixed_up, expected).keys() == expected.keys()
+    assert loops(apart, train=False)
+    assert not loops(apart, train=True)
+    assert not loops(apart, train=False, pictures=1)
+    assert not loops(model(SMALL), train=False)
+
+
 def test_stages_have_the_released_shapes(got):
     shapes = {name: stage.shape[1:] for name, stage in got.items()}
     assert shapes == {

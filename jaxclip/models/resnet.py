@@ -275,13 +275,14 @@ class ModifiedResNet(nnx.Module):
         Intermediates: `stem` [n, h/4, w/4, d], `layer1` to `layer4` (outputs of the stages, from
         [n, h/4, w/4, 4d] to [n, h/32, w/32, 32d]) and `pooled` [n, 32d] (before `c_proj`).
         """
+        statistics: Statistics = {}
         if self.numerics.one_by_one and len(images) > 1 and not train:
 
             def early(picture: Array) -> dict[str, Array]:
                 seen, _ = self._early(picture[None], train, axis, intermediates)
                 return {name: x[0] for name, x in seen.items()}
 
-            seen, statistics = jax.lax.map(early, images), {}
+            seen = jax.lax.map(early, images)
         else:
             seen, statistics = self._early(images, train, axis, intermediates)
         x = seen[EARLY[-1]]
