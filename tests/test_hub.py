@@ -222,7 +222,7 @@ def test_kernels_of_a_narrow_model_are_kept_narrow(tmp_path: Path) -> None:
     assert (np.asarray(model.encode_image(IMAGES)) == np.asarray(want)).all()
 
 
-def test_winograd_s_convolutions_are_float32_s_on_a_cpu_unless_said_otherwise(
+def test_winograd_is_float32_s_on_a_cpu_unless_said_otherwise_and_one_by_one_every_format_s(
     tmp_path: Path,
 ) -> None:
     path = write_openai(tmp_path / "model.pt")
@@ -235,6 +235,7 @@ def test_winograd_s_convolutions_are_float32_s_on_a_cpu_unless_said_otherwise(
     for options, expected in cases:
         model = jaxclip.load(path, **options)[0]
         assert model.module.visual.numerics.winograd is expected
+        assert model.module.visual.numerics.one_by_one
 
 
 @pytest.mark.parametrize("config", [foreign.VIT, foreign.RESNET])
