@@ -279,7 +279,7 @@ class ModifiedResNet(nnx.Module):
         if self.numerics.one_by_one and len(images) > 1 and not train:
 
             def early(picture: Array) -> dict[str, Array]:
-                seen, _ = self._early(picture[None], train, axis, intermediates)
+                seen, _ = self._early(picture[None], False, None, intermediates)
                 return {name: x[0] for name, x in seen.items()}
 
             seen = jax.lax.map(early, images)
