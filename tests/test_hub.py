@@ -222,14 +222,15 @@ def test_kernels_of_a_narrow_model_are_kept_narrow(tmp_path: Path) -> None:
     assert (np.asarray(model.encode_image(IMAGES)) == np.asarray(want)).all()
 
 
-def test_winograd_is_float32_s_on_a_cpu_unless_said_otherwise_and_one_by_one_every_format_s(
+def test_winograd_is_of_two_formats_on_a_cpu_unless_said_otherwise_and_one_by_one_of_all(
     tmp_path: Path,
 ) -> None:
     path = write_openai(tmp_path / "model.pt")
     cases: list[tuple[dict[str, Any], bool]] = [
         ({}, True),
         ({"dtype": "float32"}, True),
-        ({"dtype": jnp.bfloat16}, False),
+        ({"dtype": jnp.bfloat16}, True),
+        ({"dtype": "float16"}, False),
         ({"winograd": False}, False),
     ]
     for options, expected in cases:

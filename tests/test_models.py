@@ -424,6 +424,20 @@ def small_rows() -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 101, size=(3, 13)).astype(np.int32)
 
 
+@pytest.mark.parametrize("shape", [(1, 6), (1, 1, 6), (6,), (2, 6)])
+def test_a_row_alone_is_multiplied_as_it_is_beside_others(shape: tuple[int, ...]) -> None:
+    """In bfloat16 it is given to the product twice, and once to whoever asked."""
+    rng = np.random.default_rng(0)
+    x, matrix = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in (shape, (6, 5)))
+    expected = np.asarray(x, np.float64) @ np.asarray(matrix, np.float64)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        product = Numerics(dtype).product(x, matrix)
+        assert product.shape == expected.shape
+        assert product.dtype == jnp.float32
+        assert departure(np.asarray(product), expected) < within("float32 twice")
+    assert departure(np.asarray(product[..., ::-1]), expected) > 0.1  # the negative twin
+
+
 def test_blocks_apart_compute_what_a_stack_computes():
     """The same weights and intermediates; what differs is how XLA orders a sum."""
     flat = checkpoint.flatten(tiny.params())

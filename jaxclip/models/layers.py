@@ -94,9 +94,10 @@ class Numerics:
     `precision` is jax's ("default", "high", "highest"); None leaves the global setting in force.
     `unroll` keeps the blocks of a transformer apart and compiles one after the other, where
     otherwise they are stacked and compiled once, as the body of a loop. `inline` leaves them
-    stacked and compiles one after the other all the same. `winograd` lets 3x3 convolutions take
-    fewer products where a CPU gains by it (`winograd.py`), summed in another order. `padded` sets
-    the rows of kernels apart where a CPU gains by it (`Padded`). `one_by_one` takes the pictures of
+    stacked and compiles one after the other all the same. `winograd` lets 3x3 convolutions be
+    matrix products, fewer than the sum has, where a CPU gains by it (`winograd.py`), summed in
+    another order. `padded` sets the rows of kernels apart where a CPU gains by it (`Padded`).
+    `one_by_one` takes the pictures of
     a batch through the first half of a ResNet one after the other, so that what a layer leaves for
     the next is still in a processor's cache; not in training, where they share statistics.
     """
@@ -109,16 +110,22 @@ class Numerics:
     padded: bool = False
     one_by_one: bool = False
 
+    def product(self, x: Array, matrix: Array) -> Array:
+        """x [..., i] @ matrix [i, o] -> [..., o], summed and given in at least float32."""
+        x, matrix = x.astype(self.dtype), matrix.astype(self.dtype)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        alone = x.size == x.shape[-1] and x.dtype != wide
+        if alone:  # XLA on CPU would widen the matrix, in every call, for one row; not for two
+            x = jnp.broadcast_to(x, (2, *x.shape))
+        y = jnp.matmul(x, matrix, precision=self.precision, preferred_element_type=wide)
+        return y[0] if alone else y
+
     def dot(self, x: Array, kernel: Array | nnx.Param[Any], bias: Array | None = None) -> Array:
         """x [..., i] @ kernel [i, o] + bias [o], if any -> [..., o], summed in at least float32.
 
         A kernel with more axes counts as the matrix [i, o] of its numbers in their order.
         """
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        matrix = kernel[...].astype(self.dtype).reshape(-1, kernel.shape[-1])
-        product = jnp.matmul(
-            x.astype(self.dtype), matrix, precision=self.precision, preferred_element_type=wide
-        )
+        product = self.product(x, kernel[...].reshape(-1, kernel.shape[-1]))
         if isinstance(kernel, Padded):
             product = product[..., :-PADDING]
         return (product if bias is None else product + bias).astype(self.dtype)

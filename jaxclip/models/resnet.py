@@ -48,6 +48,13 @@ def average_pool(x: Array, size: int) -> Array:
     return sum(places[1:], places[0]) / size**2  # [n, rows, columns, c]
 
 
+def with_neighbours(x: Array) -> Array:
+    """Beside each place the eight around it, zeros outside: [n, h, w, c] -> [n, h, w, 9c]."""
+    _, h, w, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.concatenate([x[:, a : a + h, b : b + w] for a in range(3) for b in range(3)], -1)
+
+
 class Pointwise(nnx.Module):
     """1x1 convolution without bias, as one matrix product."""
 
@@ -80,19 +87,25 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [n, h, w, i] -> [n, ceil(h / stride), ceil(w / stride), o]."""
-        dtype = self.numerics.dtype
+        dtype, product = self.numerics.dtype, self.numerics.product
+        wide = jnp.promote_types(dtype, jnp.float32)
         x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
-        if self.numerics.winograd and self.stride == 1 and winograd.pays(x, kernel):
-            return winograd.convolution(x, kernel, self.numerics.dot)
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((1, 1), (1, 1)),  # "SAME" would pad (0, 1) at stride 2 and shift the grid
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.numerics.precision,
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        )
+        fast = self.numerics.winograd and self.stride == 1
+        if fast and winograd.pays(x, kernel):
+            y = winograd.convolution(x.astype(wide), kernel.astype(wide), product)
+        elif fast and dtype != wide and winograd.enough_channels(kernel):
+            # XLA on CPU multiplies matrices of bfloat16 as such, and widens what it convolves.
+            y = product(with_neighbours(x), kernel.reshape(-1, kernel.shape[-1]))
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((1, 1), (1, 1)),  # "SAME" would pad (0, 1) at stride 2 and shift the grid
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=self.numerics.precision,
+                preferred_element_type=wide,
+            )
         return y.astype(dtype)
 
 

@@ -19,13 +19,18 @@ LEAST_CHANNELS = 64  # with fewer, what is saved is less than the memory that th
 LEAST_PLACES = 512  # with fewer, bringing the kernel to the basis costs what the products save
 
 
+def enough_channels(kernel: Array) -> bool:
+    """Whether kernel [3, 3, i, o] has channels enough for a CPU to gain by products of matrices."""
+    return min(kernel.shape[2:]) >= LEAST_CHANNELS
+
+
 def pays(x: Array, kernel: Array) -> bool:
     """Whether a CPU is faster this way, for x [n, h, w, i] and kernel [3, 3, i, o].
 
     Measured in whole models (docs/performance.md).
     """
     n, h, w, _ = x.shape
-    return min(kernel.shape[2:]) >= LEAST_CHANNELS and n * h * w >= LEAST_PLACES
+    return enough_channels(kernel) and n * h * w >= LEAST_PLACES
 
 
 def convolution(
@@ -33,7 +38,8 @@ def convolution(
 ) -> Array:
     """x [n, h, w, i], kernel [3, 3, i, o] -> [n, h, w, o]: stride 1, a border of zeros.
 
-    `dot` is the product of two matrices.
+    `dot` is the product of two matrices. What it is given are sums of the numbers of x and of
+    kernel, and its results are summed again: let both be of a wide format, and its results.
     """
     n, h, w, i = x.shape
     rows, columns = -(-h // 2), -(-w // 2)  # of squares of 2x2 places
