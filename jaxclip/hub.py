@@ -208,8 +208,9 @@ def load(
       unroll: keep a transformer's blocks apart and compile one after the other, instead of once as
         the body of a loop over their stacked weights. None does so on a CPU, where the loop costs
         up to a third of the time (docs/performance.md).
-      winograd: 3x3 convolutions with fewer products (`models.winograd`). None does so on a CPU,
-        in float32, where a ResNet gains a tenth, and bfloat16 (docs/performance.md).
+      winograd: 3x3 convolutions as products of matrices (`models.winograd`). None does so on a
+        CPU in float32, where a ResNet gains a tenth, and in bfloat16, where it gains two thirds; it
+        compiles for some seconds longer, once a shape (docs/performance.md).
       padded: kernels in memory that has a gap after each row (`models.layers.Padded`). None does so
         in float32 on a CPU, where products by kernels of 1024 columns took twice as long.
       tower: "image" or "text" loads that tower alone, in its share of the memory and time; what

@@ -95,11 +95,11 @@ class Numerics:
     `unroll` keeps the blocks of a transformer apart and compiles one after the other, where
     otherwise they are stacked and compiled once, as the body of a loop. `inline` leaves them
     stacked and compiles one after the other all the same. `winograd` lets 3x3 convolutions be
-    matrix products, fewer than the sum has, where a CPU gains by it (`winograd.py`), summed in
-    another order. `padded` sets the rows of kernels apart where a CPU gains by it (`Padded`).
-    `one_by_one` takes the pictures of a batch through the first half of a ResNet one after the
-    other, so that what a layer leaves for the next is still in a processor's cache; not in
-    training, where they share statistics.
+    matrix products where a CPU gains by it, most of them fewer than the sum has (`winograd.py`).
+    `padded` sets the rows of kernels apart where a CPU gains by it (`Padded`). `one_by_one` takes
+    the pictures of a batch through the first half of a ResNet one after the other, so that what a
+    layer leaves for the next is still in a processor's cache; not in training, where they share
+    statistics.
     """
 
     dtype: Any = jnp.float32

@@ -5,7 +5,8 @@ Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks" (arXiv 
 basis in which the convolution is a product number by number; summed over the channels, that is one
 matrix product for each of the 16 numbers, over all tiles of all pictures. The way there and back is
 sums and differences. Rounding, of 256 channels in float32 against float64: 5.4e-7 of the largest
-value, the plain sum's 5.0e-7.
+value, the plain sum's 5.0e-7. With products of bfloat16 and all sums in float32, root mean square:
+3.4e-3, where bfloat16's own rounding of the result is 1.7e-3.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,8 +39,9 @@ def convolution(
 ) -> Array:
     """x [n, h, w, i], kernel [3, 3, i, o] -> [n, h, w, o]: stride 1, a border of zeros.
 
-    `dot` is the product of two matrices. What it is given are sums of the numbers of x and of
-    kernel, and its results are summed again: let both be of a wide format, and its results.
+    `dot` is the product of two matrices. It multiplies sums of x's numbers by sums of the kernel's,
+    and its results are summed again: give x and kernel in a wide format, and let it answer in one,
+    though it may round what it multiplies.
     """
     n, h, w, i = x.shape
     rows, columns = -(-h // 2), -(-w // 2)  # of squares of 2x2 places
