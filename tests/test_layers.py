@@ -15,6 +15,7 @@ MIDDLE = {"checkpoint", "downloads", "models", "training", "evaluation", "conver
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
     "preprocess": {"pictures"},  # from picture to pixels begins with opening the file
+    "data": {"pictures"},  # training reads pictures by the rules of evaluation
     "checkpoint": {"config"},
     "transfer": set(),
     "downloads": {"transfer"},
@@ -22,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"checkpoint", "config"},
     # checkpoint and config: what the models rest on, and what a run folder is written with
     "training": {"models", "losses", "data", "tokenizer", "preprocess", "checkpoint", "config"},
-    "evaluation": {"models", "losses", "data", "tokenizer", "preprocess", "checkpoint", "config"},
+    "evaluation": {"models", "losses", "data", "tokenizer", "checkpoint", "config"}
+    | {"pictures", "preprocess"},
     "hub": BASE | MIDDLE,
     "parity": BASE | MIDDLE,
     "cli": BASE | MIDDLE | {"hub", "parity"},
@@ -30,6 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the public face: what it names is imported on first use, see test_package.py
     "__init__": {"hub", "tokenizer", "preprocess", "losses", "reference", "convert"},
 }
+
+MAY_IMPORT = {room: rooms | {"files"} for room, rooms in MAY_IMPORT.items()}  # whoever reads files
+MAY_IMPORT["files"] = set()
 
 # The same inside jaxclip/models/.
 TOWERS = {"vit", "resnet", "text"}
@@ -45,7 +50,7 @@ MODELS_MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "torchvision", "clip", "open_clip", "timm", "transformers"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"config", "tokenizer", "preprocess", "checkpoint", "convert"}
-WITHOUT_JAX |= {"downloads", "transfer"}
+WITHOUT_JAX |= {"downloads", "transfer", "pictures", "files"}
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 
 
