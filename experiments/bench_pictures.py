@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxclip.pictures import open_image
+
 ROOT = Path(__file__).parents[1]
 SIDES = (300, 600)  # pixels, shortest and longest side
 QUALITY = 90
@@ -16,7 +18,7 @@ def make(folder: Path, count: int, photos: Path | None = None, seed: int = 0) ->
     ValueError if the folder holds no picture.
     """
     sources = sorted(p for p in (photos or ROOT / "examples").iterdir() if p.suffix != ".md")
-    opened = [Image.open(path).convert("RGB") for path in sources]
+    opened = [open_image(path).convert("RGB") for path in sources]
     if not opened:
         raise ValueError(f"{photos} holds no picture; name a folder of photographs")
     rng = np.random.default_rng(seed)

@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 import jaxclip
 from experiments import pages
@@ -33,6 +32,7 @@ from jaxclip.checkpoint import replacing
 from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
 from jaxclip.models import clip
+from jaxclip.pictures import open_image
 from tests import archives, official
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
         assert loaded.config == config, f"{loaded.config} was read, {config} was written"
         del loaded
         ours, preprocess = jaxclip.load(path, precision="highest")
-    images = np.stack([preprocess(Image.open(ROOT / f"examples/{p}.png")) for p in PICTURES])
+    images = np.stack([preprocess(open_image(ROOT / f"examples/{p}.png")) for p in PICTURES])
     tokens = jaxclip.tokenize(list(TEXTS))
     began = time.monotonic()
     got = {

@@ -13,8 +13,8 @@ from experiments import markup
 from jaxclip.data.labelled import Labelled, labelled
 from jaxclip.data.place import place
 from jaxclip.evaluation.attention import attention_map
-from jaxclip.evaluation.features import decoded
 from jaxclip.evaluation.zero_shot import unit
+from jaxclip.pictures import decode_image, to_rgb
 from jaxclip.tokenizer import tokenize
 
 SHOWN = 96  # pixels a side at most
@@ -23,7 +23,7 @@ EACH = 8  # right ones, and as many wrong ones
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A picture in a report: what it is, what was said of it, and how sure."""
+    """A picture in a report, in RGB: what it is, what was said of it, and how sure."""
 
     image: Image.Image
     label: str
@@ -32,11 +32,8 @@ class Shown:
 
     @property
     def small(self) -> np.ndarray:
-        """uint8 [h, w, 3], no larger than SHOWN, on white."""
-        image = self.image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        paper.alpha_composite(image)
-        shown = paper.convert("RGB")
+        """uint8 [h, w, 3], no larger than SHOWN."""
+        shown = self.image.copy()
         shown.thumbnail((SHOWN, SHOWN))
         return np.asarray(shown)
 
@@ -73,8 +70,16 @@ def _found(source: Labelled, row: int, where: str, skipped: int) -> Image.Image 
     for i in range(row, min(row + skipped + 1, len(source))):
         example = source[i]
         if example.where == where:
-            return decoded(example.image)
+            return _picture(example.image)
     return None
+
+
+def _picture(content: bytes) -> Image.Image | None:
+    """A picture in RGB, or None if it cannot be decoded."""
+    try:
+        return to_rgb(decode_image(content))
+    except ValueError:
+        return None
 
 
 def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
@@ -84,8 +89,8 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
         example = source[int(i)]
         if 0 <= example.label < len(source.names) and len(shown) < count:
             name = source.names[example.label].replace("_", " ")
-            if name not in shown:
-                shown[name] = Shown(decoded(example.image), name)
+            if name not in shown and (image := _picture(example.image)) is not None:
+                shown[name] = Shown(image, name)
     return list(shown.values())
 
 
@@ -151,11 +156,8 @@ def _pixels(preprocess: Any, shown: Sequence[Shown]) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The square in the middle that the model sees, on white."""
-    rgba = image.convert("RGBA")
-    paper = Image.new("RGBA", rgba.size, "white")
-    paper.alpha_composite(rgba)
+    """The square in the middle that the model sees."""
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
-    cut = paper.convert("RGB").crop((left, top, left + side, top + side))
+    cut = image.crop((left, top, left + side, top + side))
     return cut.resize((size, size), Image.Resampling.BICUBIC)

@@ -18,6 +18,7 @@ Damage. A truncated picture is refused, not filled up with grey.
 
 import functools
 import io
+import logging
 import os
 import re
 import warnings
@@ -113,6 +114,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 def _readable() -> tuple[str, ...]:
     """Those of FORMATS that this installation reads: old Pillow lacks AVIF, HEIF is a package."""
     Image.init()
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
     with suppress(ImportError):
         import pillow_heif
 
@@ -156,7 +158,7 @@ def _unidentified(head: bytes, size: int) -> ValueError:
         return _refusal(name, cure)
     if head.isascii() and not set(head) & set(range(9)):
         return _refusal("a text file", "convert it or leave it out")
-    return _refusal(f"an unknown format ({head[:8].hex(' ')} ...)", "convert it")
+    return _refusal(f"an unknown format ({head[:8].hex(' ')} ...)", "convert it or leave it out")
 
 
 def _damage(error: Exception, name: str) -> ValueError:

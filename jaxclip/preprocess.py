@@ -102,7 +102,7 @@ class Preprocess:
             `[size, size, 3]` float32.
 
         Raises:
-            ValueError: not a picture, damaged, beyond the limits, or with a value that is not finite.
+            ValueError: as `pictures.to_rgb`.
 
         >>> white = Image.new("RGBA", (9, 7), (0, 0, 0, 0))
         >>> Preprocess(size=4).safe(white).max().round(3)

@@ -11,7 +11,7 @@ import pytest
 from experiments import fashion_mnist
 from jaxclip.data.labelled import aligned, labelled
 from jaxclip.data.place import place
-from jaxclip.evaluation.features import decoded
+from jaxclip.pictures import decode_image
 from tests import idx
 
 
@@ -103,7 +103,7 @@ def test_labels_that_are_too_few_are_refused(tmp_path):
 def everything(source) -> dict[bytes, int]:
     """{pixels: label} of a source."""
     examples = [source[i] for i in range(len(source))]
-    return {decoded(x.image).convert("L").tobytes(): x.label for x in examples}
+    return {decode_image(x.image).convert("L").tobytes(): x.label for x in examples}
 
 
 def test_tfds_and_class_folders_hold_the_same_pictures(folder, tmp_path):

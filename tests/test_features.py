@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jaxclip.data.stream import Skips, TooManySkipped
-from jaxclip.evaluation.features import Block, decoded, streamed
+from jaxclip.evaluation.features import Block, streamed
 from tests.test_labelled import png
 
 BROKEN, UNWANTED = (3, 8), 5
@@ -91,17 +89,3 @@ def test_features_that_are_no_numbers_stop_it(bad):
 
     with pytest.raises(ValueError, match="features of row 4 or after"):
         blocks(4, encode=encode)
-
-
-def test_what_cannot_be_decoded_says_why():
-    assert decoded(png(3)).size == (12, 9)
-    for content, says in ((b"", "an empty file"), (b"no picture", "cannot identify")):
-        with pytest.raises(ValueError, match=says):
-            decoded(content)
-    noise, file = (
-        np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8),
-        io.BytesIO(),
-    )
-    Image.fromarray(noise).save(file, "png")
-    with pytest.raises(ValueError, match="truncated"):
-        decoded(file.getvalue()[:2000])

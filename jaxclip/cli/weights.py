@@ -140,12 +140,13 @@ def _inputs(
     """(pixels [n, h, w, c], tokens [m, l], the picture's file) that a model is verified on."""
     from PIL import Image
 
+    from jaxclip.files import read_bytes
     from jaxclip.pictures import open_image
     from jaxclip.tokenizer import tokenize
 
     tokens = tokenize(list(texts), length)
     if picture is not None:
-        return preprocess(open_image(picture))[None], tokens, picture.read_bytes()
+        return preprocess(open_image(picture))[None], tokens, read_bytes(picture)
     from jaxclip.data.sources import emoji
 
     drawings = emoji("test").images[:2]
@@ -230,17 +231,14 @@ def _remade(
     preprocess: Any, length: int, expected: dict[str, np.ndarray], about: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Tokens and pixels made anew from the texts and the picture that a recorded ladder names."""
-    import io
-
-    from PIL import Image
-
+    from jaxclip.pictures import decode_image
     from jaxclip.tokenizer import tokenize
 
     made: dict[str, np.ndarray] = {}
     if "texts" in about:
         made["tokens"] = tokenize(list(about["texts"]), length)
     if "picture" in expected:
-        made["pixels"] = preprocess(Image.open(io.BytesIO(expected["picture"].tobytes())))[None]
+        made["pixels"] = preprocess(decode_image(expected["picture"].tobytes()))[None]
     return made
 
 

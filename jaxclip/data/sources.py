@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from jaxclip.pictures import decode_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Pictures:
 
 
 def _decode(content: bytes) -> np.ndarray:
-    picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
+    """The picture's own rule, unlike `pictures.to_rgb`: opacity is kept, what is clear is black."""
+    picture = np.asarray(decode_image(content).convert("RGBA"))
     return picture * (picture[..., 3:] > 0)
 
 

@@ -7,7 +7,6 @@ as long as nothing is skipped; after a skip the process's later pairs move up by
 """
 
 import collections
-import io
 import logging
 import sys
 import threading
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data.pairs import Pair, Source
+from jaxclip.pictures import decode_image, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.nda
     """An encoded picture -> uint8 [size, size, 3]: resized, then a random square of it.
 
     "A random square crop from resized images is the only data augmentation" (section 2.3).
+    Pictures are read as evaluation reads them by its policy `safe` (`pictures.to_rgb`).
+    ValueError if the picture cannot be decoded or is beyond the limits of `pictures.check_size`.
     """
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image = to_rgb(decode_image(content))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -66,7 +68,7 @@ def usable(pair: Pair, size: int, rng: np.random.Generator, skips: Skips) -> Any
         return None
     try:
         image = random_square(pair.image, size, rng)
-    except Exception as error:  # decoders raise all kinds when a file is damaged
+    except ValueError as error:
         skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}")
         return None
     return image, captions[rng.integers(len(captions))]

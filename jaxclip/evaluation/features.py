@@ -1,7 +1,6 @@
 """Pictures of a source to features, a block at a time: threads decode while the model works."""
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from PIL import Image
 
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation.zero_shot import sound
+from jaxclip.pictures import decode_image
 
 ToPixels = Callable[[Image.Image], np.ndarray]
 Encode = Callable[[np.ndarray], Any]
@@ -41,17 +41,6 @@ class Block:
     features: np.ndarray
     items: list[Any]
     rows: np.ndarray
-
-
-def decoded(content: bytes) -> Image.Image:
-    """An encoded picture, decoded whole; ValueError in one line when that cannot be."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except Exception as error:  # decoders raise all kinds when a file is damaged
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError("an empty file" if not content else reason) from None
-    return image
 
 
 def streamed(
@@ -87,8 +76,8 @@ def streamed(
         if reason is not None:
             return item, None, reason, item.where
         try:
-            return item, to_pixels(decoded(item.image)), "", ""
-        except (ValueError, OSError) as error:
+            return item, to_pixels(decode_image(item.image)), "", ""
+        except ValueError as error:
             return item, None, "broken picture", f"{item.where}: {' '.join(str(error).split())}"
 
     parts = [range(i, min(i + block, len(source))) for i in range(start, len(source), block)]
