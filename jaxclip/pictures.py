@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from jaxclip import file_kinds
 from jaxclip.files import open_regular
 
 MOST_PIXELS = 178_956_970  # where Pillow's own error begins
@@ -50,44 +51,6 @@ FORMATS = {  # Pillow's name -> endings; JPEG includes MPO, HEIF needs pillow-he
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-_STARTS = {  # how a file of one of these formats starts
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"RIFF": "WebP",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-    b"\0\0\0\x0cjP": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\1\0": "ICO",
-}
-_OTHERS = {
-    b"%PDF": "a PDF document",
-    b"%!PS": "a PostScript drawing (EPS)",
-    b"\xc5\xd0\xd3\xc6": "a PostScript drawing (EPS)",
-    b"8BPS": "a Photoshop document",
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x93NUMPY": "a NumPy array",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-    b"<!doctype html": "an HTML page",
-    b"<html": "an HTML page",
-    b"<svg": "an SVG drawing",
-    b"<?xml": "an XML text",
-    b"{": "a JSON text",
-}
-_CONTAINERS = {  # brand in the box "ftyp" -> (format, what it is, what reads it)
-    **dict.fromkeys(
-        (b"avif", b"avis"), ("AVIF", "an AVIF picture", "install Pillow 11.3 or newer")
-    ),
-    **dict.fromkeys(
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-        ("HEIF", "a HEIC picture", "install pillow-heif"),
-    ),
-}
 _PILLOW = re.compile(r"PIL\.|pillow_heif")
 _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,6 +62,7 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_TILE_SIDES = (322, 323)  # of a TIFF: a picture of 9 x 9 may declare a tile of gigabytes
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
@@ -141,24 +105,6 @@ def _pillow_unheard() -> Iterator[None]:
 
 def _refusal(got: str, cure: str) -> ValueError:
     return ValueError(f"expected a picture (PNG, JPEG, ...), got {got}; {cure}")
-
-
-def _unidentified(head: bytes, size: int) -> ValueError:
-    """What a file is that is none of the formats."""
-    for start, name in _STARTS.items():
-        if head.startswith(start):
-            return _refusal(f"a damaged {name} of {size} bytes", "fetch it again")
-    for start, name in _OTHERS.items():
-        if head.lstrip().lower().startswith(start.lower()):
-            return _refusal(name, "convert it or leave it out")
-    if head[4:8] == b"ftyp":
-        kind, name, cure = _CONTAINERS.get(head[8:12], ("", "a video (MP4)", "leave it out"))
-        if kind in _readable():
-            return _refusal(f"a damaged {kind} of {size} bytes", "fetch it again")
-        return _refusal(name, cure)
-    if head.isascii() and not set(head) & set(range(9)):
-        return _refusal("a text file", "convert it or leave it out")
-    return _refusal(f"an unknown format ({head[:8].hex(' ')} ...)", "convert it or leave it out")
 
 
 def _damage(error: Exception, name: str) -> ValueError:
@@ -206,6 +152,9 @@ def load_pixels(image: Image.Image) -> None:
         got = type(image).__name__
         raise ValueError(f"expected a PIL.Image (open_image reads a file), got {got}")
     check_size(*image.size)
+    width, height = (getattr(image, "tag_v2", {}).get(tag) for tag in _TILE_SIDES)
+    if isinstance(width, int) and isinstance(height, int) and width * height > MOST_PIXELS:
+        raise _too_many(f"tiles of {width} x {height}")
     try:
         with _pillow_unheard():
             image.load()
@@ -224,10 +173,9 @@ def _decode(file: BinaryIO) -> Image.Image:
         with _pillow_unheard():
             image = Image.open(file, formats=_readable())
     except UnidentifiedImageError as error:
-        raise _unidentified(head, size) from error
+        raise _refusal(*file_kinds.describe(head, size, _readable())) from error
     except Exception as error:
-        name = next((name for start, name in _STARTS.items() if head.startswith(start)), "picture")
-        raise _damage(error, name) from error
+        raise _damage(error, file_kinds.picture_format(head) or "picture") from error
     load_pixels(image)
     return image
 

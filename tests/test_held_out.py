@@ -12,13 +12,17 @@ from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.labelled import labelled
 from jaxclip.data.pairs import opened
 from jaxclip.data.place import place
+from jaxclip.data.stream import random_square
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.zero_shot import unit
 from jaxclip.models import clip
+from jaxclip.pictures import decode_image
 from jaxclip.preprocess import Preprocess
 from jaxclip.tokenizer import tokenize
 from jaxclip.training.sharding import data_mesh, placement
 from tests.test_pairs import png
+from tests.test_pictures import encoded
+from tests.test_training_pictures import deep
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 2, 2), TextConfig(16, 2, 2, context_length=16), 8)
@@ -85,6 +89,14 @@ def test_the_scores_are_those_by_hand_and_the_broken_picture_does_not_count(fold
         assert scores[name] == pytest.approx(value), name
     assert 0 < scores["text_to_image_r5"] < 1  # neither nothing nor everything is right
     assert scores["top1"] * 13 == pytest.approx(round(scores["top1"] * 13))
+
+
+def test_pictures_are_those_of_training() -> None:
+    """A 16-bit ramp: white all over by the policy `official`."""
+    content = encoded(deep("I;16"), "PNG")
+    seen = HeldOut(data_mesh(jax.devices()[:1]), 256, 16).preprocess(decode_image(content))
+    trained = random_square(content, 256, np.random.default_rng(0))
+    np.testing.assert_array_equal(Preprocess(256).denormalise(seen), trained)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py")

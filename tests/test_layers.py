@@ -16,6 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
     "preprocess": {"pictures"},  # from picture to pixels begins with opening the file
     "data": {"pictures"},  # training reads pictures by the rules of evaluation
+    "pictures": {"file_kinds"},
+    "file_kinds": set(),
     "checkpoint": {"config"},
     "transfer": set(),
     "downloads": {"transfer"},
@@ -50,7 +52,7 @@ MODELS_MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "torchvision", "clip", "open_clip", "timm", "transformers"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"config", "tokenizer", "preprocess", "checkpoint", "convert"}
-WITHOUT_JAX |= {"downloads", "transfer", "pictures", "files"}
+WITHOUT_JAX |= {"downloads", "transfer", "pictures", "files", "file_kinds"}
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 
 

@@ -348,6 +348,17 @@ def test_the_limit_is_ours_whatever_pillow_is_set_to(monkeypatch: pytest.MonkeyP
         decode_image(png(14_000, 13_000))
 
 
+def test_a_tile_of_too_many_pixels_is_refused() -> None:
+    """1,134 bytes that declare 100 x 100 pixels in one tile of 30,000 x 30,000 took 860 MB."""
+    tags = [(256, 100), (257, 100), (258, 8), (259, 5), (262, 1), (277, 1)]
+    tags += [(322, 30_000), (323, 30_000), (324, 134), (325, 1000)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + directory + bytes(1004)
+    assert len(content) == 1134
+    with pytest.raises(ValueError, match="pixels, got tiles of 30000 x 30000"):
+        decode_image(content)
+
+
 def test_extreme_pictures_cost_no_memory_in_training() -> None:
     """10,000 x 1 took 2 GB a thread, 70,000 x 1 more than 6.5; here 600 MB are there in all."""
     code = """if True:

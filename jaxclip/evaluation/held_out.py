@@ -51,7 +51,8 @@ class HeldOut:
     ) -> None:
         self.labelled = None if labelled is None else aligned(labelled)
         self.templates, self.pairs = templates, pairs
-        self.preprocess, self.length, self.skip_limit = Preprocess(size), length, skip_limit
+        self.preprocess = Preprocess(size).safe  # the pictures as training sees them
+        self.length, self.skip_limit = length, skip_limit
         self.block = -(-BLOCK // mesh.size) * mesh.size
         self.split = NamedSharding(mesh, P(mesh.axis_names))
         everywhere = NamedSharding(mesh, P())
