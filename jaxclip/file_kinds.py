@@ -5,7 +5,6 @@ from collections.abc import Collection
 STARTS = {  # how a file of one of these formats starts
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
-    b"RIFF": "WebP",
     b"GIF8": "GIF",
     b"BM": "BMP",
     b"II*\0": "TIFF",
@@ -44,6 +43,8 @@ CONTAINERS = {  # brand in the box "ftyp" -> (format, what it is, what reads it)
 
 def picture_format(head: bytes) -> str | None:
     """The picture format that a file's first bytes are those of, or None."""
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WebP"
     return next((name for start, name in STARTS.items() if head.startswith(start)), None)
 
 

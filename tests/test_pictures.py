@@ -195,6 +195,21 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
         assert str(path) in str(caught.value)
 
 
+def test_commands_do_not_wait_for_a_pipe_or_a_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path, got in ((tmp_path / "pipe.png", "a named pipe"), (Path("/dev/zero"), "a device")):
+        for arguments in (
+            ["classify", str(path), "--labels", "a", "b"],
+            ["embed", str(path), "--out", str(tmp_path / "out.npz")],
+            ["verify", "--picture", str(path)],
+        ):
+            assert cli.main(arguments) == 1
+            told = capsys.readouterr().err
+            assert got in told and "Traceback" not in told
+
+
 def test_truncated_pictures_would_pass_if_pillow_were_lenient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

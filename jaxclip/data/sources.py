@@ -39,7 +39,7 @@ class Pictures:
 
 
 def _decode(content: bytes) -> np.ndarray:
-    """The picture's own rule, unlike `pictures.to_rgb`: opacity is kept, what is clear is black."""
+    """Opacity is kept and what is transparent is black, unlike `pictures.to_rgb`."""
     picture = np.asarray(decode_image(content).convert("RGBA"))
     return picture * (picture[..., 3:] > 0)
 
