@@ -10,8 +10,8 @@ GRIB and BUFR are data; PSD, TGA, PCX and the rest are rare, or have no first by
 
 Size. A picture has at most MOST_PIXELS pixels and is at most MOST_STRETCHED times as long as wide.
 Both are judged by what the file declares, before anything is decoded. Panoramas, banners,
-webtoons and long screenshots stay below 80 to 1. A picture of 100 to 1 whose shortest side becomes 336
-has 11 million pixels, 45 MB; one of 10,000 x 1 would have 1.1 billion.
+webtoons and long screenshots stay below 80 to 1. A picture of 100 to 1 whose shortest side becomes
+336 has 11 million pixels, 45 MB; one of 10,000 x 1 would have 1.1 billion.
 
 Damage. A truncated picture is refused, not filled up with grey.
 """
