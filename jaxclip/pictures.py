@@ -11,6 +11,11 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+# Endings of picture files, in any case; what a file holds is seen when it is opened.
+_PLAIN = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_OTHER = (".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".heic", ".heif")
+SUFFIXES = (*_PLAIN, *_OTHER)
+
 _OPENING = threading.Lock()
 _PICTURES = {  # how a file starts -> what it is
     b"\x89PNG": "PNG",
@@ -33,6 +38,15 @@ _OTHERS = {
     b"<?xml": "an XML text",
     b"{": "a JSON text",
 }
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name ends as a picture's does.
+
+    >>> is_picture("A.JPG"), is_picture("notes.txt")
+    (True, False)
+    """
+    return Path(path).suffix.lower() in SUFFIXES
 
 
 def _refusal(path: Path, came: str, cure: str) -> ValueError:

@@ -160,6 +160,7 @@ def test_folder_with_captions_beside_the_pictures(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.png").write_bytes(png())
     (tmp_path / "a.txt").write_text("first\nsecond\n")
+    (tmp_path / "b.txt").write_text("")
     source = pairs.folder(tmp_path)
     assert [pair.captions for pair in (source[0], source[1])] == [("first", "second"), ()]
     assert source[0].image == png()
@@ -193,9 +194,9 @@ def test_tables_put_the_captions_of_one_picture_together(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "file,caption\nx.png,one\n", "line 2: expected the fields 'image', 'caption'"),
-        ("t.jsonl", '{"image": "x.png"\n', "line 1: no JSON"),
-        ("t.jsonl", "[1]\n", "line 1: a JSON object was expected"),
+        ("t.csv", "file,caption\nx.png,one\n", "line 1: expected the fields 'image', 'caption'"),
+        ("t.jsonl", '{"image": "x.png"\n', "line 1: expected JSON"),
+        ("t.jsonl", "[1]\n", "line 1: expected a JSON object"),
         ("t.csv", "image,caption\n", "no pictures with captions"),
     ],
 )

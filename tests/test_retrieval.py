@@ -190,13 +190,22 @@ def test_mistakes_of_retrieval_take_one_line(model, tmp_path, capsys):
     assert "--force" in says(given)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"images": [{"filename": 1}]}'])
-def test_a_caption_file_of_another_kind_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "expected a caption file"),
+        ("[]", "expected a caption file"),
+        ("{", "expected a caption file"),
+        ('{"images": [{"filename": 1}]}', r"none of its 1 records can be used; .*images\[0\]"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_caption_file_of_another_kind_is_refused(tmp_path, text, says):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ValueError, match="no caption file that is known here"):
+    with pytest.raises(ValueError, match=says):
         caption_file(tmp_path / "c.json", tmp_path)
     (tmp_path / "c.token").write_text("1.jpg a caption without a mark")
-    with pytest.raises(ValueError, match="line 1 is not NAME#NUMBER"):
+    with pytest.raises(ValueError, match="line 1: expected NAME#NUMBER"):
         caption_file(tmp_path / "c.token", tmp_path)
 
 

@@ -1,8 +1,11 @@
 """What the commands share: exit codes, where people are told things, the flag --json, a model."""
 
+import contextlib
 import gc
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import tyro
@@ -16,6 +19,24 @@ AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 class UsageError(Exception):
     """What was asked for does not make sense; the message says why."""
+
+
+class _OnStderr(logging.Handler):
+    """Prints a line; above a progress bar, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Print what the library warns of, such as records that are left out."""
+    logger, handler = logging.getLogger("jaxclip"), _OnStderr(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _import_jax() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxclip.files import split_lines
+
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
@@ -48,7 +50,7 @@ def _open() -> Any:
 
 
 def _records(archive: zipfile.ZipFile, split: str) -> list[dict[str, Any]]:
-    lines = archive.read("pictures.jsonl").decode().splitlines()
+    lines = split_lines(archive.read("pictures.jsonl").decode())
     records = [r for r in map(json.loads, lines) if r["split"] == split]
     if not records:
         raise ValueError(f"split {split!r} came; train, validation or test was expected")
