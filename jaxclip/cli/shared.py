@@ -32,11 +32,14 @@ class _OnStderr(logging.Handler):
 def warnings_on_stderr() -> Iterator[None]:
     """Print what the library warns of, such as records that are left out."""
     logger, handler = logging.getLogger("jaxclip"), _OnStderr(logging.WARNING)
+    before = logger.propagate
+    logger.propagate = bool(logging.root.handlers)  # those that a library adds print it again
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _import_jax() -> None:

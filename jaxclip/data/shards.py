@@ -89,7 +89,8 @@ def _scan(path: Path) -> list[Entry]:
                 directory, _, base = header.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 extent = header.start, header.size
-                found.setdefault(f"{directory}/{stem}", {})[suffix.lower()] = extent
+                name = f"{directory}/{stem}" if directory else stem
+                found.setdefault(name, {})[suffix.lower()] = extent
     examples: list[Entry] = []
     for name, members in found.items():
         parts = _with_picture(name, members)
