@@ -83,7 +83,9 @@ def test_links_in_a_circle_end_and_no_folder_counts_twice(tmp_path, caplog):
     source = labelled(place(str(tmp_path)))
     assert source.names == ("cat", "dog")
     assert [Path(source[i].where).name for i in range(2)] == ["1.png", "2.png"]
-    assert "link to a folder that counts already 3" in caplog.text and "broken link 1" in caplog.text
+    assert (
+        "link to a folder that counts already 3" in caplog.text and "broken link 1" in caplog.text
+    )
 
 
 def test_many_links_between_folders_take_bounded_time(tmp_path):

@@ -209,6 +209,37 @@ def test_a_caption_file_of_another_kind_is_refused(tmp_path, text, says):
         caption_file(tmp_path / "c.token", tmp_path)
 
 
+def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
+    coco = {
+        "images": [{"id": 1, "file_name": "1.png"}, {"id": 2}, 5],
+        "annotations": [
+            {"image_id": 1, "caption": "one"},
+            {"image_id": 1, "caption": 5},
+            {"image_id": 9, "caption": "nine"},
+            {"image_id": [1], "caption": "a list"},
+            {"caption": "whose?"},
+            None,
+        ],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(coco))
+    source = caption_file(tmp_path / "c.json", tmp_path)
+    assert [texts for _, texts in source.entries] == [("one",)]
+    assert [where.split(", ")[1] for where, _ in source.bad] == [
+        "images[1]",
+        "images[2]",
+        *(f"annotations[{i}]" for i in range(1, 6)),
+    ]
+    karpathy = {"images": [{"filename": "1.png", "split": "test", "sentences": [{"raw": "one"}]}]}
+    karpathy["images"] += [{"filename": 5, "split": "test", "sentences": []}, [], {"split": "test"}]
+    (tmp_path / "k.JSON").write_text(json.dumps(karpathy))
+    source = caption_file(tmp_path / "k.JSON", tmp_path, "test")
+    assert (len(source.entries), len(source.bad)) == (1, 3)
+    (tmp_path / "r.token").write_text("1.png#0\ta\u2028b\nno mark\n2.png#1\tc\n")
+    source = caption_file(tmp_path / "r.token", tmp_path)
+    assert [texts for _, texts in source.entries] == [("a\u2028b",), ("c",)]
+    assert source.bad[0][0].endswith("line 2")
+
+
 def test_a_split_that_is_not_there_leaves_nothing(tmp_path):
     write_layouts(tmp_path)
     with pytest.raises(ValueError, match="no pictures with captions"):
