@@ -46,7 +46,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     >>> is_picture("A.JPG"), is_picture("notes.txt")
     (True, False)
     """
-    return Path(path).suffix.lower() in SUFFIXES
+    return os.path.splitext(os.fspath(path))[1].lower() in SUFFIXES
 
 
 def _refusal(path: Path, came: str, cure: str) -> ValueError:

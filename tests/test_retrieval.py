@@ -293,3 +293,14 @@ def test_mistakes_of_celeba_take_one_line(model, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("99 Nobody\n")
     assert celeba_identity.main([*given, "--sizes", "2"]) == 1
     assert "names nobody" in capsys.readouterr().err
+
+
+def test_lists_of_people_follow_the_rule_for_text(tmp_path):
+    """A mark, and separators within a name: neither loses nor makes a line."""
+    (tmp_path / "who.txt").write_bytes("0.png 7\r\n1.JPG 8\r\n2.tif 7\r\n".encode("utf-8-sig"))
+    (tmp_path / "names.txt").write_bytes("7 A\u2028Red\n8 Green\x0cOne\n".encode("utf-16"))
+    found = celeba_identity.people(tmp_path / "who.txt", tmp_path / "names.txt")
+    assert found == {"A\u2028Red": ["0.png", "2.tif"], "Green\x0cOne": ["1.JPG"]}
+    (tmp_path / "names.txt").write_bytes(b"7 K\xe4te\n")
+    with pytest.raises(ValueError, match=r"names\.txt: expected UTF-8"):
+        celeba_identity.people(tmp_path / "who.txt", tmp_path / "names.txt")

@@ -51,7 +51,7 @@ class Found:
 
     def text_of(self, picture: Path) -> Path | None:
         """The text file beside a picture: x.txt beside x.jpg."""
-        return self.texts.get(str(picture.with_suffix("")))
+        return self.texts.get(os.path.splitext(picture)[0])
 
     def class_of(self, picture: Path) -> str | None:
         """The folder in the root that a picture is in; None where it is in the root itself."""
@@ -128,25 +128,20 @@ def _add(found: Found, entry: os.DirEntry[str]) -> bool:
         kind = "" if regular else KINDS.get(stat.S_IFMT(entry.stat().st_mode), "no regular file")
     except OSError:  # a link that leads nowhere, or round in a circle
         regular, kind = False, "broken link"
-    path = Path(entry.path)
-    ending = path.suffix.lower()
+    stem, ending = os.path.splitext(entry.path)
     if not regular:
         found.others[kind.removeprefix("a ")] += 1
-    elif is_picture(path):
-        found.pictures.append(path)
-    elif ending == TEXT:
-        _add_text(found, path)
-    else:
-        found.files[_shown(ending)] += 1
-    return False
-
-
-def _add_text(found: Found, path: Path) -> None:
-    key = str(path.with_suffix(""))
-    if key in found.texts:  # x.txt and x.TXT: the former
+    elif is_picture(entry.name):
+        found.pictures.append(Path(entry.path))
+    elif ending.lower() != TEXT:
+        found.files[_shown(ending.lower())] += 1
+    elif stem not in found.texts:
+        found.texts[stem] = Path(entry.path)
+    else:  # x.txt and x.TXT: the former
         found.files[TEXT] += 1
-    if key not in found.texts or path.suffix == TEXT:
-        found.texts[key] = path
+        if ending == TEXT:
+            found.texts[stem] = Path(entry.path)
+    return False
 
 
 def _shown(ending: str) -> str:

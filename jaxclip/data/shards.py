@@ -11,7 +11,7 @@ from jaxclip.data.folders import is_hidden
 from jaxclip.data.records import MOST_PICTURE_BYTES, MOST_TEXT_BYTES, Fault
 from jaxclip.data.tar_headers import Bad, read_headers
 from jaxclip.files import open_regular
-from jaxclip.pictures import is_picture
+from jaxclip.pictures import SUFFIXES
 
 logger = logging.getLogger(__name__)
 Extent = tuple[int, int]  # where a member's bytes begin, and how many there are
@@ -56,7 +56,7 @@ class Shards:
 
             def read(suffix: str) -> bytes:
                 start, size = entry.members[suffix]
-                most = MOST_PICTURE_BYTES if is_picture(f"x.{suffix}") else MOST_TEXT_BYTES
+                most = MOST_PICTURE_BYTES if _is_picture(suffix) else MOST_TEXT_BYTES
                 if size > most:
                     raise ValueError(f".{suffix}: expected at most {most:,} bytes, got {size:,}")
                 file.seek(start)
@@ -65,9 +65,17 @@ class Shards:
             yield entry.members, read, entry.where
 
 
+def _is_picture(suffix: str) -> bool:
+    return f".{suffix.rpartition('.')[2]}" in SUFFIXES
+
+
 def picture_of(members: Mapping[str, Extent]) -> str:
     """The suffix of an example's picture; every example has one."""
-    return next(suffix for suffix in members if is_picture(f"x.{suffix}"))
+    return next(suffix for suffix in members if _is_picture(suffix))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(is_hidden(part) for part in name.split("/") if part not in (".", ".."))
 
 
 def _scan(path: Path) -> list[Entry]:
@@ -83,7 +91,7 @@ def _scan(path: Path) -> list[Entry]:
             elif isinstance(header, Bad):
                 fault = Fault("damaged tar entry", header.reason)
                 bad.append(Entry(f"{path}, {header.name}", {}, fault))
-            elif any(is_hidden(x) for x in header.name.split("/") if x not in (".", "..")):
+            elif _is_hidden(header.name):
                 without["hidden"] += 1
             else:
                 directory, _, base = header.name.rpartition("/")
@@ -105,7 +113,7 @@ def _scan(path: Path) -> list[Entry]:
 
 def _with_picture(name: str, members: Members) -> list[tuple[str, Members]]:
     """The example of a name, or those of `name.b`, `name.c` where only such have a picture."""
-    pictures = [suffix for suffix in members if is_picture(f"x.{suffix}")]
+    pictures = [suffix for suffix in members if _is_picture(suffix)]
     if any("." not in suffix for suffix in pictures):
         plain = {suffix: extent for suffix, extent in members.items() if "." not in suffix}
         return [(name, plain)]
