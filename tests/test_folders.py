@@ -155,6 +155,15 @@ def test_captions_pair_by_name_whatever_the_case_of_the_endings(tmp_path):
     }
 
 
+@pytest.mark.parametrize("root", [".", "./in/..", "in/../"])
+def test_a_folder_is_the_same_by_any_name(tmp_path, monkeypatch, root):
+    write(tmp_path / "in/a.jpg")
+    write(tmp_path / "in/a.txt", "a cat")
+    monkeypatch.chdir(tmp_path)
+    assert place(root).kind == "captions" and pairs.folder(Path(root))[0].captions == ("a cat",)
+    assert labelled(place(f"classes:{root}")).names == ("in",)
+
+
 @pytest.mark.parametrize("name", ["LICENSE.txt", "README.txt", "cat/notes.txt"])
 def test_a_text_beside_class_folders_makes_no_captions_of_them(tmp_path, name, caplog):
     for picture in ("cat/1.png", "dog/2.png"):

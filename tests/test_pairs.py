@@ -305,6 +305,18 @@ def test_a_damaged_shard_is_used_up_to_the_damage_and_says_so(tmp_path, caplog):
     assert len(source) == 2 and "damaged" in caplog.text
 
 
+def test_a_caption_of_tensorflow_datasets_is_told_and_not_replaced():
+    source = pairs.TensorflowDataset.__new__(pairs.TensorflowDataset)
+    source.names, source.image, source.caption, source.origin = None, "image", "text", "tiny, train"
+    source.rows = [
+        {"image": b"", "text": text} for text in (b"ok", b"K\xe4tzchen", [b"a", "b"], [b"a", 5])
+    ]
+    found = [source[i] for i in range(4)]
+    assert [pair.captions for pair in found] == [("ok",), (), ("a", "b"), ()]
+    assert "got byte 0xe4" in found[1].fault.detail and found[1].where == "tiny, train, row 1"
+    assert found[3].fault.kind == "bad caption"
+
+
 BUILDER = """
 import numpy as np
 import tensorflow_datasets as tfds

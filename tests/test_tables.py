@@ -109,6 +109,8 @@ def test_names_go_before_places(tmp_path):
     write(tmp_path / "classnames.txt", "cat\n2\ndog\nowl\n")
     places = labelled(place(str(path)))
     assert [places[i].label for i in range(2)] == [1, 3]
+    negative = aligned(bare, ["-1", "1", "3"])
+    assert [negative[i].label for i in range(2)] == [1, 2]
     digits = aligned(bare, [str(i) for i in range(10)])  # names and places at once
     assert [digits[i].label for i in range(2)] == [1, 3]
 

@@ -128,19 +128,20 @@ def _add(found: Found, entry: os.DirEntry[str]) -> bool:
         kind = "" if regular else KINDS.get(stat.S_IFMT(entry.stat().st_mode), "no regular file")
     except OSError:  # a link that leads nowhere, or round in a circle
         regular, kind = False, "broken link"
-    stem, ending = os.path.splitext(entry.path)
+    path = Path(entry.path)
+    stem, ending = os.path.splitext(path)
     if not regular:
         found.others[kind.removeprefix("a ")] += 1
     elif is_picture(entry.name):
-        found.pictures.append(Path(entry.path))
+        found.pictures.append(path)
     elif ending.lower() != TEXT:
         found.files[_shown(ending.lower())] += 1
     elif stem not in found.texts:
-        found.texts[stem] = Path(entry.path)
+        found.texts[stem] = path
     else:  # x.txt and x.TXT: the former
         found.files[TEXT] += 1
         if ending == TEXT:
-            found.texts[stem] = Path(entry.path)
+            found.texts[stem] = path
     return False
 
 

@@ -316,8 +316,9 @@ def _in_order(names: Sequence[str]) -> dict[int, int]:
 
 def _places_of_numbers(source: Labelled, classes: Sequence[str]) -> dict[int, int]:
     """{label: place in classes} of a source whose labels are bare numbers."""
-    counts = Counter(int(name) for name in classes if NUMBER.fullmatch(name))
-    named = {int(x): i for i, x in enumerate(classes) if NUMBER.fullmatch(x) and counts[int(x)] < 2}
+    numbers = [int(name) if NUMBER.fullmatch(name) else NO_LABEL for name in classes]
+    counts = Counter(numbers)
+    named = {x: i for i, x in enumerate(numbers) if x >= 0 and counts[x] == 1}
     labels = set(getattr(source, "labels", ())) - {NO_LABEL}
     return named if labels and labels <= named.keys() else _in_order(classes)
 

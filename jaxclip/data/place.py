@@ -86,7 +86,7 @@ def _looked_at(text: str) -> Place:
 
 
 def _kind_of_folder(root: Path) -> str:
-    """ "captions" where a picture has a text file beside it; "classes" where there are folders."""
+    """The kind: captions where a picture has a text beside it, else classes if it has folders."""
     found = find_pictures(root)
     captioned = any(found.text_of(picture) for picture in found.pictures)
     captioned = captioned or (not found.pictures and bool(found.texts))
