@@ -25,15 +25,16 @@ from rich.table import Table
 from experiments import common, zero_shot
 from jaxclip.cli.shared import print_table
 from jaxclip.data.labelled import Files, aligned
-from jaxclip.data.shards import SUFFIXES
 from jaxclip.evaluation import prompts
+from jaxclip.files import read_text, split_lines
+from jaxclip.pictures import is_picture
 
 SIZES = (100, 1000, 2000)
 
 
 def pairs_of(path: Path) -> dict[str, str]:
     """{first word: the rest} of every line of a text file that has both."""
-    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.split(maxsplit=1) for line in split_lines(read_text(path)))
     return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 
@@ -42,9 +43,9 @@ def people(identities: Path, names: Path) -> dict[str, list[str]]:
 
     ValueError when nobody has.
     """
-    who = {f: i for f, i in pairs_of(identities).items() if _is_picture(f)}
+    who = {f: i for f, i in pairs_of(identities).items() if is_picture(f)}
     named = pairs_of(names)
-    by_picture = any(_is_picture(key) for key in named)
+    by_picture = any(is_picture(key) for key in named)
     found: dict[str, list[str]] = defaultdict(list)
     for file in sorted(who):
         name = named.get(file if by_picture else who[file])
@@ -53,10 +54,6 @@ def people(identities: Path, names: Path) -> dict[str, list[str]]:
     if not found:
         raise ValueError(f"{names} names nobody of {identities}; see --help for the two layouts")
     return dict(sorted(found.items()))
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
 
 
 def drawn(there: Mapping[str, list[str]], size: int, seed: int) -> list[str]:

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxclip.cli.shared import warnings_on_stderr
+
 PUBLISHED = Path(__file__).with_name("published.json")
 
 
@@ -34,7 +36,8 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequen
     """Parse, work, and tell a failure in one line: the exit code is 0 or 1."""
     arguments = parser.parse_args(given)
     try:
-        work(arguments)
+        with warnings_on_stderr():
+            work(arguments)
     except (ValueError, OSError) as error:
         message = str(error)
     except KeyboardInterrupt:

@@ -5,11 +5,12 @@ carriage return or both; other Unicode separators (U+2028, NEL, VT, FF, FS) are 
 """
 
 import codecs
+import json
 import os
 import re
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 KINDS = {  # of what is not a regular file
     stat.S_IFDIR: "a directory",
@@ -83,3 +84,13 @@ def split_lines(text: str) -> list[str]:
     """
     lines = _LINE_END.split(text)
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError in one line for what is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("expected JSON, got values nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"expected JSON, got something else ({error})") from None

@@ -80,6 +80,13 @@ def test_what_is_left_out_is_counted_with_its_reason_up_to_a_limit():
         blocks(4, limit=2)
 
 
+def test_what_is_read_again_counts_once():
+    skips = Skips(2)
+    for _ in range(3):
+        list(streamed(Source(), grey, lambda x: x[:, 0, 0] + 1, skips=skips, block=4))
+    assert skips.counts == {"broken picture": 2}
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_features_that_are_no_numbers_stop_it(bad):
     def encode(x: np.ndarray) -> np.ndarray:

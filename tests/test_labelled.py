@@ -174,7 +174,7 @@ def test_pictures_without_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pictures without classes"):
         labelled(place(str(tmp_path)))
     (tmp_path / "t.csv").write_text("image,caption\n1.png,one\n")
-    with pytest.raises(ValueError, match="line 2: expected the fields 'image', 'label'"):
+    with pytest.raises(ValueError, match="line 1: expected the fields 'image', 'label'"):
         labelled(place(str(tmp_path / "t.csv")))
     (tmp_path / "t.csv").write_text("image,label\n")
     with pytest.raises(ValueError, match="no pictures"):

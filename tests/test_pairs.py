@@ -17,6 +17,7 @@ from PIL import Image
 
 from jaxclip.data import pairs
 from jaxclip.data.pairs import Pair, TarShards
+from jaxclip.data.records import Fault
 from jaxclip.data.stream import Skips, TooManySkipped, batches, random_square, usable
 
 SIZE = 8
@@ -130,6 +131,58 @@ def test_too_many_unusable_pairs_end_the_run():
         read([Memory(12, wrong)], 4, slice(0, 6), limit=2, threads=1)
 
 
+def test_a_record_counts_once_however_often_it_is_met(caplog):
+    """One missing of 20 ended a run in epoch 21 at --skip-limit 20."""
+    skips = Skips(1)
+    options = {"size": SIZE, "batch_size": 5, "rows": slice(0, 5), "seed": 0, "skips": skips}
+    gone = Pair(b"", ("a",), "gone.png")
+    stream = iter(batches([Memory(20, {7: gone})], **options))
+    for _ in range(30 * 4):
+        next(stream)
+    assert skips.counts == {"broken picture": 1}
+    assert len([line for line in caplog.messages if "gone.png" in line]) == 1
+
+
+def test_two_sources_with_the_same_record_count_it_twice():
+    skips = Skips(9)
+    options = {"size": SIZE, "batch_size": 5, "rows": slice(0, 5), "seed": 0, "skips": skips}
+    stream = iter(batches([Memory(6, {1: BROKEN}), Memory(6, {1: BROKEN})], **options))
+    for _ in range(12):
+        next(stream)
+    assert skips.counts == {"broken picture": 2}
+
+
+@pytest.mark.parametrize("more", [0, 6])
+def test_a_source_without_anything_usable_ends_the_run_at_once(more):
+    """It was read for ever, or to the limit: "1007 times empty caption"."""
+    sources = [Memory(25, dict.fromkeys(range(25), EMPTY)), *([Memory(more)] if more else [])]
+    of = " of data set 1" if more else ""
+    message = f"none of the 25 pairs{of} can be used: 25 times empty caption"
+    with pytest.raises(TooManySkipped, match=message):
+        read(sources, 40, slice(0, 6), limit=1000)
+
+
+def test_a_fault_is_what_is_counted_and_named(caplog):
+    skips = Skips(5)
+    pair = Pair(png(), ("a",), "t.csv, line 3", Fault("bad row", "expected 2 columns, got 3"))
+    assert usable(pair, SIZE, np.random.default_rng(0), skips) is None
+    assert skips.counts == {"bad row": 1}
+    assert "bad row: t.csv, line 3: expected 2 columns, got 3 (1 so far)" in caplog.text
+
+
+def test_a_position_after_skips_is_gone_on_from():
+    options = {"size": SIZE, "batch_size": 4, "rows": slice(0, 4), "seed": 1}
+    source = Memory(10, {2: BROKEN, 5: EMPTY})
+    stream = iter(batches([source], skips=Skips(2), **options))
+    for _ in range(9):  # beyond an epoch: the bad ones were met before
+        next(stream)
+    position = stream.get_state()
+    expected = [next(stream)["caption"] for _ in range(6)]
+    other = iter(batches([source], skips=Skips(2), **options))
+    other.set_state(position)
+    assert [next(other)["caption"] for _ in range(6)] == expected
+
+
 # Pictures and captions ----------------------------------------------------------------------------
 
 
@@ -160,6 +213,7 @@ def test_folder_with_captions_beside_the_pictures(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.png").write_bytes(png())
     (tmp_path / "a.txt").write_text("first\nsecond\n")
+    (tmp_path / "b.txt").write_text("")
     source = pairs.folder(tmp_path)
     assert [pair.captions for pair in (source[0], source[1])] == [("first", "second"), ()]
     assert source[0].image == png()
@@ -193,9 +247,9 @@ def test_tables_put_the_captions_of_one_picture_together(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "file,caption\nx.png,one\n", "line 2: expected the fields 'image', 'caption'"),
-        ("t.jsonl", '{"image": "x.png"\n', "line 1: no JSON"),
-        ("t.jsonl", "[1]\n", "line 1: a JSON object was expected"),
+        ("t.csv", "file,caption\nx.png,one\n", "line 1: expected the fields 'image', 'caption'"),
+        ("t.jsonl", '{"image": "x.png"\n', "line 1: expected JSON"),
+        ("t.jsonl", "[1]\n", "line 1: expected a JSON object"),
         ("t.csv", "image,caption\n", "no pictures with captions"),
     ],
 )
@@ -249,6 +303,18 @@ def test_a_damaged_shard_is_used_up_to_the_damage_and_says_so(tmp_path, caplog):
     path.write_bytes(content)
     source = TarShards([path])
     assert len(source) == 2 and "damaged" in caplog.text
+
+
+def test_a_caption_of_tensorflow_datasets_is_told_and_not_replaced():
+    source = pairs.TensorflowDataset.__new__(pairs.TensorflowDataset)
+    source.names, source.image, source.caption, source.origin = None, "image", "text", "tiny, train"
+    source.rows = [
+        {"image": b"", "text": text} for text in (b"ok", b"K\xe4tzchen", [b"a", "b"], [b"a", 5])
+    ]
+    found = [source[i] for i in range(4)]
+    assert [pair.captions for pair in found] == [("ok",), (), ("a", "b"), ()]
+    assert "got byte 0xe4" in found[1].fault.detail and found[1].where == "tiny, train, row 1"
+    assert found[3].fault.kind == "bad caption"
 
 
 BUILDER = """

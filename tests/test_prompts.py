@@ -88,3 +88,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
     (tmp_path / "own.json").write_text(text)
     with pytest.raises(ValueError, match="classes and prompts of"):
         prompts.load(str(tmp_path / "own.json"))
+
+
+def test_a_file_of_ones_own_may_have_a_mark_and_other_separators(tmp_path):
+    """As Windows writes it; `caption` lists and prompts follow one rule for text."""
+    text = '{"classes": ["a\u2028b", "c"], "templates": ["a {}"]}'
+    (tmp_path / "mine.json").write_bytes(text.encode("utf-8-sig"))
+    assert prompts.load(str(tmp_path / "mine.json")).classes == ("a\u2028b", "c")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        ('{"classes": ["K\xe4tzchen"]}'.encode("latin-1"), "expected UTF-8"),
+        (b'{"classes": []}', "it has no 'templates'"),
+        (b"[]", "mine.json"),
+    ],
+)
+def test_a_damaged_file_of_ones_own_is_refused_by_name(tmp_path, content, says):
+    (tmp_path / "mine.json").write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        prompts.load(str(tmp_path / "mine.json"))

@@ -190,14 +190,54 @@ def test_mistakes_of_retrieval_take_one_line(model, tmp_path, capsys):
     assert "--force" in says(given)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"images": [{"filename": 1}]}'])
-def test_a_caption_file_of_another_kind_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "expected a caption file"),
+        ("[]", "expected a caption file"),
+        ("{", "expected a caption file"),
+        ('{"images": [{"filename": 1}]}', r"none of its 1 records can be used; .*images\[0\]"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_caption_file_of_another_kind_is_refused(tmp_path, text, says):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ValueError, match="no caption file that is known here"):
+    with pytest.raises(ValueError, match=says):
         caption_file(tmp_path / "c.json", tmp_path)
     (tmp_path / "c.token").write_text("1.jpg a caption without a mark")
-    with pytest.raises(ValueError, match="line 1 is not NAME#NUMBER"):
+    with pytest.raises(ValueError, match="line 1: expected NAME#NUMBER"):
         caption_file(tmp_path / "c.token", tmp_path)
+
+
+def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
+    coco = {
+        "images": [{"id": 1, "file_name": "1.png"}, {"id": 2}, 5],
+        "annotations": [
+            {"image_id": 1, "caption": "one"},
+            {"image_id": 1, "caption": 5},
+            {"image_id": 9, "caption": "nine"},
+            {"image_id": [1], "caption": "a list"},
+            {"caption": "whose?"},
+            None,
+        ],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(coco))
+    source = caption_file(tmp_path / "c.json", tmp_path)
+    assert [texts for _, texts in source.entries] == [("one",)]
+    assert [where.split(", ")[1] for where, _ in source.bad] == [
+        "images[1]",
+        "images[2]",
+        *(f"annotations[{i}]" for i in range(1, 6)),
+    ]
+    karpathy = {"images": [{"filename": "1.png", "split": "test", "sentences": [{"raw": "one"}]}]}
+    karpathy["images"] += [{"filename": 5, "split": "test", "sentences": []}, [], {"split": "test"}]
+    (tmp_path / "k.JSON").write_text(json.dumps(karpathy))
+    source = caption_file(tmp_path / "k.JSON", tmp_path, "test")
+    assert (len(source.entries), len(source.bad)) == (1, 3)
+    (tmp_path / "r.token").write_text("1.png#0\ta\u2028b\nno mark\n2.png#1\tc\n")
+    source = caption_file(tmp_path / "r.token", tmp_path)
+    assert [texts for _, texts in source.entries] == [("a\u2028b",), ("c",)]
+    assert source.bad[0][0].endswith("line 2")
 
 
 def test_a_split_that_is_not_there_leaves_nothing(tmp_path):
@@ -253,3 +293,14 @@ def test_mistakes_of_celeba_take_one_line(model, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("99 Nobody\n")
     assert celeba_identity.main([*given, "--sizes", "2"]) == 1
     assert "names nobody" in capsys.readouterr().err
+
+
+def test_lists_of_people_follow_the_rule_for_text(tmp_path):
+    """A mark, and separators within a name: neither loses nor makes a line."""
+    (tmp_path / "who.txt").write_bytes("0.png 7\r\n1.JPG 8\r\n2.tif 7\r\n".encode("utf-8-sig"))
+    (tmp_path / "names.txt").write_bytes("7 A\u2028Red\n8 Green\x0cOne\n".encode("utf-16"))
+    found = celeba_identity.people(tmp_path / "who.txt", tmp_path / "names.txt")
+    assert found == {"A\u2028Red": ["0.png", "2.tif"], "Green\x0cOne": ["1.JPG"]}
+    (tmp_path / "names.txt").write_bytes(b"7 K\xe4te\n")
+    with pytest.raises(ValueError, match=r"names\.txt: expected UTF-8"):
+        celeba_identity.people(tmp_path / "who.txt", tmp_path / "names.txt")

@@ -25,6 +25,7 @@ from jaxclip.training.sharding import data_mesh
 from tests.test_cli import fails
 from tests.test_distributed import PATIENCE, free_port
 from tests.test_pairs import png, shard
+from tests.test_shards import header
 
 pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs", "one_device")
 SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]
@@ -241,6 +242,49 @@ def test_mistakes_take_one_line(
         (tmp_path / "broken" / f"{i}.txt").write_text("a caption")
     assert train(tmp_path / "run", tmp_path / "broken", "--skip-limit", "5") == 1
     assert "more than 5 pairs skipped" in capsys.readouterr().err
+
+
+def test_bad_records_of_any_data_are_skipped_counted_and_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: dict[str, Path]
+) -> None:
+    """Each was a traceback: a caption that is a number, an open quote, an impossible tar entry."""
+    pictures = data["folder"]
+    lines = [f'{{"image": "{pictures}/{i:02}.png", "caption": "{i}"}}' for i in range(8)]
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, '{"image": "x.png", "caption": 5}']))
+    rows = [f"{pictures}/{i:02}.png,caption {i}" for i in range(8)]
+    text = "\n".join(["image,caption", 'x.png,"open', *rows, "y.png," + "x" * 200_000])
+    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "s.tar").write_bytes(header("evil.png", 2**50) + data["tar"].read_bytes())
+    told = {"t.jsonl": ["line 9"], "t.csv": ["line 2", "line 11"], "s.tar": ["evil.png"]}
+    for name, places in told.items():
+        assert train(tmp_path / "run", tmp_path / name, "--force") == 0
+        err = capsys.readouterr().err
+        assert all(f"{name}, {place}: expected" in err or f"{place}: " in err for place in places)
+        assert err.count("skipped, ") >= len(places) and "Traceback" not in err
+        assert train(tmp_path / "run", tmp_path / name, "--force", "--skip-limit", "0") == 1
+        assert "more than 0 pairs skipped" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_one_missing_picture_of_twenty_never_ends_a_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: dict[str, Path]
+) -> None:
+    rows = [f"{data['folder']}/{i:02}.png,caption {i}" for i in range(16)]
+    rows += [f"{data['folder']}/{i:02}.png,again {i}" for i in range(4)] + ["gone.png,missing"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption", *rows]))
+    assert train(tmp_path / "run", tmp_path / "t.csv", "--skip-limit", "1", steps=50) == 0
+    assert capsys.readouterr().err.count("gone.png") == 1
+
+
+def test_pictures_without_captions_take_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for i in range(25):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    out = ["--out", str(tmp_path / "run")]
+    said = fails(capsys, 1, "train", f"captions:{tmp_path}", *out)
+    assert "25 of 25 pictures have no caption file beside them: expected x.txt beside x.jpg" in said
+    os.mkfifo(tmp_path / "p.csv")
+    assert "got a named pipe" in fails(capsys, 2, "train", str(tmp_path / "p.csv"), *out)
 
 
 def test_a_run_goes_on_with_its_own_data_only(

@@ -13,7 +13,7 @@ import tyro
 from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
-from jaxclip.cli.shared import FAILED, USAGE, UsageError
+from jaxclip.cli.shared import FAILED, USAGE, UsageError, warnings_on_stderr
 from jaxclip.cli.train import evaluate, train
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.training.recipe import PRESETS, TrainConfig
@@ -79,7 +79,9 @@ def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 (failed, one line says why) or 2 (usage)."""
     try:
-        return _command(sys.argv[1:] if arguments is None else arguments)()
+        command = _command(sys.argv[1:] if arguments is None else arguments)
+        with warnings_on_stderr():
+            return command()
     except UsageError as error:
         code = USAGE
         message = str(error)

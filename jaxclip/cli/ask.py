@@ -11,8 +11,6 @@ from rich.table import Table
 
 from jaxclip.cli.shared import AsJson, UsageError, load_model, open_model, print_table, stderr
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
 
 def _labels(labels: Sequence[str]) -> list[str]:
     cleaned = [label.strip() for label in labels]
@@ -34,7 +32,7 @@ def classify(
     """Rank labels for pictures: which words fit best?
 
     Args:
-        pictures: Picture files.
+        pictures: Picture files and folders; folders are walked.
         labels: Words to choose from, none of which the model was told were classes.
         model: "emoji" (the embedded model), a released model's name, a run folder or a
             checkpoint file.
@@ -42,8 +40,7 @@ def classify(
         as_json: Print one JSON object a picture instead of tables.
     """
     chosen = _labels(labels)
-    if not pictures:
-        raise UsageError("no picture was given; name one or more picture files")
+    paths = _files(pictures)
     opened = open_model(model)
     clip, _ = load_model(opened, tower="text")
     from jaxclip.downloads import cache_folder
@@ -54,12 +51,12 @@ def classify(
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
     clip, preprocess = load_model(opened, tower="image")
-    images = np.stack([preprocess.safe(open_image(path)) for path in pictures])
+    images = np.stack([preprocess.safe(open_image(path)) for path in paths])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
     logits = np.exp(float(clip.module.logit_scale[...])) * image_embeds @ text_embeds.T
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = odds / odds.sum(axis=1, keepdims=True)
-    for path, row, scores in zip(pictures, probabilities, logits, strict=True):
+    for path, row, scores in zip(paths, probabilities, logits, strict=True):
         ranking = [
             {"label": chosen[i], "probability": float(row[i]), "logit": float(scores[i])}
             for i in np.argsort(-row)
@@ -80,14 +77,18 @@ def _show_ranking(path: Path, ranking: list[dict[str, Any]], model: str, as_json
 
 
 def _files(places: Sequence[Path]) -> list[Path]:
-    """The picture files that files and folders stand for, folders walked in sorted order."""
+    """The picture files that files and folders stand for, folders as `find_pictures` walks them."""
+    from jaxclip.data.folders import find_pictures
+    from jaxclip.pictures import SUFFIXES
+
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
-            if not inside:
-                raise UsageError(f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)})")
-            found += inside
+            inside = find_pictures(place)
+            inside.log_left_out()
+            if not inside.pictures:
+                raise UsageError(f"{place} holds no picture ({', '.join(SUFFIXES)})")
+            found += inside.pictures
         else:
             found.append(place)
     if not found:

@@ -1,8 +1,11 @@
 """What the commands share: exit codes, where people are told things, the flag --json, a model."""
 
+import contextlib
 import gc
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import tyro
@@ -16,6 +19,27 @@ AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 class UsageError(Exception):
     """What was asked for does not make sense; the message says why."""
+
+
+class _OnStderr(logging.Handler):
+    """Prints a line; above a progress bar, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Print what the library warns of, such as records that are left out."""
+    logger, handler = logging.getLogger("jaxclip"), _OnStderr(logging.WARNING)
+    before = logger.propagate
+    logger.propagate = bool(logging.root.handlers)  # those that a library adds print it again
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _import_jax() -> None:

@@ -6,19 +6,22 @@ pictures give the same examples from a class folder, a table, tar shards and ten
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from jaxclip.data.pairs import drawings, pictures_below, table_rows, telling
+from jaxclip.data.pairs import BAD_ROW, class_pictures, drawings, none_left, telling
 from jaxclip.data.place import Place
+from jaxclip.data.records import Fault, parse_label, parse_path, read_picture
 from jaxclip.data.shards import Extent, Read, Shards, picture_of
+from jaxclip.data.tables import table_rows
+from jaxclip.files import decode_text, parse_json, read_text, split_lines
 
 NO_LABEL = -1
 NAMES_FILE = "classnames.txt"  # beside a table or shards, or one folder up: a class a line
+NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +29,13 @@ class Example:
     """An encoded picture, its label, and where it came from, for messages.
 
     The label is a place in the source's names, or a bare number where it has none. One outside of
-    them (also NO_LABEL) means that the picture cannot count.
+    them (also NO_LABEL) means that the picture cannot count; `fault` says why, where that is known.
     """
 
     image: bytes
     label: int
     where: str
+    fault: Fault | None = dataclasses.field(default=None, compare=False)
 
 
 class Labelled(Protocol):
@@ -46,43 +50,57 @@ class Labelled(Protocol):
 
 
 class Files:
-    """Pictures that are files of their own."""
+    """Pictures that are files of their own; `bad` are records that are counted and left out."""
 
-    def __init__(self, entries: Sequence[tuple[Path, int]], names: tuple[str, ...]) -> None:
-        self.entries, self.names = entries, names
+    def __init__(
+        self,
+        entries: Sequence[tuple[Path, int]],
+        names: tuple[str, ...],
+        bad: Sequence[tuple[str, Fault]] = (),
+    ) -> None:
+        self.entries, self.names, self.bad = entries, names, bad
+        self.labels = [label for _, label in entries]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) + len(self.bad)
 
     def __getitem__(self, i: int) -> Example:
+        if i >= len(self.entries):
+            where, fault = self.bad[i - len(self.entries)]
+            return Example(b"", NO_LABEL, where, fault)
         path, label = self.entries[i]
-        # a file that is gone is a broken picture, to be counted like the others
-        content = path.read_bytes() if path.is_file() else b""
-        return Example(content, label, str(path))
+        content, fault_of_picture = read_picture(path)
+        return Example(content, label, str(path), fault_of_picture)
 
 
 def class_folders(root: Path) -> Files:
     """Pictures in folders that are named as what they show; an empty folder is a class too."""
-    folders = sorted(x for x in root.iterdir() if x.is_dir() and not x.name.startswith("."))
-    entries = [(file, i) for i, below in enumerate(folders) for file in pictures_below(below)]
-    if not entries:
+    pictures, names = class_pictures(root)
+    if not pictures:
         raise ValueError(f"{root}: no pictures in class folders, such as cat/1.jpg")
-    return Files(entries, tuple(folder.name for folder in folders))
+    place = {name: i for i, name in enumerate(names)}
+    return Files([(file, place[name]) for file, name in pictures], names)
 
 
 def label_table(path: Path, image: str = "image", label: str = "label") -> Files:
     """A .csv (with a header), .tsv or .jsonl with a path and a class, by name or number, a line."""
     files: list[Path] = []
-    values: list[Any] = []
-    for number, row in table_rows(path):
-        if not isinstance(row.get(image), str) or row.get(label) is None:
-            raise ValueError(f"{path}, line {number}: expected the fields {image!r}, {label!r}")
-        files.append(path.parent / row[image])
-        values.append(row[label])
+    values: list[str | int | None] = []
+    bad: list[tuple[str, Fault]] = []
+    for number, row in table_rows(path, (image, label)):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            file, value = path.parent / parse_path(row[image]), parse_label(row[label])
+        except ValueError as error:
+            bad.append((f"{path}, line {number}", Fault(BAD_ROW, str(error))))
+            continue
+        files.append(file)
+        values.append(value)
     if not files:
-        raise ValueError(f"{path}: no pictures in it")
+        raise ValueError(none_left(path, "no pictures in it", bad))
     labels, names = _numbered(values, _names_beside(path))
-    return Files(list(zip(files, labels, strict=True)), names)
+    return Files(list(zip(files, labels, strict=True)), names, bad)
 
 
 class LabelShards:
@@ -93,50 +111,67 @@ class LabelShards:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.shards = Shards(paths)
-        values = []
-        for i in range(len(self.shards)):
-            with self.shards.opened(i) as (members, read, _):
-                values.append(_class_in(members, read))
-        self.labels, self.names = _numbered(values, _names_beside(paths[0]))
+        found = [self._read_class(i) for i in range(len(self.shards))]
+        self.faults = [fault for _, fault in found]
+        self.labels, self.names = _numbered([value for value, _ in found], _names_beside(paths[0]))
+
+    def _read_class(self, i: int) -> tuple[str | int | None, Fault | None]:
+        fault = self.shards.entry(i).fault
+        if fault is not None:
+            return None, fault
+        with self.shards.opened(i) as (members, read, _):
+            try:
+                return _class_in(members, read), None
+            except ValueError as error:
+                return None, Fault("bad class", str(error))
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def __getitem__(self, i: int) -> Example:
+        label, fault = self.labels[i], self.faults[i]
+        if fault is not None:
+            return Example(b"", label, self.shards.entry(i).where, fault)
         with self.shards.opened(i) as (members, read, where):
-            return Example(read(picture_of(members)), self.labels[i], where)
+            try:
+                return Example(read(picture_of(members)), label, where)
+            except ValueError as error:
+                return Example(b"", label, where, Fault("broken picture", str(error)))
 
 
-def _class_in(members: Mapping[str, Extent], read: Read) -> Any:
-    """What a shard says about an example's class; None if nothing."""
+def _class_in(members: Mapping[str, Extent], read: Read) -> str | int | None:
+    """What a shard says about an example's class; None if nothing, ValueError for no class."""
     if "cls" in members:
-        return read("cls").decode("utf-8", "replace").strip() or None
+        return parse_label(decode_text(read("cls"), ".cls"))
     if "json" in members:
-        try:
-            record = json.loads(read("json"))
-        except ValueError:
-            return None
+        record = parse_json(decode_text(read("json"), ".json"))
         if isinstance(record, dict) and ("cls" in record or "label" in record):
-            return record.get("cls", record.get("label"))
+            return parse_label(record.get("cls", record.get("label")))
     if "txt" in members:
-        return read("txt").decode("utf-8", "replace").strip() or None
+        return parse_label(decode_text(read("txt"), ".txt"))
     return None
 
 
 def _names_beside(path: Path) -> tuple[str, ...]:
     for folder in (path.parent, path.parent.parent):
-        if (folder / NAMES_FILE).is_file():
-            lines = (folder / NAMES_FILE).read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
+        file = folder / NAMES_FILE
+        if file.exists():
+            return tuple(line.strip() for line in split_lines(read_text(file)) if line.strip())
     return ()
 
 
-def _numbered(values: Sequence[Any], names: tuple[str, ...]) -> tuple[list[int], tuple[str, ...]]:
-    """(labels, names) of classes given as all numbers, or as names; None becomes NO_LABEL."""
+def _numbered(
+    values: Sequence[str | int | None], names: tuple[str, ...]
+) -> tuple[list[int], tuple[str, ...]]:
+    """(labels, names) of classes given as names or, if all are, numbers; None becomes NO_LABEL.
+
+    Names go before numbers: where `names` has all of "1", "2", "3", these are names.
+    """
     words = [None if value is None else str(value) for value in values]
-    if all(word is None or word.lstrip("-").isdecimal() for word in words):
+    known = {word for word in words if word is not None}
+    if not (names and known <= set(names)) and all(map(NUMBER.fullmatch, known)):
         return [NO_LABEL if word is None else int(word) for word in words], names
-    names = names or tuple(sorted({word for word in words if word is not None}))
+    names = names or tuple(sorted(known))
     place = {name: i for i, name in enumerate(names)}
     return [place.get(word, NO_LABEL) if word is not None else NO_LABEL for word in words], names
 
@@ -222,7 +257,7 @@ def labelled(
 class Aligned:
     """A labelled source whose labels are places in `names`, a list of classes from elsewhere."""
 
-    def __init__(self, source: Labelled, names: Sequence[str], to: Sequence[int]) -> None:
+    def __init__(self, source: Labelled, names: Sequence[str], to: Mapping[int, int]) -> None:
         self.source, self.names, self.to = source, tuple(names), to
 
     def __len__(self) -> int:
@@ -230,9 +265,7 @@ class Aligned:
 
     def __getitem__(self, i: int) -> Example:
         example = self.source[i]
-        there = 0 <= example.label < len(self.to)
-        label = self.to[example.label] if there else NO_LABEL
-        return dataclasses.replace(example, label=label)
+        return dataclasses.replace(example, label=self.to.get(example.label, NO_LABEL))
 
 
 def _key(name: str) -> str:
@@ -249,7 +282,8 @@ def aligned(source: Labelled, classes: Sequence[str] = (), folders: Sequence[str
     source lacks stay without pictures.
 
     Args:
-      source: with names, or with bare numbers, which are places in `classes`.
+      source: with names, or with bare numbers: names where `classes` has all of them ("1", "2",
+        "3"), else places in `classes`.
       classes: in the order that is wanted; the source's own names if none are given.
       folders: one for each of `classes`, or none.
 
@@ -262,17 +296,31 @@ def aligned(source: Labelled, classes: Sequence[str] = (), folders: Sequence[str
                 f"the labels are numbers and nothing names them; put {NAMES_FILE}, a class a line, "
                 "beside the data, or name a --dataset"
             )
-        return Aligned(source, _readable(source.names), range(len(source.names)))
+        return Aligned(source, _readable(source.names), _in_order(source.names))
     if not source.names:
-        return Aligned(source, classes, range(len(classes)))
+        return Aligned(source, classes, _places_of_numbers(source, classes))
     for candidates, key in ((classes, _key), (folders, str)):
         counts = Counter(key(name) for name in candidates)
         place = {key(name): i for i, name in enumerate(candidates) if counts[key(name)] == 1}
         if all(key(name) in place for name in source.names):
-            return Aligned(source, classes, [place[key(name)] for name in source.names])
-    if all(name.isdecimal() and int(name) < len(classes) for name in source.names):
-        return Aligned(source, classes, [int(name) for name in source.names])
+            to = {i: place[key(name)] for i, name in enumerate(source.names)}
+            return Aligned(source, classes, to)
+    if all(NUMBER.fullmatch(x) and 0 <= int(x) < len(classes) for x in source.names):
+        return Aligned(source, classes, {i: int(name) for i, name in enumerate(source.names)})
     raise ValueError(_mismatch(source.names, classes))
+
+
+def _in_order(names: Sequence[str]) -> dict[int, int]:
+    return {i: i for i in range(len(names))}
+
+
+def _places_of_numbers(source: Labelled, classes: Sequence[str]) -> dict[int, int]:
+    """{label: place in classes} of a source whose labels are bare numbers."""
+    numbers = [int(name) if NUMBER.fullmatch(name) else NO_LABEL for name in classes]
+    counts = Counter(numbers)
+    named = {x: i for i, x in enumerate(numbers) if x >= 0 and counts[x] == 1}
+    labels = set(getattr(source, "labels", ())) - {NO_LABEL}
+    return named if labels and labels <= named.keys() else _in_order(classes)
 
 
 def _readable(names: Sequence[str]) -> list[str]:

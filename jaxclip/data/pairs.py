@@ -5,30 +5,45 @@ captions when it is made and a picture's bytes when it is asked for it; nothing 
 """
 
 import contextlib
-import csv
 import dataclasses
 import io
-import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image
 
+from jaxclip.data.folders import find_pictures
 from jaxclip.data.place import Place
-from jaxclip.data.shards import SUFFIXES, Extent, Read, Shards, picture_of
+from jaxclip.data.records import (
+    MOST_TEXT_BYTES,
+    Fault,
+    parse_captions,
+    parse_path,
+    read_picture,
+)
+from jaxclip.data.shards import Members, Read, Shards, picture_of
 from jaxclip.data.sources import Pictures, emoji, unseen_artist
+from jaxclip.data.tables import table_rows
+from jaxclip.files import decode_text, parse_json, read_text, split_lines
 
+logger = logging.getLogger(__name__)
 TEMPLATE = "a photo of a {}."  # what a class's name is put into (section 3.1.4)
+BAD_CAPTION, BAD_ROW = "bad caption", "bad row"  # kinds of faults
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An encoded picture, all its captions, and where it came from, for messages."""
+    """An encoded picture, all its captions, and where it came from, for messages.
+
+    fault: why it cannot be used, whatever is in its picture; None if nothing speaks against it.
+    """
 
     image: bytes
     captions: tuple[str, ...]
     where: str
+    fault: Fault | None = dataclasses.field(default=None, compare=False)
 
 
 class Source(Protocol):
@@ -40,49 +55,89 @@ class Source(Protocol):
 
 
 class Files:
-    """Pictures that are files of their own: what `folder`, `classes` and `table` make."""
+    """Pictures that are files of their own: what `folder`, `classes` and `table` make.
 
-    def __init__(self, entries: Iterable[tuple[Path, tuple[str, ...]]], origin: Path) -> None:
-        self.entries = list(entries)
+    Args:
+      entries: (picture, its captions).
+      origin: what they were read from, for messages.
+      bad: (where, fault) of records that are counted when they are met, and left out.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[tuple[Path, tuple[str, ...]]],
+        origin: Path,
+        bad: Sequence[tuple[str, Fault]] = (),
+    ) -> None:
+        self.entries, self.bad = list(entries), list(bad)
         if not self.entries:
-            raise ValueError(f"{origin}: no pictures with captions in it")
+            raise ValueError(none_left(origin, "no pictures with captions in it", self.bad))
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) + len(self.bad)
 
     def __getitem__(self, i: int) -> Pair:
+        if i >= len(self.entries):
+            where, fault = self.bad[i - len(self.entries)]
+            return Pair(b"", (), where, fault)
         path, captions = self.entries[i]
-        # a file that is gone is a broken picture, to be counted like the others
-        content = path.read_bytes() if path.is_file() else b""
-        return Pair(content, captions, str(path))
+        content, fault_of_picture = read_picture(path)
+        return Pair(content, captions, str(path), fault_of_picture)
 
 
-def pictures_below(root: Path) -> list[Path]:
-    """The picture files of a folder and of those in it, sorted."""
-    if not root.is_dir():
-        raise ValueError(f"{root}: a folder with pictures was expected")
-    return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+def none_left(origin: Path, what: str, bad: Sequence[tuple[str, Fault]]) -> str:
+    """What to tell where nothing can be used: `what`, or the first of the bad records."""
+    if not bad:
+        return f"{origin}: {what}"
+    where, fault = bad[0]
+    return f"{origin}: none of its {len(bad)} records can be used; {where}: {fault.detail}"
 
 
 def folder(root: Path) -> Files:
-    """Pictures with a text file beside each: x.jpg and x.txt, one caption a line."""
+    """Pictures with a text file beside each: x.jpg and x.txt, one caption a line.
 
-    def captions(picture: Path) -> tuple[str, ...]:
-        text = picture.with_suffix(".txt")
-        return tuple(text.read_text(encoding="utf-8").splitlines()) if text.is_file() else ()
+    Pictures without one are left out, which is logged once.
 
-    return Files(((file, captions(file)) for file in pictures_below(root)), root)
+    Raises:
+      ValueError: there are no pictures, or none of them has a text file.
+    """
+    found = find_pictures(root)
+    captioned = [(file, text) for file in found.pictures if (text := found.text_of(file))]
+    found.log_left_out(len({text for _, text in captioned}))
+    total = len(found.pictures)
+    bare = f"{total - len(captioned)} of {total} pictures have no caption file beside them"
+    if total > len(captioned):
+        bare += ": expected x.txt beside x.jpg"
+        if not captioned:
+            raise ValueError(f"{root}: {bare}")
+        logger.warning("%s: left out: %s", root, bare)
+    entries, bad = [], []
+    for file, text in captioned:
+        try:
+            captions = parse_captions(split_lines(read_text(text, MOST_TEXT_BYTES)))
+            entries.append((file, captions))
+        except ValueError as error:
+            bad.append((str(text), Fault(BAD_CAPTION, str(error).removeprefix(f"{text}: "))))
+    return Files(entries, root, bad)
 
 
 def classes(root: Path, templates: Sequence[str] = (TEMPLATE,)) -> Files:
     """Pictures in folders that are named as what they show: `tabby_cat/1.jpg`."""
+    entries = []
+    for file, name in class_pictures(root)[0]:
+        words = name.replace("_", " ")
+        entries.append((file, tuple(template.format(words) for template in templates)))
+    return Files(entries, root)
 
-    def captions(picture: Path) -> tuple[str, ...]:
-        name = picture.relative_to(root).parts[0].replace("_", " ")
-        return tuple(template.format(name) for template in templates)
 
-    below = [file for file in pictures_below(root) if file.parent != root]
-    return Files(((file, captions(file)) for file in below), root)
+def class_pictures(root: Path) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
+    """((picture, its class), all classes) of class folders; a folder without pictures is one."""
+    found = find_pictures(root)
+    pairs = [(file, name) for file in found.pictures if (name := found.class_of(file))]
+    if len(pairs) < len(found.pictures):
+        found.others["pictures beside the class folders"] += len(found.pictures) - len(pairs)
+    found.log_left_out()
+    return pairs, tuple(found.folders)
 
 
 def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
@@ -91,39 +146,17 @@ def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
     In JSON lines the caption may be a list of several. Lines of one picture are put together.
     """
     found: dict[Path, tuple[str, ...]] = {}
-    for number, row in table_rows(path):
-        if not isinstance(row.get(image), str) or row.get(caption) is None:
-            raise ValueError(f"{path}, line {number}: expected the fields {image!r}, {caption!r}")
-        value = row[caption]
-        captions = tuple(value) if isinstance(value, list) else (value,)
-        picture = path.parent / row[image]
+    bad: list[tuple[str, Fault]] = []
+    for number, row in table_rows(path, (image, caption)):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            picture, captions = path.parent / parse_path(row[image]), parse_captions(row[caption])
+        except ValueError as error:
+            bad.append((f"{path}, line {number}", Fault(BAD_ROW, str(error))))
+            continue
         found[picture] = found.get(picture, ()) + captions
-    return Files(found.items(), path)
-
-
-def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row by column) of a .csv (with a header), .tsv or .jsonl."""
-    return _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        for row in reader:
-            yield reader.line_num, row
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object was expected")
-            yield number, row
+    return Files(found.items(), path, bad)
 
 
 # Tar shards ---------------------------------------------------------------------------------------
@@ -133,19 +166,30 @@ class TarShards(Shards):
     """Tar shards whose captions are in `.txt`, or in the field `caption` of `.json`."""
 
     def __getitem__(self, i: int) -> Pair:
+        entry = self.entry(i)
+        if entry.fault is not None:
+            return Pair(b"", (), entry.where, entry.fault)
         with self.opened(i) as (members, read, where):
-            return Pair(read(picture_of(members)), _captions(members, read), where)
+            kind, image, captions = "broken picture", b"", tuple[str, ...]()
+            try:
+                image = read(picture_of(members))
+                kind = BAD_CAPTION
+                captions = _captions(members, read)
+            except ValueError as error:
+                return Pair(image, captions, where, Fault(kind, str(error)))
+            return Pair(image, captions, where)
 
 
-def _captions(members: dict[str, Extent], read: Read) -> tuple[str, ...]:
+def _captions(members: Members, read: Read) -> tuple[str, ...]:
+    """The captions of an example; ValueError where they are not what they should be."""
     if "txt" in members:
-        return tuple(read("txt").decode("utf-8", "replace").splitlines())
+        return parse_captions(split_lines(decode_text(read("txt"), ".txt")))
     if "json" in members:
-        try:
-            value = json.loads(read("json")).get("caption") or ""
-        except (ValueError, AttributeError):
-            return ()
-        return tuple(value) if isinstance(value, list) else (str(value),)
+        record = parse_json(decode_text(read("json"), ".json"))
+        if not isinstance(record, dict):
+            raise ValueError(".json: expected an object, got another value")
+        value = record.get("caption")
+        return () if value is None else parse_captions(value)
     return ()
 
 
@@ -196,13 +240,16 @@ class TensorflowDataset:
     def __getitem__(self, i: int) -> Pair:
         row = self.rows[i]
         value = row[self.caption]
-        values: list[bytes | str]
+        where = f"{self.origin}, row {i}"
         if self.names is not None:
-            values = [self.template.format(self.names[int(value)].replace("_", " "))]
-        else:
-            values = [value] if isinstance(value, bytes | str) else list(value)
-        texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-        return Pair(bytes(row[self.image]), tuple(texts), f"{self.origin}, row {i}")
+            captions = (self.template.format(self.names[int(value)].replace("_", " ")),)
+            return Pair(bytes(row[self.image]), captions, where)
+        values = [value] if isinstance(value, bytes | str) else list(value)
+        try:
+            texts = [decode_text(v, "caption") if isinstance(v, bytes) else v for v in values]
+            return Pair(bytes(row[self.image]), parse_captions(texts), where)
+        except ValueError as error:
+            return Pair(b"", (), where, Fault(BAD_CAPTION, str(error)))
 
 
 # In memory ----------------------------------------------------------------------------------------

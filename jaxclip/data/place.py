@@ -11,9 +11,15 @@ enough.
 """
 
 import dataclasses
+import logging
+import stat
 from pathlib import Path
 
-TABLES = (".csv", ".tsv", ".jsonl")
+from jaxclip.data.folders import find_pictures, is_hidden
+from jaxclip.data.tables import TABLES
+from jaxclip.files import KINDS
+
+logger = logging.getLogger(__name__)
 PREFIXES = ("classes", "captions", "table", "tar")
 EXPECTED = "expected tfds:NAME:SPLIT, a folder, a table (.csv, .tsv, .jsonl) or tar shards"
 
@@ -57,6 +63,7 @@ def _forced(kind: str, where: str, text: str) -> Place:
     if kind == "tar":
         return Place("tar", _shards(where, text))
     path = Path(where)
+    _refuse_special(path)
     there = path.is_file() if kind == "table" else path.is_dir()
     if not there:
         what = "table" if kind == "table" else "folder"
@@ -66,28 +73,55 @@ def _forced(kind: str, where: str, text: str) -> Place:
 
 def _looked_at(text: str) -> Place:
     path = Path(text)
-    if path.suffix in TABLES and path.is_file():
+    _refuse_special(path)
+    if path.suffix.lower() in TABLES and path.is_file():
         return Place("table", (path,))
-    if path.suffix == ".tar":
+    if _is_tar(path):
         return Place("tar", _shards(text, text))
     if not path.is_dir():
         raise ValueError(f"data {text!r} came, and nothing is there; {EXPECTED}")
-    if any(path.glob("*.tar")):
+    if any(_is_tar(child) and child.is_file() for child in path.iterdir()):
         return Place("tar", _shards(text, text))
-    folders = any(child.is_dir() for child in path.iterdir())
-    captions = next(path.rglob("*.txt"), None) is not None
-    return Place("classes" if folders and not captions else "captions", (path,))
+    return Place(_kind_of_folder(path), (path,))
+
+
+def _kind_of_folder(root: Path) -> str:
+    """The kind: captions where a picture has a text beside it, else classes if it has folders."""
+    found = find_pictures(root)
+    captioned = any(found.text_of(picture) for picture in found.pictures)
+    captioned = captioned or (not found.pictures and bool(found.texts))
+    return "classes" if found.folders and not captioned else "captions"
+
+
+def _refuse_special(path: Path) -> None:
+    """ValueError for a named pipe, a socket or a device: nothing is read from these."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # there is none, or the name holds a null byte
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise ValueError(f"{str(path)!r}: expected a regular file or a folder, got {kind}")
+
+
+def _is_tar(path: Path) -> bool:
+    return path.suffix.lower() == ".tar" and not is_hidden(path.name)
 
 
 def _shards(where: str, text: str) -> tuple[Path, ...]:
     """The tar files that a file, a folder or a pattern in the last part of a path stands for."""
     path = Path(where)
+    _refuse_special(path)
+    if path.is_file():
+        return (path,)
     if path.is_dir():
-        found = sorted(path.glob("*.tar"))
-    elif path.is_file():
-        found = [path]
+        found = sorted(child for child in path.iterdir() if _is_tar(child))
     else:
         found = sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
-    if not found:
+    regular = tuple(file for file in found if file.is_file())
+    if not regular:
         raise ValueError(f"data {text!r} came, and no tar file is there; {EXPECTED}")
-    return tuple(found)
+    for file in found:
+        if not file.is_file():
+            logger.warning("%s: left out: expected a tar file, got no regular file", file)
+    return regular

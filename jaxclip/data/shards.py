@@ -2,75 +2,130 @@
 
 import contextlib
 import logging
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from jaxclip.data.folders import is_hidden
+from jaxclip.data.records import MOST_PICTURE_BYTES, MOST_TEXT_BYTES, Fault
+from jaxclip.data.tar_headers import Bad, read_headers
+from jaxclip.files import open_regular
+from jaxclip.pictures import SUFFIXES
 
 logger = logging.getLogger(__name__)
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-BLOCK = 512  # bytes; headers and contents begin at multiples of it
 Extent = tuple[int, int]  # where a member's bytes begin, and how many there are
+Members = dict[str, Extent]  # of one example, by suffix
 Read = Callable[[str], bytes]  # a member's bytes, by suffix
+
+
+class Entry(NamedTuple):
+    """An example of a shard: where it is, its members, or why there are none to be used."""
+
+    where: str
+    members: Members
+    fault: Fault | None = None
 
 
 class Shards:
     """Uncompressed tar files as img2dataset writes them.
 
     Members that share a name up to the first dot are one example: `000123.jpg` with `000123.txt`.
+    Where no such picture is, those that share a name up to the last dot are: `a.b.jpg`, `a.b.txt`.
     Each file is scanned once for its headers.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.examples = [(path, found) for path in paths for found in _scan(path)]
-        if not self.examples:
-            raise ValueError(f"no pictures in {len(paths)} tar files")
+        self.examples = [(path, entry) for path in paths for entry in _scan(path)]
+        if not any(entry.members for _, entry in self.examples):
+            bad = [f"; {x.where}: {x.fault.detail}" for _, x in self.examples if x.fault]
+            raise ValueError(f"no pictures in {len(paths)} tar files{bad[0] if bad else ''}")
 
     def __len__(self) -> int:
         return len(self.examples)
 
+    def entry(self, i: int) -> Entry:
+        """An example as the headers have it."""
+        return self.examples[i][1]
+
     @contextlib.contextmanager
-    def opened(self, i: int) -> Iterator[tuple[dict[str, Extent], Read, str]]:
+    def opened(self, i: int) -> Iterator[tuple[Members, Read, str]]:
         """An example's members by suffix, what reads one of them, and where it is."""
-        path, (name, members) = self.examples[i]
-        with path.open("rb") as file:
+        path, entry = self.examples[i]
+        with open_regular(path) as file:
 
             def read(suffix: str) -> bytes:
-                start, size = members[suffix]
+                start, size = entry.members[suffix]
+                most = MOST_PICTURE_BYTES if _is_picture(suffix) else MOST_TEXT_BYTES
+                if size > most:
+                    raise ValueError(f".{suffix}: expected at most {most:,} bytes, got {size:,}")
                 file.seek(start)
                 return file.read(size)
 
-            yield members, read, f"{path}, {name}"
+            yield entry.members, read, entry.where
 
 
-def picture_of(members: dict[str, Extent]) -> str:
+def _is_picture(suffix: str) -> bool:
+    return f".{suffix.rpartition('.')[2]}" in SUFFIXES
+
+
+def picture_of(members: Mapping[str, Extent]) -> str:
     """The suffix of an example's picture; every example has one."""
-    return next(suffix for suffix in members if f".{suffix}" in SUFFIXES)
+    return next(suffix for suffix in members if _is_picture(suffix))
 
 
-def _scan(path: Path) -> list[tuple[str, dict[str, Extent]]]:
-    """(name, {suffix: extent}) of every example with a picture, in the order of the file."""
-    found: dict[str, dict[str, Extent]] = {}
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isfile():
-                    directory, _, base = member.name.rpartition("/")
-                    stem, _, suffix = base.partition(".")
-                    extent = member.offset_data, member.size
-                    found.setdefault(f"{directory}/{stem}", {})[suffix.lower()] = extent
-                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-        with path.open("rb") as file:
-            file.seek(end)
-            if any(file.read(BLOCK)):  # tarfile takes a damaged header for the end
-                raise tarfile.ReadError(f"no header at byte {end}")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        logger.warning("%s: damaged (%s); %d examples before it are used", path, error, len(found))
-    with_picture = [
-        (name, members)
-        for name, members in found.items()
-        if any(f".{suffix}" in SUFFIXES for suffix in members)
+def _is_hidden(name: str) -> bool:
+    return any(is_hidden(part) for part in name.split("/") if part not in (".", ".."))
+
+
+def _scan(path: Path) -> list[Entry]:
+    """The examples with a picture, in the order of the file, and the entries that are damaged."""
+    found: dict[str, Members] = {}
+    bad: list[Entry] = []
+    without: Counter[str] = Counter()  # endings of members that belong to no picture
+    with open_regular(path) as file:
+        for header in read_headers(file):
+            if isinstance(header, Bad) and header.last:
+                message = "%s: damaged (%s); %d examples before it are used"
+                logger.warning(message, path, header.reason, len(found))
+            elif isinstance(header, Bad):
+                fault = Fault("damaged tar entry", header.reason)
+                bad.append(Entry(f"{path}, {header.name}", {}, fault))
+            elif _is_hidden(header.name):
+                without["hidden"] += 1
+            else:
+                directory, _, base = header.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                extent = header.start, header.size
+                name = f"{directory}/{stem}" if directory else stem
+                found.setdefault(name, {})[suffix.lower()] = extent
+    examples: list[Entry] = []
+    for name, members in found.items():
+        parts = _with_picture(name, members)
+        examples += [Entry(f"{path}, {part}", own) for part, own in parts]
+        if not parts:
+            without.update(f".{suffix}" if suffix else "no ending" for suffix in members)
+    if without:
+        listed = ", ".join(f"{ending} {count}" for ending, count in without.most_common(9))
+        logger.warning("%s: %d names without picture left out: %s", path, without.total(), listed)
+    return examples + bad
+
+
+def _with_picture(name: str, members: Members) -> list[tuple[str, Members]]:
+    """The example of a name, or those of `name.b`, `name.c` where only such have a picture."""
+    pictures = [suffix for suffix in members if _is_picture(suffix)]
+    if any("." not in suffix for suffix in pictures):
+        plain = {suffix: extent for suffix, extent in members.items() if "." not in suffix}
+        return [(name, plain)]
+    stems = dict.fromkeys(suffix.rpartition(".")[0] for suffix in pictures)
+    return [
+        (
+            f"{name}.{stem}",
+            {
+                suffix.rpartition(".")[2]: extent
+                for suffix, extent in members.items()
+                if suffix.rpartition(".")[0] == stem
+            },
+        )
+        for stem in stems
     ]
-    if len(with_picture) < len(found):
-        logger.warning("%s: %d names without picture", path, len(found) - len(with_picture))
-    return with_picture

@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxclip.pictures import decode_image
 
+from jaxclip.files import split_lines
+
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
@@ -49,7 +51,7 @@ def _open() -> Any:
 
 
 def _records(archive: zipfile.ZipFile, split: str) -> list[dict[str, Any]]:
-    lines = archive.read("pictures.jsonl").decode().splitlines()
+    lines = split_lines(archive.read("pictures.jsonl").decode())
     records = [r for r in map(json.loads, lines) if r["split"] == split]
     if not records:
         raise ValueError(f"split {split!r} came; train, validation or test was expected")

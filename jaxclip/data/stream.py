@@ -27,22 +27,46 @@ class TooManySkipped(ValueError):
 
 
 class Skips:
-    """What was left out and why: counted, logged, and an error beyond `limit`."""
+    """The records that were left out and why: counted and logged once, an error beyond `limit`.
+
+    lengths: how many records each source has, where they are read again and again; an error when
+      none of a source can be used, for which a stream would look for ever.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.counts: collections.Counter[str] = collections.Counter()
+        self.lengths: Sequence[int] = ()
+        self._seen: set[tuple[Any, int]] = set()
+        self._by_source: collections.Counter[Any] = collections.Counter()
         self._lock = threading.Lock()
 
-    def add(self, reason: str, detail: str) -> None:
-        """Count one; TooManySkipped when it is one too many."""
+    def add(self, reason: str, detail: str, key: tuple[Any, int] | None = None) -> None:
+        """Count a record; TooManySkipped when it is one too many.
+
+        Args:
+          reason: what is counted.
+          detail: which record, and more.
+          key: (source, index) of a record that may be met again; it counts once.
+        """
         with self._lock:
+            if key in self._seen:
+                return
+            if key is not None:
+                self._seen.add(key)
+                self._by_source[key[0]] += 1
             self.counts[reason] += 1
             total = self.counts.total()
+            left = self.lengths[key[0]] - self._by_source[key[0]] if key and self.lengths else 1
         logger.warning("skipped, %s: %s (%d so far)", reason, detail, total)
+        told = ", ".join(f"{count} times {name}" for name, count in self.counts.items())
         if total > self.limit:
-            told = ", ".join(f"{count} times {name}" for name, count in self.counts.items())
             raise TooManySkipped(f"more than {self.limit} pairs skipped: {told}; last: {detail}")
+        if key and left == 0:
+            of = f" of data set {key[0] + 1}" if len(self.lengths) > 1 else ""
+            raise TooManySkipped(
+                f"none of the {self.lengths[key[0]]} pairs{of} can be used: {told}; last: {detail}"
+            )
 
 
 def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -60,16 +84,28 @@ def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.nda
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def usable(pair: Pair, size: int, rng: np.random.Generator, skips: Skips) -> Any:
-    """(image uint8 [size, size, 3], one of the captions), or None, counted, if that cannot be."""
+def usable(
+    pair: Pair,
+    size: int,
+    rng: np.random.Generator,
+    skips: Skips,
+    key: tuple[int, int] | None = None,
+) -> Any:
+    """(image uint8 [size, size, 3], one of the captions), or None, counted, if that cannot be.
+
+    key: of the record, for `Skips.add`.
+    """
+    if pair.fault is not None:
+        skips.add(pair.fault.kind, f"{pair.where}: {pair.fault.detail}", key)
+        return None
     captions = [caption.strip() for caption in pair.captions if caption.strip()]
     if not captions:
-        skips.add("empty caption", pair.where)
+        skips.add("empty caption", pair.where, key)
         return None
     try:
         image = random_square(pair.image, size, rng)
     except ValueError as error:
-        skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}")
+        skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}", key)
         return None
     return image, captions[rng.integers(len(captions))]
 
@@ -145,12 +181,13 @@ def batches(
     weights = weights or [1.0] * len(sources)
     if len(weights) != len(sources) or min(weights) <= 0:
         raise ValueError(f"{len(sources)} sources came with the weights {list(weights)}")
-    order = _order([len(source) for source in sources], weights, seed)
+    skips.lengths = [len(source) for source in sources]
+    order = _order(skips.lengths, weights, seed)
 
     def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
         place, source, index = item
         rng = np.random.default_rng([seed, place])
-        found = usable(sources[source][index], size, rng, skips)
+        found = usable(sources[source][index], size, rng, skips, (source, index))
         if found is None:
             return None
         where = {"place": np.int64(place), "index": np.array([source, index])}

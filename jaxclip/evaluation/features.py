@@ -57,7 +57,7 @@ def streamed(
     """Features of a source, `block` rows of it at a time; a row that cannot be used is counted.
 
     Args:
-      source: of items with `image` (bytes) and `where`.
+      source: of items with `image` (bytes) and `where`, and perhaps a `fault` (`data.records`).
       to_pixels: decoded picture -> float32 [h, w, c].
       encode: pixels [block, h, w, c] -> features [block, d]; always the same number of pictures.
       skips: counts what is left out, with its reason; an error beyond its limit.
@@ -72,6 +72,9 @@ def streamed(
 
     def read(row: int) -> tuple[Any, np.ndarray | None, str, str]:
         item = source[row]
+        fault = getattr(item, "fault", None)
+        if fault is not None:
+            return item, None, fault.kind, f"{item.where}: {fault.detail}"
         reason = usable(item)
         if reason is not None:
             return item, None, reason, item.where
@@ -99,7 +102,7 @@ def _block(
     rows, items, pixels = [], [], []
     for row, (item, picture, reason, detail) in zip(part, read, strict=True):
         if picture is None:
-            skips.add(reason, detail)
+            skips.add(reason, detail, (item.where, row))
         else:
             rows.append(row)
             items.append(item)

@@ -52,7 +52,8 @@ class HeldOut:
         self.labelled = None if labelled is None else aligned(labelled)
         self.templates, self.pairs = templates, pairs
         self.preprocess = Preprocess(size).safe  # the pictures as training sees them
-        self.length, self.skip_limit = length, skip_limit
+        self.length = length
+        self.skips = Skips(skip_limit), Skips(skip_limit)  # of what is classified, of the pairs
         self.block = -(-BLOCK // mesh.size) * mesh.size
         self.split = NamedSharding(mesh, P(mesh.axis_names))
         everywhere = NamedSharding(mesh, P())
@@ -66,7 +67,7 @@ class HeldOut:
         if self.labelled is not None:
             scores |= self._zero_shot(model, self.labelled)
         if self.pairs is not None:
-            blocks = self._blocks(model, self.pairs, unusable)
+            blocks = self._blocks(model, self.pairs, unusable, self.skips[1])
             captioned = ((x.features, [words(pair) for pair in x.items]) for x in blocks)
             scores |= retrieve(*embedded(captioned, self._texts(model))).metrics()
         return scores
@@ -81,12 +82,14 @@ class HeldOut:
 
         return encode
 
-    def _blocks(self, model: Any, source: Any, usable: Callable[[Any], str | None]) -> Any:
+    def _blocks(
+        self, model: Any, source: Any, usable: Callable[[Any], str | None], skips: Skips
+    ) -> Any:
         return streamed(
             source,
             self.preprocess,
             lambda pixels: self.encode_image(model, self._put(pixels)),
-            skips=Skips(self.skip_limit),
+            skips=skips,
             usable=usable,
             block=self.block,
         )
@@ -96,7 +99,11 @@ class HeldOut:
         T_e = classifier(self._texts(model), names, self.templates)  # [c, e]
 
         tally = Tally(len(names))
-        for block in self._blocks(model, labelled, lambda example: no_class(example, len(names))):
+
+        def no_label(example: Any) -> str | None:
+            return no_class(example, len(names))
+
+        for block in self._blocks(model, labelled, no_label, self.skips[0]):
             if block.items:
                 top, _ = best(unit(block.features) @ T_e.T, 5)
                 tally.add(np.array([example.label for example in block.items]), top)

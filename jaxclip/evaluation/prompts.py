@@ -7,11 +7,12 @@ wordnet ids) and `template_sets` ({name: templates}). A file of your own has the
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jaxclip.files import parse_json, read_text
 
 METRICS = ("top1", "mean_per_class")
 LIKE = {"imagenetv2": "imagenet"}  # the same classes and templates under another name
@@ -55,15 +56,17 @@ def load(name_or_path: str, template_set: str = "") -> Prompts:
             / f"{LIKE.get(name_or_path, name_or_path)}.json"
         )
         text = file.read_text(encoding="utf-8")
-    elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+    elif Path(name_or_path).exists():
+        text = read_text(name_or_path)
     else:
         raise ValueError(
             f"data set {name_or_path!r} is none of {', '.join(available())}, and no such file"
         )
     try:
-        return _read(json.loads(text), template_set)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return _read(parse_json(text), template_set)
+    except KeyError as error:
+        raise ValueError(f"classes and prompts of {name_or_path}: it has no {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"classes and prompts of {name_or_path}: {error}") from None
 
 
