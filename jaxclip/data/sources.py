@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.pictures import decode_image
-
 from jaxclip.files import split_lines
+from jaxclip.pictures import decode_image
 
 
 @dataclasses.dataclass(frozen=True)
