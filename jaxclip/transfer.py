@@ -310,7 +310,10 @@ def _fill(address: str, part: _Part, size: int, sha256: str, show: Callable[[int
                 if part.count < size:
                     source = _receive(address, part, size, show, watch)
                 return _check_digest(part, sha256, source)
-            except _TryAgain as error:
+            except (_TryAgain, ValueError, OSError) as error:
+                # what a connection that was shut down has left, half a header, says nothing
+                if not watch.reason and not isinstance(error, _TryAgain):
+                    raise
                 reason, cause = watch.reason or " ".join(str(error).split()), error
         if time.monotonic() >= deadline:
             break

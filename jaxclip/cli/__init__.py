@@ -45,7 +45,7 @@ def _preset(arguments: Sequence[str]) -> TrainConfig:
 
 def _one_line(boxed: str) -> str:
     """What the flag parser drew as boxes, as one line."""
-    words = re.sub(r"[╭╮╰╯│─]+", " ", boxed).split()
+    words = re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split()
     return " ".join(words)
 
 
