@@ -231,8 +231,7 @@ def _ids(chunk: str, enough: int) -> list[int]:
     if chunk in whole and chunk.isalpha():  # letters alone: one word to the split as well
         return [whole[chunk]]
     ids: list[int] = []
-    for found in _patterns().split.finditer(chunk):
-        word = found[0]
+    for word in _patterns().split.findall(chunk):
         if word in _SPECIALS:
             ids.append(_SPECIALS[word])
         elif word in whole:
@@ -241,8 +240,6 @@ def _ids(chunk: str, enough: int) -> list[int]:
             ids.extend(_merge(word.encode("utf-8")))
         else:
             ids.extend(_merge_long(word.encode("utf-8"), enough - len(ids)))
-        if len(ids) >= enough:
-            break
     return ids
 
 
@@ -259,10 +256,8 @@ def _encode(text: str, enough: int = sys.maxsize) -> list[int]:
     for chunk in _clean(text).split(" "):
         if len(chunk) <= _REMEMBERED:
             ids.extend(_chunk_ids(chunk))
-        else:
+        elif len(ids) < enough:
             ids.extend(_ids(chunk, enough - len(ids)))
-        if len(ids) >= enough:
-            break
     return ids
 
 
