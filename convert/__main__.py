@@ -5,6 +5,7 @@ import sys
 from typing import get_args
 
 from jaxclip.config import Activation
+from jaxclip.terminal import printable, run_program
 
 from .conversion import LayoutName, convert
 
@@ -21,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, help="resize the positional embedding for it")
     parser.add_argument("--force", action="store_true", help="overwrite the target")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         config = convert(
             options.source,
             options.target,
@@ -30,11 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
             image_size=options.image_size,
             force=options.force,
         )
-    except (ValueError, OSError) as error:
-        print(f"jaxclip.convert: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.target}: {options.layout}, {config.to_json()}")
-    return 0
+        print(printable(f"{options.target}: {options.layout}, {config.to_json()}"))
+        return 0
+
+    return run_program("jaxclip.convert", work)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxclip.terminal import complain, run_program
+
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "docs" / "bench.json"
 SUITES = {
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.suite != "tables":
         if options.pairs < 1 or options.threads < 1:
-            print("bench: --pairs and --threads must be 1 or more", file=sys.stderr)
+            complain("bench", "--pairs and --threads must be 1 or more")
             return 2
         suite = importlib.import_module(f"experiments.bench_{options.suite}")
         where = bench_pairs.where()
@@ -92,9 +94,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def _work() -> int:
     try:
-        raise SystemExit(main(sys.argv[1:]))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(1) from None
+        return main(sys.argv[1:])
+    except ImportError as error:
+        raise ValueError(f"{error}; pip install -e '.[parity]'") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_program("bench", _work))

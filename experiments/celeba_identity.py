@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments import common, zero_shot
-from jaxclip.cli.shared import print_table
+from jaxclip.cli.shared import print_line, print_table
 from jaxclip.data.labelled import Files, aligned
 from jaxclip.evaluation import prompts
 from jaxclip.files import read_text, split_lines
@@ -105,7 +105,7 @@ def show(found: Sequence[dict[str, Any]], out: Path) -> None:
         shown = (f"{100 * result['value']:.1f}", f"{low:.1f} to {high:.1f}", figures)
         table.add_row(str(len(result["classes"])), str(result["n"]), *shown)
     print_table(table)
-    print(f"wrote {out}")
+    print_line(f"wrote {out}")
 
 
 def flags() -> common.Parser:

@@ -5,13 +5,13 @@ import datetime
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxclip.cli.shared import warnings_on_stderr
+from jaxclip.terminal import complain, run_program
 
 PUBLISHED = Path(__file__).with_name("published.json")
 
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     """Argparse whose usage errors take one line; the exit code is 2."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
+        complain(self.prog, message)
         raise SystemExit(2)
 
 
@@ -33,19 +33,16 @@ def positive(text: str) -> int:
 
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
-    """Parse, work, and tell a failure in one line: the exit code is 0 or 1."""
-    arguments = parser.parse_args(given)
-    try:
+    """Parse, work, and print a failure in one line: the exit code, as `terminal.run_program`'s."""
+
+    def parse_and_work() -> int:
+        arguments = parser.parse_args(given)
         with warnings_on_stderr():
             work(arguments)
-    except (ValueError, OSError) as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from here"
-    else:
         return 0
-    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+
+    told = "interrupted; the same command goes on from here"
+    return run_program(parser.prog, parse_and_work, told)
 
 
 def machine() -> str:

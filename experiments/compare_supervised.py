@@ -34,7 +34,7 @@ from experiments.comparison import Plan, Run, runs
 from experiments.comparison_data import Data, Emoji, FashionMnist
 from experiments.comparison_table import markdown, write
 from jaxclip import checkpoint
-from jaxclip.cli.shared import stderr
+from jaxclip.cli.shared import print_line, stderr
 
 TOWERS = tuple(FashionMnist.towers)
 
@@ -90,7 +90,7 @@ def work(arguments: argparse.Namespace) -> None:
     print(markdown(rows))
     print(markdown(less))
     pictured = ", few_shot.png" if data.shots else ""
-    print(f"wrote {plan.out}: comparison.json, table.md{pictured}, and the models")
+    print_line(f"wrote {plan.out}: comparison.json, table.md{pictured}, and the models")
 
 
 def flags() -> common.Parser:

@@ -30,7 +30,7 @@ from PIL import Image
 from rich.progress import track
 
 from experiments import common
-from jaxclip.cli.shared import stderr
+from jaxclip.cli.shared import print_line, stderr
 from jaxclip.evaluation import prompts
 
 SIDE = 28  # pixels
@@ -200,10 +200,10 @@ def work(arguments: argparse.Namespace) -> None:
     for name, (pictures, _) in splits.items():
         print(f"{name}: {len(pictures)} pictures, checksums as registered")
     if arguments.data_dir:
-        print(f"wrote {prepare_tfds(splits, arguments.data_dir)}")
+        print_line(f"wrote {prepare_tfds(splits, arguments.data_dir)}")
     if arguments.classes:
         for name, split in track(splits.items(), "class folders", console=stderr):
-            print(f"wrote {prepare_classes(split, arguments.classes / name)}")
+            print_line(f"wrote {prepare_classes(split, arguments.classes / name)}")
 
 
 def flags() -> common.Parser:

@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
 from jaxclip.models import clip
 from jaxclip.pictures import open_image
+from jaxclip.terminal import run_program
 from tests import archives, official
 
 ROOT = Path(__file__).parents[1]
@@ -204,4 +206,5 @@ if __name__ == "__main__":
     if arguments.out.suffix != ".md":
         parser.error(f"--out {arguments.out} came, a file ending in .md was expected")
     names = [] if arguments.rewrite else arguments.names
-    raise SystemExit(main(names, arguments.out, arguments.seed))
+    work = partial(main, names, arguments.out, arguments.seed)
+    raise SystemExit(run_program("parity_table", work))

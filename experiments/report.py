@@ -21,7 +21,7 @@ import numpy as np
 from experiments import common, markup
 from experiments import report_pictures as pictures
 from jaxclip.checkpoint import replacing
-from jaxclip.cli.shared import load_model
+from jaxclip.cli.shared import load_model, print_line
 from jaxclip.evaluation import results
 
 Lines = list[dict[str, Any]]
@@ -250,7 +250,7 @@ def work(arguments: argparse.Namespace) -> None:
     page = report(arguments.folders, arguments.data, arguments.data_dir)
     with replacing(arguments.out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    print(f"wrote {arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB")
+    print_line(f"wrote {arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB")
 
 
 def flags() -> common.Parser:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from experiments import common, zero_shot
 from experiments.parts import Parts
-from jaxclip.cli.shared import load_model, print_table
+from jaxclip.cli.shared import load_model, print_line, print_table
 from jaxclip.data.captions import caption_file
 from jaxclip.data.pairs import Source, opened
 from jaxclip.data.place import place
@@ -146,9 +146,9 @@ def show(result: dict[str, Any], out: Path) -> None:
         table.add_row(name.replace("_", " "), f"{100 * value:.1f}", f"{low:.1f} to {high:.1f}")
     print_table(table)
     for reason, count in result["skipped"].items():
-        print(f"left out: {count}, {reason}")
-    print(f"published: {result['verdict']}")
-    print(f"wrote {out}")
+        print_line(f"left out: {count}, {reason}")
+    print_line(f"published: {result['verdict']}")
+    print_line(f"wrote {out}")
 
 
 def flags() -> common.Parser:

@@ -15,11 +15,12 @@ command, with --coordinator.
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxclip import cli
+from jaxclip.cli.shared import PlainConsole
 from jaxclip.config import RELEASED
+from jaxclip.terminal import complain, run_program
 from jaxclip.training.recipe import PAPER_PAIRS, PRESETS
 
 COLUMNS = ("model", "steps", "batch", "epochs", "learning rate", "warm-up", "decay", "picture")
@@ -37,15 +38,19 @@ def table() -> Table:
     return shown
 
 
+def show_table() -> int:
+    print(__doc__)
+    PlainConsole(width=100).print(table())
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """The table, or the run that the arguments ask for; its exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        Console(width=100).print(table())
-        return 0
+        return run_program("train", show_table)
     name, *rest = arguments
     if name not in RELEASED:
-        print(f"{name!r} came; one of {', '.join(RELEASED)} was expected", file=sys.stderr)
+        complain("train", f"expected one of {', '.join(RELEASED)}, got {name!r}")
         return 2
     return cli.main(["train", "--preset", name, "--out", f"runs/{name.replace('/', '-')}", *rest])
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from experiments import common
 from experiments.parts import Parts
-from jaxclip.cli.shared import load_model, print_table
+from jaxclip.cli.shared import load_model, print_line, print_table
 from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
@@ -182,15 +182,15 @@ def show(result: dict[str, Any], out: Path) -> None:
     if len(result["per_class"]) > 20:
         print(f"(the lowest 20 of {len(result['per_class'])}; all of them are in result.json)")
     for name, value in result["metrics"].items():
-        print(f"{name}: {100 * value:.2f} %")
+        print_line(f"{name}: {100 * value:.2f} %")
     low, high = (100 * x for x in result["interval"])
     print(f"{result['metric']}, 95 % interval: {low:.2f} to {high:.2f}, {result['n']} pictures")
     for reason, count in result["skipped"].items():
-        print(f"left out: {count}, {reason}")
+        print_line(f"left out: {count}, {reason}")
     if result["empty"]:
         print(f"classes without a picture: {len(result['empty'])}, not in the mean per class")
-    print(f"published: {result['verdict']}")
-    print(f"wrote {out}")
+    print_line(f"published: {result['verdict']}")
+    print_line(f"wrote {out}")
 
 
 def parser(name: str, description: str) -> common.Parser:

@@ -110,10 +110,17 @@ def _take_lock(file: IO[str], path: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"waiting for another process that downloads {path.name}")
+        file.seek(0)
+        number = file.read(20)
+        told = f" (number {number})" if number.isdecimal() else ""
+        say(f"waiting for another process{told} that downloads {path.name}")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
         return False
+    with suppress(OSError):  # a full disk: the next one waits for a process without a number
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
     return True
 
 
@@ -123,7 +130,7 @@ def _locked(path: Path) -> Iterator[bool]:
     lock = path.with_name(f".{path.name}.lock")
     while True:
         with writing(path):
-            file = lock.open("a")
+            file = lock.open("a+", encoding="utf-8", errors="replace")
         with file:
             held = _take_lock(file, path)
             try:

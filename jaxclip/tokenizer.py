@@ -8,6 +8,7 @@ They are lines 2 to 48,895 of `bpe_simple_vocab_16e6.txt.gz` of OpenAI's CLIP (M
 
 import gzip
 import html
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from heapq import heapify, heappop, heappush
@@ -27,6 +28,13 @@ CONTEXT_LENGTH = (
 _MERGES = Path(__file__).with_name("data_files") / "bpe_merges.txt.gz"
 _SPECIALS = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
 _END_OF_WORD = "</w>"
+LONGEST = 1_000_000  # characters of a text; ftfy repairs a longer one in pieces of this length
+_DEEPEST = 8  # levels of HTML escapes ("&amp;amp;lt;" has three) of a text that is not short
+_SHORT = 5_000  # characters: ftfy goes over a text once a level, which costs little for so few
+_REMEMBERED = 64  # characters of the longest chunk whose ids are kept for the next time
+_PIECE = 4_096  # bytes of a word that are merged at once
+_SEAM = 8  # ids on each side of a seam between pieces that are merged anew, at first
+_SETTLED = 256  # ids from the seam on which no later piece changes any more
 _GONE = -1  # in place of an id that was joined to the one before it
 
 # The released split: marks, English contractions, runs of letters, single digits, runs of the rest.
@@ -49,6 +57,7 @@ class _Patterns(NamedTuple):
     split: Any
     plain: Any
     white_space: Any
+    long_number: Any
 
 
 def _byte_letters() -> dict[str, int]:
@@ -90,6 +99,7 @@ def _patterns() -> _Patterns:
         split=regex.compile(_SPLIT, regex.IGNORECASE),
         plain=regex.compile(_PLAIN),
         white_space=regex.compile(r"\s+"),
+        long_number=regex.compile(r"(?<=&#)[0-9]{9,}"),
     )
 
 
@@ -100,19 +110,47 @@ def _clean(text: str) -> str:
         return " ".join(text.split()).lower()
     import ftfy  # here: plain text does not wait for it to load
 
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
+    if len(text) > _SHORT:
+        _check_depth(text)
+    text = _unescape(_unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
     return str(patterns.white_space.sub(" ", text)).strip().lower()
 
 
-def _merge(word: bytes) -> list[int]:
+def _check_depth(text: str) -> None:
+    """Refuse nested HTML escapes on which ftfy would spend the square of the text's length.
+
+    It unescapes one level, repairs everything, and starts again until nothing changes.
+    """
+    import ftfy
+
+    bracket = text.find("<")  # from the line of the first one on ftfy leaves escapes alone
+    if bracket >= 0:
+        text = text[: text.rfind("\n", 0, bracket) + 1]
+    for _ in range(_DEEPEST + 1):
+        before = text
+        text = ftfy.fixes.unescape_html(ftfy.fix_text(text, unescape_html=False))
+        if text == before:
+            return
+    raise ValueError(f"expected HTML escapes of at most {_DEEPEST} levels, got more; unescape them")
+
+
+def _unescape(text: str) -> str:
+    """`html.unescape`, also of numbers that have more digits than `int` takes."""
+    shorter = _patterns().long_number.sub(lambda found: found[0].lstrip("0")[:9] or "0", text)
+    return html.unescape(shorter)
+
+
+def _merge(word: bytes, ends: bool = True) -> list[int]:
     """Byte-pair encoding of a word: join the pair of the best (earliest) merge until none is left.
+
+    `ends`: the last byte is the end of a word.
 
     A heap holds (merged id, place) of every pair that can be joined, so that a long run of letters
     does not cost its square. No merge makes a better one possible: its parts are always older.
     """
     byte_ids, merges, _ = _tables()
     ids = [byte_ids[byte] for byte in word[:-1]]
-    ids.append(byte_ids[256 + word[-1]])
+    ids.append(byte_ids[256 + word[-1] if ends else word[-1]])
     ids.append(_GONE)  # a sentinel after the end and, as ids[-1], before the start
     after = [*range(1, len(ids)), 0]  # the places of the neighbours that are left
     before = list(range(-1, len(ids) - 1))
@@ -133,6 +171,42 @@ def _merge(word: bytes) -> list[int]:
     return [token for token in ids if token != _GONE]
 
 
+def _merge_long(word: bytes, enough: int) -> list[int]:
+    """`_merge` piece by piece, in time and memory that do not grow faster than the word.
+
+    It stops once the first `enough` ids are settled.
+    """
+    ids: list[int] = []
+    for start in range(0, len(word), _PIECE):
+        ends = start + _PIECE >= len(word)
+        _append(ids, _merge(word[start : start + _PIECE], ends), ends)
+        if len(ids) > enough + _SETTLED:
+            break
+    return ids
+
+
+def _append(ids: list[int], more: list[int], ends: bool) -> None:
+    """Put `more` behind `ids`, each the ids of its bytes, so that they are the ids of all of them.
+
+    Ids are the ids of their bytes as a whole where each two neighbours are the ids of theirs: the
+    first merge over the border of two would happen without the others too. So it suffices to merge
+    a few on both sides of the seam anew, as many as leave the outermost of them as they were.
+    """
+    pieces = _tables().pieces
+    reach = _SEAM if ids else 0
+    while reach:
+        left, right = ids[-reach:], more[:reach]
+        at_start, at_end = len(left) == len(ids), len(right) == len(more)
+        seam = b"".join(pieces[token] for token in left + right)
+        marked = ends and at_end
+        merged = _merge(seam.removesuffix(_END_OF_WORD.encode()) if marked else seam, marked)
+        if (at_start or merged[0] == left[0]) and (at_end or merged[-1] == right[-1]):
+            ids[-reach:] = merged
+            break
+        reach *= 2
+    ids += more[reach:]
+
+
 @cache
 def _whole_words() -> dict[str, int]:
     """{word: its id} of words that are one token, to which `_merge` would come step by step."""
@@ -151,21 +225,40 @@ def _is_text(piece: bytes) -> bool:
     return True
 
 
-@lru_cache(maxsize=1 << 16)
-def _chunk_ids(chunk: str) -> tuple[int, ...]:
-    """The ids of a piece of clean text without white space."""
+def _ids(chunk: str, enough: int) -> list[int]:
+    """The ids of a piece of clean text without white space, or at least the first `enough`."""
     whole = _whole_words()
     if chunk in whole and chunk.isalpha():  # letters alone: one word to the split as well
-        return (whole[chunk],)
+        return [whole[chunk]]
     ids: list[int] = []
     for word in _patterns().split.findall(chunk):
         if word in _SPECIALS:
             ids.append(_SPECIALS[word])
         elif word in whole:
             ids.append(whole[word])
-        else:
+        elif len(word) <= _REMEMBERED:
             ids.extend(_merge(word.encode("utf-8")))
-    return tuple(ids)
+        else:
+            ids.extend(_merge_long(word.encode("utf-8"), enough - len(ids)))
+    return ids
+
+
+@lru_cache(maxsize=1 << 16)
+def _chunk_ids(chunk: str) -> tuple[int, ...]:
+    """`_ids` of a short chunk, remembered."""
+    return tuple(_ids(chunk, sys.maxsize))
+
+
+def _encode(text: str, enough: int = sys.maxsize) -> list[int]:
+    """The ids of a text, or at least the first `enough` of them."""
+    ids: list[int] = []
+    # No alternative of the split reaches over white space, so it may be done chunk by chunk.
+    for chunk in _clean(text).split(" "):
+        if len(chunk) <= _REMEMBERED:
+            ids.extend(_chunk_ids(chunk))
+        elif len(ids) < enough:
+            ids.extend(_ids(chunk, enough - len(ids)))
+    return ids
 
 
 def encode(text: str) -> list[int]:
@@ -181,7 +274,8 @@ def encode(text: str) -> list[int]:
         Ids, each in `[0, VOCAB_SIZE)`.
 
     Raises:
-        ValueError: `text` is not a str.
+        ValueError: `text` is not a str, has more than `LONGEST` characters, or HTML escapes that
+            are nested without end.
 
     >>> encode("a photo of a cat")
     [320, 1125, 539, 320, 2368]
@@ -190,11 +284,9 @@ def encode(text: str) -> list[int]:
     """
     if not isinstance(text, str):
         raise ValueError(f"text is {type(text).__name__}; expected str")
-    ids: list[int] = []
-    # No alternative of the split reaches over white space, so it may be done chunk by chunk.
-    for chunk in _clean(text).split(" "):
-        ids.extend(_chunk_ids(chunk))
-    return ids
+    if len(text) > LONGEST:
+        raise ValueError(f"expected at most {LONGEST:,} characters, got {len(text):,}; cut it")
+    return _encode(text)
 
 
 def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
@@ -208,12 +300,25 @@ def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _too_long(number: int, text: str, came: int, fit: int) -> str:
-    start = text if len(text) <= 40 else text[:37] + "..."
-    return (
-        f"texts[{number}] ({start!r}) is too long: {came} tokens with the two marks, "
-        f"but only {fit} fit; shorten it or pass truncate=True"
-    )
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _row(text: str, length: int, truncate: bool) -> list[int]:
+    """The ids of a text with both marks, `length` at most; ValueError says why that cannot be."""
+    if not truncate:
+        ids = [START_OF_TEXT, *encode(text), END_OF_TEXT]
+        if len(ids) > length:
+            raise ValueError(
+                f"is too long: {len(ids)} tokens with the two marks, but only {length} fit; "
+                "shorten it or pass truncate=True"
+            )
+        return ids
+    room = length - 2
+    ids = _encode(text[:LONGEST], room)
+    if len(text) > LONGEST and len(ids) < room:
+        raise ValueError(f"has fewer than {room} tokens in its first {LONGEST:,} characters")
+    return [START_OF_TEXT, *ids[:room], END_OF_TEXT]
 
 
 def tokenize(
@@ -249,11 +354,10 @@ def tokenize(
     for number, text in enumerate(rows):
         if not isinstance(text, str):
             raise ValueError(f"texts[{number}] is {type(text).__name__}; expected str")
-        ids = [START_OF_TEXT, *encode(text), END_OF_TEXT]
-        if len(ids) > context_length:
-            if not truncate:
-                raise ValueError(_too_long(number, text, len(ids), context_length))
-            ids = [*ids[: context_length - 1], END_OF_TEXT]
+        try:
+            ids = _row(text, context_length, truncate)
+        except ValueError as error:
+            raise ValueError(f"texts[{number}] ({_shown(text)}) {error}") from None
         tokens[number, : len(ids)] = ids
     return tokens
 

@@ -23,7 +23,11 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
+from jaxclip.connection import Watch, WatchedHttp, WatchedHttps
+from jaxclip.terminal import printable
+
 TIMEOUT = 20.0  # seconds without a connection, or without a byte
+TOTAL = 6 * 3600.0  # seconds for a file, all attempts together
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 WORTH_ANOTHER = {408, 425, 429, 500, 502, 503, 504}  # answers of a server in passing trouble
@@ -50,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def say(text: str) -> None:
     if sys.stderr is not None:
-        print(f"jaxclip: {text}", file=sys.stderr, flush=True)
+        print(f"jaxclip: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def read_note(path: Path) -> dict[str, Any]:
@@ -179,9 +183,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any
     ) -> Any:
+        fp.close()  # its body, which may have no end, is not read
         target = urljoin(req.full_url, headers.get("location", ""))
         if urlsplit(target).scheme != urlsplit(req.full_url).scheme or not may_ask(target):
-            fp.close()
             raise ValueError(
                 f"{req.full_url} redirects to {target[:200]!r}; expected another "
                 f"{urlsplit(req.full_url).scheme} address; use another network or JAXCLIP_MIRROR"
@@ -191,12 +195,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _ask(address: str, part: _Part) -> http.client.HTTPResponse:
+def _ask(address: str, part: _Part, watch: Watch) -> http.client.HTTPResponse:
     """The answer to a request for the file, or for the rest of it if some of it is here."""
     headers = {"User-Agent": "jaxclip"}
     if part.count:
         headers |= {"Range": f"bytes={part.count}-", "If-Range": part.etag}
-    handlers: list[urllib.request.BaseHandler] = [_Redirects()]
+    handlers: list[urllib.request.BaseHandler] = [
+        _Redirects(),
+        WatchedHttp(watch),
+        WatchedHttps(watch),
+    ]
     if urlsplit(address).scheme == "http":
         handlers.append(urllib.request.ProxyHandler({}))  # a proxy would be another machine
     request = urllib.request.Request(address, headers=headers)
@@ -252,11 +260,13 @@ def _begin(response: http.client.HTTPResponse, part: _Part, size: int, address: 
     part.add(head)
 
 
-def _receive(address: str, part: _Part, size: int, show: Callable[[int], None]) -> str:
+def _receive(
+    address: str, part: _Part, size: int, show: Callable[[int], None], watch: Watch
+) -> str:
     """Fill `part` from one answer; returns the address that the bytes came from."""
     if not part.etag:  # nothing says that the server still has the same file
         part.start_over("")
-    with _ask(address, part) as response:
+    with _ask(address, part, watch) as response:
         if part.count and response.status == 206:
             _check_continues(response, part, size)
             part.resumed = True
@@ -270,6 +280,7 @@ def _receive(address: str, part: _Part, size: int, show: Callable[[int], None]) 
                 part.start_over("")
                 raise ValueError(f"{source} sent more than the {size} bytes expected; deleted")
             part.add(chunk)
+            watch.count += len(chunk)
             show(part.count)
     if part.count < size:
         raise _TryAgain(f"the connection ended after {part.count} of {size} bytes")
@@ -291,21 +302,31 @@ def _check_digest(part: _Part, sha256: str, source: str) -> None:
 
 def _fill(address: str, part: _Part, size: int, sha256: str, show: Callable[[int], None]) -> None:
     """Attempt after attempt until `part` holds the right bytes."""
+    deadline = time.monotonic() + TOTAL
     for attempt in range(ATTEMPTS):
-        try:
-            source = address
-            if part.count < size:
-                source = _receive(address, part, size, show)
-            return _check_digest(part, sha256, source)
-        except _TryAgain as error:
-            reason, cause = " ".join(str(error).split()), error
+        with Watch(deadline) as watch:
+            try:
+                source = address
+                if part.count < size:
+                    source = _receive(address, part, size, show, watch)
+                return _check_digest(part, sha256, source)
+            except (_TryAgain, ValueError, OSError) as error:
+                # what a connection that was shut down has left, half a header, says nothing
+                if not watch.reason and not isinstance(error, _TryAgain):
+                    raise
+                reason, cause = watch.reason or " ".join(str(error).split()), error
+        if time.monotonic() >= deadline:
+            break
         if attempt + 1 < ATTEMPTS:
             pause = PAUSE * 2**attempt
             say(f"{address}: {reason}; trying again in {pause:g} s")
             time.sleep(pause)
     kept = part.count and part.etag
-    advice = "what came is kept, the next run goes on from it" if kept else "check the network"
-    raise OSError(f"{address}: {reason}; gave up after {ATTEMPTS} attempts; {advice}") from cause
+    advice = (
+        "what was received is kept, the next run goes on from it" if kept else "check the network"
+    )
+    many = f"{attempt + 1} attempt{'s' if attempt else ''}"
+    raise OSError(f"{address}: {reason}; gave up after {many}; {advice}") from cause
 
 
 def download(
@@ -325,7 +346,8 @@ def download(
 
     Raises:
       ValueError: the address offers or sent something else, or redirects elsewhere.
-      OSError: the network failed `ATTEMPTS` times, or the disk did.
+      OSError: the network failed or was too slow `ATTEMPTS` times, `TOTAL` is over, or the disk
+        failed.
       FileNotFoundError: another process, not kept out by a lock, was first and cleared up.
 
     Source: RFC 9110, sections 13.1.5 (If-Range) and 14 (ranges).

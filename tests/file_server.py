@@ -140,3 +140,25 @@ def partial(start: int, etag: str = ETAG) -> Behaviour:
         handler.wfile.write(PAYLOAD[start:])
 
     return behave
+
+
+def drip(start: bytes) -> Behaviour:
+    """Sends `start` without HTTP of its own, then a byte every hundredth of a second, for ever."""
+
+    def behave(handler: Handler) -> None:
+        handler.wfile.write(start)
+        while not handler.server.over.wait(0.01):
+            handler.wfile.write(b"a")
+
+    return behave
+
+
+def endless(start: bytes, more: bytes) -> Behaviour:
+    """Sends `start`, then `more` again and again, as fast as it is read."""
+
+    def behave(handler: Handler) -> None:
+        handler.wfile.write(start)
+        while not handler.server.over.is_set():
+            handler.wfile.write(more)
+
+    return behave

@@ -44,6 +44,23 @@ def test_there_are_commands_to_parse() -> None:
         cli._command(["classify", "--no-such-flag"])
 
 
+def test_continuous_integration_runs_what_the_readme_says() -> None:
+    """Its test command as it stands, and each command that needs no network, no extra, no hour."""
+    script = (ROOT / ".ci" / "run").read_text()
+    tests = next(line for line in README.splitlines() if "pytest" in line)
+    for part in tests.split("&&"):
+        words = part.strip().replace("pip install -e ", "")
+        assert words in script, words
+    ours = {shlex.split(command)[1] for command in COMMANDS}
+    ran = set(re.findall(r"^    jaxclip (\w+)", script, re.M))
+    assert ours - ran == {"plan"} and ours >= {"train", "tokenize", "embed", "evaluate", "convert"}
+
+
+def test_extras_are_explained() -> None:
+    for extra in ("test", "parity", "tfds", "tensorboard", "gpu", "tpu", "recipes"):
+        assert f"`{extra}`" in README.split("## From Python")[0], extra
+
+
 def test_files_of_the_tree_are_there() -> None:
     tree = README.split("## Files")[1]
     names = re.findall(r"^  (\w+\.py|\w+/)  ", tree, re.M)

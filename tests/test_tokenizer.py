@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import sys
+import tracemalloc
 import unicodedata
 from html.entities import html5
 from pathlib import Path
@@ -251,3 +252,98 @@ def test_a_word_that_is_one_token_is_what_its_merges_come_to() -> None:
         assert tokenizer._merge(word.encode()) == [number], word
         if word.isalpha():
             assert tokenizer._patterns().split.findall(word) == [word]
+
+
+def _odd_words(dice: random.Random) -> list[str]:
+    """Words whose merges reach far: runs, two letters, words of the vocabulary strung together."""
+    known = [word for word in tokenizer._whole_words() if word.isalpha()]
+    kinds = ("a", "ab", "abcdefghijklmnopqrstuvwxyz", "éñü漢字かな", "!?.,-_=*#/w<>", known)
+    return ["".join(dice.choices(dice.choice(kinds), k=dice.randint(1, 150))) for _ in range(150)]
+
+
+def test_long_words_are_merged_in_pieces_to_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = random.Random(2)
+    for word in (text.encode() for text in _odd_words(dice)):
+        monkeypatch.setattr(tokenizer, "_PIECE", dice.choice((1, 3, 16, 50)))
+        monkeypatch.setattr(tokenizer, "_SEAM", dice.choice((1, 8)))
+        assert tokenizer._merge_long(word, sys.maxsize) == tokenizer._merge(word)
+        fit = dice.randint(0, 80)
+        assert tokenizer._merge_long(word, fit)[:fit] == tokenizer._merge(word)[:fit]
+
+
+def test_pieces_that_are_only_put_together_give_other_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_append", lambda ids, more, ends: ids.extend(more))
+    monkeypatch.setattr(tokenizer, "_PIECE", 3)
+    assert tokenizer._merge_long(b"photograph", sys.maxsize) != tokenizer._merge(b"photograph")
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "7"])
+def test_a_word_of_ten_million_letters_is_cut_at_once_or_refused(letter: str) -> None:
+    """The ids are those of a shorter one, which needs no pieces; it took 38 s and 2 GB."""
+    text = letter * 10_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"at most 1,000,000 characters, got 10,000,000"):
+            encode(text)
+        with pytest.raises(ValueError, match=r"^texts\[0\] .{,60}at most 1,000,000 characters"):
+            tokenize(text)
+        row = tokenize(text, truncate=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(row, tokenize(letter * 2_000, truncate=True))
+    assert peak < 100e6
+
+
+def test_a_long_text_is_cut_only_where_enough_tokens_are_before_it() -> None:
+    text = " " * 2_000_000 + "a cat"
+    with pytest.raises(ValueError, match=r"fewer than 75 tokens in its first 1,000,000 characters"):
+        tokenize(text, truncate=True)
+
+
+def test_long_chunks_are_not_remembered() -> None:
+    tokenizer._chunk_ids.cache_clear()
+    encode("a" * 10_000 + " cat")
+    assert tokenizer._chunk_ids.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&" + "amp;" * 200_000,
+        "\uff06" + "amp;" * 200_000,  # a wide ampersand
+        "&a\x1b[1mmp;" + "a\x1b[1mmp;" * 100_000,  # joined once the terminal's codes are out
+    ],
+)
+def test_html_escapes_without_end_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="HTML escapes of at most 8 levels"):
+        encode(text)
+
+
+def test_html_escapes_of_some_levels_are_undone() -> None:
+    deep = "&amp;amp;amp;amp;lt; cat "
+    assert encode(deep * 1_000) == encode("< cat " * 1_000)
+    # from a line with a bracket on two levels are undone, as in the released tokenizer
+    kept = encode("<b> " + "&amp;amp;amp; cat " * 1_000)
+    once = encode("<b> &amp;amp;amp; cat")
+    assert kept == once + 999 * once[len(encode("<b>")) :] and len(once) == 7
+
+
+@pytest.mark.parametrize(("number", "letter"), [("0" * 5_000 + "65", "A"), ("1" * 5_000, "\ufffd")])
+def test_numbers_of_html_may_have_any_count_of_digits(number: str, letter: str) -> None:
+    assert encode(f"&#{number};") == encode(letter)
+
+
+def test_half_of_a_surrogate_pair_is_a_replacement_character() -> None:
+    assert encode("a \udcff cat") == encode("a \ufffd cat")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_text_has_ids_or_is_refused(seed: int) -> None:
+    dice = random.Random(seed)
+    strange = ["&", "&amp;", "&#", "&#x", ";", "<", "\x1b[", "\udcff", "Ã©", "\u0301", "0"]
+    for _ in range(200):
+        letters = [*strange, *(chr(dice.randrange(sys.maxunicode)) for _ in range(10))]
+        text = "".join(dice.choices(letters, k=dice.randint(0, 300)))
+        assert all(0 <= token < VOCAB_SIZE for token in encode(text))
+        assert tokenize(text, truncate=True).shape == (1, 77)

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jaxclip import transfer
+from jaxclip import connection, transfer
 from tests import file_server
 from tests.file_server import ETAG, HALF, HTML, PAYLOAD, Behaviour, Server
 
@@ -141,6 +142,89 @@ def test_a_stalled_connection_is_given_up(
     download(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == PAYLOAD
     assert ranges_asked(server)[:2] == [None, REST]
+
+
+@pytest.fixture
+def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a byte every hundredth of a second a server is too slow after a quarter of a second."""
+    monkeypatch.setattr(connection, "WINDOW", 0.25)
+    monkeypatch.setattr(connection, "SLOWEST", 1_000)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+
+
+LENGTH = f"Content-Length: {len(PAYLOAD)}\r\nETag: {ETAG}\r\n\r\n".encode()
+SLOW = {
+    "a status a byte at a time": file_server.drip(b""),
+    "a header a byte at a time": file_server.drip(b"HTTP/1.1 200 OK\r\nServer: "),
+    "content a byte at a time": file_server.drip(b"HTTP/1.1 200 OK\r\n" + LENGTH + PAYLOAD[:9000]),
+    "its first bytes a byte at a time": file_server.drip(b"HTTP/1.1 200 OK\r\n" + LENGTH),
+    "the size of a chunk": file_server.drip(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ),
+    "answers that announce others": file_server.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a redirect a byte at a time": file_server.drip(b"HTTP/1.1 302 Found\r\nLocation: /"),
+}
+
+
+@pytest.mark.parametrize("behave", SLOW.values(), ids=SLOW.keys())
+def test_a_slow_server_is_given_up_in_one_line(
+    behave: Behaviour, server: Server, tmp_path: Path, short_window: None
+) -> None:
+    server.script = [behave]
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"at least 1,000 bytes a second, got .*after 2 attempts"):
+        download(server, tmp_path / "file")
+    assert time.monotonic() - began < 10
+
+
+def test_what_a_slow_server_sent_is_kept_for_the_next_run(
+    server: Server, tmp_path: Path, short_window: None
+) -> None:
+    start = b"HTTP/1.1 200 OK\r\n" + LENGTH + PAYLOAD[:HALF]
+    server.script = [file_server.drip(start), file_server.drip(b"HTTP/1.1 ")]
+    with pytest.raises(OSError, match="what was received is kept, the next run goes on from it"):
+        download(server, tmp_path / "file")
+    server.script = [file_server.ranges()]
+    server.seen.clear()
+    download(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == PAYLOAD
+
+
+def test_a_download_ends_when_its_time_is_over(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "TOTAL", 0.3)
+    server.script = [file_server.drip(b"HTTP/1.1 200 OK\r\n" + LENGTH + PAYLOAD[:HALF])]
+    with pytest.raises(OSError, match="the time for a download is over; gave up after 1 attempt;"):
+        download(server, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        file_server.endless(b"HTTP/1.1 200 OK\r\n", b"Name: value\r\n"),
+        file_server.endless(b"HTTP/1.1 200 OK\r\n", b"a" * 1_000),
+        file_server.endless(b"HTTP/1.1 302 Found\r\nLocation: /b\r\n\r\n", b"a" * 100_000),
+        file_server.status(302, Location="/file"),
+    ],
+    ids=["headers", "one header", "the text of a redirect", "redirects"],
+)
+def test_what_has_no_end_is_given_up_at_once(
+    behave: Behaviour, server: Server, tmp_path: Path
+) -> None:
+    server.script = [behave]
+    with pytest.raises(OSError):
+        download(server, tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+def test_control_characters_of_a_server_do_not_reach_the_terminal(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script = [file_server.drip(b"\x1b[31m\x07\r\n"), file_server.ranges()]
+    download(server, tmp_path / "file")
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "\x07" not in said and said.count("\n") == 1
 
 
 def test_a_host_that_takes_no_connection_is_named(tmp_path: Path) -> None:

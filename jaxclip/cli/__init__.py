@@ -13,9 +13,10 @@ import tyro
 from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
-from jaxclip.cli.shared import FAILED, USAGE, UsageError, warnings_on_stderr
+from jaxclip.cli.shared import USAGE, UsageError, warnings_on_stderr
 from jaxclip.cli.train import evaluate, train
 from jaxclip.cli.weights import convert, inspect, models, verify
+from jaxclip.terminal import complain, run_program
 from jaxclip.training.recipe import PRESETS, TrainConfig
 
 DESCRIPTION = (
@@ -44,7 +45,7 @@ def _preset(arguments: Sequence[str]) -> TrainConfig:
 
 def _one_line(boxed: str) -> str:
     """What the flag parser drew as boxes, as one line."""
-    words = re.sub(r"[╭╮╰╯│─]+", " ", boxed).split()
+    words = re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split()
     return " ".join(words)
 
 
@@ -61,7 +62,7 @@ def _command(arguments: Sequence[str]) -> Callable[[], int]:
             )
     except SystemExit as stop:
         if stop.code:
-            print(f"jaxclip: {_one_line(told.getvalue())}", file=sys.stderr)
+            complain("jaxclip", _one_line(told.getvalue()))
             raise SystemExit(USAGE) from None
         raise
 
@@ -77,18 +78,18 @@ def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 1 (failed, one line says why) or 2 (usage)."""
-    try:
-        command = _command(sys.argv[1:] if arguments is None else arguments)
-        with warnings_on_stderr():
-            return command()
-    except UsageError as error:
-        code = USAGE
-        message = str(error)
-    except (ValueError, OSError) as error:
-        code = FAILED
-        message = str(error)
-    except KeyboardInterrupt:
-        code, message = FAILED, "interrupted"
-    print(f"jaxclip: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    """Run the command line; the exit code: 0, 1 (failed, one line says why) or 2 (usage).
+
+    141 where the reader of the output has gone, as `| head` does.
+    """
+
+    def work() -> int:
+        try:
+            command = _command(sys.argv[1:] if arguments is None else arguments)
+            with warnings_on_stderr():
+                return command()
+        except UsageError as error:
+            complain("jaxclip", error)
+            return USAGE
+
+    return run_program("jaxclip", work)

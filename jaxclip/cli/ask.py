@@ -9,7 +9,15 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from jaxclip.cli.shared import AsJson, UsageError, load_model, open_model, print_table, stderr
+from jaxclip.cli.shared import (
+    AsJson,
+    UsageError,
+    load_model,
+    open_model,
+    print_line,
+    print_table,
+    stderr,
+)
 
 
 def _labels(labels: Sequence[str]) -> list[str]:
@@ -148,7 +156,9 @@ def embed(
     embeds = np.concatenate(parts).astype(np.float32)
     with replacing(out) as temporary, open(temporary, "wb") as file:
         np.savez(file, embeds=unit(embeds) if normalize else embeds, files=np.array(kept))
-    print(f"wrote {out}: {len(kept)} embeddings of {embeds.shape[1]}, {broken} pictures left out")
+    print_line(
+        f"wrote {out}: {len(kept)} embeddings of {embeds.shape[1]}, {broken} pictures left out"
+    )
     return 0
 
 
@@ -209,7 +219,7 @@ def tokenize(
         if as_json:
             print(json.dumps({"text": text, "ids": ids, "pieces": pieces}))
         else:
-            print(" ".join(f"{piece}|{i}" for piece, i in zip(pieces, ids, strict=True)))
+            print_line(" ".join(f"{piece}|{i}" for piece, i in zip(pieces, ids, strict=True)))
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxclip.cli.shared import UsageError
+from jaxclip.cli.shared import UsageError, print_line
 
 
 def interpolate(
@@ -39,5 +39,5 @@ def interpolate(
     flat = mixed(one.flat, other.flat, share)
     notes = {"made_by": "jaxclip interpolate", "before": before, "after": after, "share": share}
     checkpoint.save(out, flat, one.config, notes)
-    print(f"wrote {out}: {1 - share:g} of {before}, {share:g} of {after}")
+    print_line(f"wrote {out}: {1 - share:g} of {before}, {share:g} of {after}")
     return 0

@@ -5,6 +5,7 @@ import json
 from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from jaxclip.cli.shared import FAILED, AsJson, UsageError, print_table
 from jaxclip.config import RELEASED, Remat
@@ -53,8 +54,8 @@ def plan(
     return 0 if told["fits"] else FAILED
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> Text:
     if isinstance(value, dict):
         lines = (f"{v['count']} {k}, {v['bytes'] / 2**20:.1f} MiB" for k, v in value.items())
-        return "\n".join(lines)
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+        return Text("\n".join(lines))
+    return Text(", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value))

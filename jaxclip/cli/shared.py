@@ -10,9 +10,30 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 
-FAILED, USAGE = 1, 2
-stderr = Console(stderr=True)
+from jaxclip.terminal import FAILED as FAILED
+from jaxclip.terminal import one_line, printable
+
+USAGE = 2
+
+
+class PlainConsole(Console):
+    """Rich's console for people's texts: nothing in them is markup, or steers the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed, or stands in a table, comes through here."""
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `terminal.run_program`, where rich would end the program itself."""
+        raise BrokenPipeError
+
+
+stderr = PlainConsole(stderr=True)
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
@@ -25,7 +46,7 @@ class _OnStderr(logging.Handler):
     """Prints a line; above a progress bar, where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        stderr.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        stderr.print(one_line(record.getMessage()), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -87,5 +108,10 @@ def load_model(name: Any, **options: Any) -> tuple[Any, Any]:
 
 
 def print_table(table: Any) -> None:
-    """A table on standard output; what looks like rich's markup in a cell is somebody's text."""
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    """Print a table on standard output."""
+    PlainConsole().print(table)
+
+
+def print_line(text: object) -> None:
+    """Print a line on standard output, with what could steer a terminal escaped."""
+    print(printable(text))

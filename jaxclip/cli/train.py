@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_table
+from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_line, print_table
 from jaxclip.training.recipe import PRESETS, Layout, TrainConfig
 
 # AvoidSubcommands: one for each kind of image tower would take the flags of the tower away
@@ -154,7 +154,9 @@ def _report(model: Any, config: TrainConfig, data: tuple[str, ...], out: Path) -
     plots.loss_curve(out / "metrics.jsonl", float(np.log(config.batch_size)), out / "loss.png")
     if data == ("emoji",):
         _report_emoji(model, out)
-    print(f"wrote {out}: try it with  jaxclip classify examples/*.png --model {out} --labels ...")
+    print_line(
+        f"wrote {out}: try it with  jaxclip classify examples/*.png --model {out} --labels ..."
+    )
 
 
 def _report_emoji(model: Any, out: Path) -> None:

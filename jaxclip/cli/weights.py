@@ -12,7 +12,15 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_table, stderr
+from jaxclip.cli.shared import (
+    FAILED,
+    AsJson,
+    UsageError,
+    load_model,
+    print_line,
+    print_table,
+    stderr,
+)
 from jaxclip.config import RELEASED, Activation, ClipConfig, ResNetConfig
 
 DEFAULT_TEXTS = ("a diagram", "a dog", "a cat")  # of the official README
@@ -99,9 +107,9 @@ def inspect(
         "notes": json.dumps(notes, default=dict),
     }
     for name, value in rows.items():
-        print(f"{name:12s} {value}")
+        print_line(f"{name:12s} {value}")
     for name, (format_, shape) in listed.items() if tensors else ():
-        print(f"{name:70s} {format_:9s} {shape}")
+        print_line(f"{name:70s} {format_:9s} {shape}")
     return 0
 
 
@@ -130,7 +138,7 @@ def convert(
 
     options: dict[str, Any] = {"activation": activation, "image_size": image_size, "force": force}
     converter.convert(find(source), target, layout, **options)
-    print(f"wrote {target} in the layout of {layout}")
+    print_line(f"wrote {target} in the layout of {layout}")
     return 0
 
 
@@ -267,8 +275,8 @@ def _show_ladders(model: str, ladders: dict[str, Any], numerics: str, as_json: b
             table.add_row(rung.name, *numbers, "" if rung.holds else "DEPARTS")
         print_table(table)
         found = first[judge]
-        print("every stage holds" if found is None else f"first to depart: {found.name}")
+        print_line("every stage holds" if found is None else f"first to depart: {found.name}")
     if "published" not in ladders:
-        print("published logits: none for these weights, this picture and these texts")
-    print(numerics)
+        print_line("published logits: none for these weights, this picture and these texts")
+    print_line(numerics)
     return 0 if holds else FAILED

@@ -52,7 +52,7 @@ def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
         # the image tower does not matter: one with the same text tower shares the classifier
         "weights": fingerprint(to_flat(model.text), model.config.to_json()),
         "numerics": [np.dtype(numerics.dtype).name, str(numerics.precision), str(numerics.unroll)],
-        "precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
+        "precision": str(jax.config.values["jax_default_matmul_precision"]),
         "backend": jax.default_backend(),
         "tokens": fingerprint({"tokens": tokens}, ""),
         "templates": list(templates),

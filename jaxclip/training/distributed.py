@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxclip.terminal import PrintableFormatter
 from jaxclip.training.sharding import BATCH
 
 TIMEOUT = 300  # seconds until processes that wait for each other give up
@@ -55,7 +56,7 @@ def start(
 def tag_logs(index: int, processes: int) -> None:
     """Every line that jaxclip logs begins with the number of its process; the others' stay."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"[process {index} of {processes}] %(message)s"))
+    handler.setFormatter(PrintableFormatter(f"[process {index} of {processes}] %(message)s"))
     logger = logging.getLogger("jaxclip")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
