@@ -198,6 +198,7 @@ def described(
     return {
         "experiment": "linear_probe",
         "data": arguments.test,
+        "columns": {"image": arguments.image, "label": arguments.label},
         "trained_on": arguments.data,
         "validated_on": arguments.validation or f"{arguments.held_out} of {arguments.data}",
         "dataset": arguments.dataset,
