@@ -27,13 +27,14 @@ from jaxclip.cli.shared import print_table
 from jaxclip.data.labelled import Files, aligned
 from jaxclip.data.shards import SUFFIXES
 from jaxclip.evaluation import prompts
+from jaxclip.files import read_text, split_lines
 
 SIZES = (100, 1000, 2000)
 
 
 def pairs_of(path: Path) -> dict[str, str]:
     """{first word: the rest} of every line of a text file that has both."""
-    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.split(maxsplit=1) for line in split_lines(read_text(path)))
     return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import re
@@ -10,14 +11,17 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import embed_model, report, zero_shot
 from jaxclip import checkpoint, cli
+from jaxclip.cli import run
 from jaxclip.data import sources
 from jaxclip.evaluation import results
+from jaxclip.training.sharding import data_mesh
 from tests import planted
 
 HOSTILE = '<script>alert("$x")</script> & co'
@@ -195,11 +199,14 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
     assert "pictures cannot be shown" in text and "60.00 %" in text
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_a_finished_run_on_the_emoji_is_shown(tmp_path, monkeypatch, capsys):
     """As `jaxclip train emoji` leaves it; the scores in the page are those that it told."""
-    unseen = sources.unseen_artist()
-    few = unseen.select(np.arange(40))
+    few = sources.emoji("validation").select(np.arange(40))
     monkeypatch.setattr(sources, "unseen_artist", lambda: few)
+    monkeypatch.setattr(sources, "emoji", lambda split: few)
+    monkeypatch.setattr(run, "emoji", lambda split: few)
+    monkeypatch.setattr(run, "data_mesh", functools.partial(data_mesh, jax.devices()[:1]))
     small = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--batch-size", "8"]
     small += ["--model.text.width", "8", "--model.embed-dim", "8", "--steps", "2", "--warmup", "1"]
     out = tmp_path / "emoji"
