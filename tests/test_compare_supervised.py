@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -23,7 +22,6 @@ from experiments import (
 )
 from experiments.comparison_data import Emoji, FashionMnist, on_white
 from experiments.comparison_table import Answers, differences, interval, markdown, row, table
-from jaxclip import checkpoint, hub
 from jaxclip.config import ClipConfig, ResNetConfig, VisionConfig
 from jaxclip.data.sources import emoji, known, unseen_artist
 from jaxclip.evaluation.named_pictures import nearest_pixels
@@ -244,34 +242,50 @@ def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, 
     assert "another recipe" in capsys.readouterr().err
 
 
-def test_kept_runs_are_of_the_data_and_the_weights_that_are_there(
-    small, tmp_path, monkeypatch, capsys
-):
-    """Other weights under the same name: what was made with them is made anew, nothing else."""
-    out = tmp_path / "out"
-    given = [str(small), "--out", str(out), "--seeds", "1", "--towers", "vit", "--epochs", "2"]
-    assert compare_supervised.main(given) == 0
-    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
-    assert compare_supervised.main(given) == 0
-    assert times == {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
-    flat, config, notes = checkpoint.load(out / "clip-vit-0.safetensors")
-    checkpoint.save(out / "clip-vit-0.safetensors", flat, config, notes | {"trained_by": "hand"})
-    assert compare_supervised.main(given) == 0
-    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
-    changed = {name for name in times if times[name] != after[name]}
-    assert "clip-vit-0.npz" in changed and changed <= {"clip-vit-0.npz", "probe-clip-vit-0.npz"}
-    other = tmp_path / "other.safetensors"
-    shutil.copy(hub.find("emoji"), other)
-    with other.open("ab") as file:  # the embedded model of another version
-        file.write(b" ")
-    monkeypatch.setattr(comparison.hub, "find", lambda name: other)
-    assert compare_supervised.main(given) == 0
-    assert (out / "emoji.npz").stat().st_mtime_ns != after["emoji.npz"]
-    read = fashion_mnist.read
-    monkeypatch.setattr(fashion_mnist, "read", lambda a, b: (255 - read(a, b)[0], read(a, b)[1]))
-    capsys.readouterr()
-    assert compare_supervised.main(given) == 1
-    assert "of other data" in capsys.readouterr().err
+def test_kept_runs_are_of_the_data_and_the_weights_that_are_there(small, tmp_path, monkeypatch):
+    """Two stand-ins: a run that leaves weights, and one that reads them."""
+    weights, worked = tmp_path / "w.safetensors", []
+
+    def train(told):
+        worked.append("train")
+        weights.write_bytes(b"trained")
+        return {}
+
+    def probe(told):
+        worked.append("probe")
+        return {}
+
+    made = [comparison.Run("train", {}, train, (weights,))]
+    made.append(comparison.Run("probe", {}, probe, (weights,)))
+    monkeypatch.setattr(compare_supervised, "runs", lambda plan, data: made)
+    plan = comparison.Plan(tmp_path, (0,), ("vit",), 1.0)
+    data = FashionMnist(small)
+    for _ in range(2):
+        compare_supervised.carry_out(plan, data)
+    assert worked == ["train", "probe"]
+    weights.write_bytes(b"of another")
+    compare_supervised.carry_out(plan, data)
+    assert worked == ["train", "probe", "train"]  # the same weights again, so the probe stays
+    weights.unlink()
+    (tmp_path / "train.npz").unlink()
+    compare_supervised.carry_out(plan, data)
+    assert worked == ["train", "probe", "train", "train"]
+    made[1] = dataclasses.replace(made[1], files=(weights, small / "train-images-idx3-ubyte.gz"))
+    compare_supervised.carry_out(plan, data)
+    assert worked[4:] == ["probe"]
+    other = FashionMnist(small)
+    other.splits["train"] = (255 - data.splits["train"][0], data.splits["train"][1])
+    with pytest.raises(ValueError, match="of other data"):
+        compare_supervised.carry_out(plan, other)
+
+
+def test_runs_name_the_weights_that_they_depend_on(small, tmp_path):
+    plan = comparison.Plan(tmp_path, (0,), ("vit",), 1.0)
+    found = {
+        run.name: [x.name for x in run.files] for run in comparison.runs(plan, FashionMnist(small))
+    }
+    assert found["probe-clip-vit-0"] == found["clip-vit-0"] == ["clip-vit-0.safetensors"]
+    assert found["emoji"] == ["emoji.safetensors"] and found["pixels-0"] == []
 
 
 @pytest.mark.parametrize("flags", [["--seeds", "0"], ["--epochs", "-1"], ["--epochs", "nan"]])
