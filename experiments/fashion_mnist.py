@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ Split = tuple[np.ndarray, np.ndarray]
 def prepare_tfds(splits: Mapping[str, Split], data_dir: Path) -> Path:
     """Write the data set as array_record files where tfds.builder("fashion_mnist") finds them.
 
-    tensorflow-datasets writes beside and renames at the end; what is there already stays. Returns
-    the folder.
+    tensorflow-datasets writes beside and renames at the end. A data set with these very pictures
+    stays; ValueError where it holds others. Returns the folder.
     """
     import tensorflow_datasets as tfds
 
@@ -169,7 +170,16 @@ def prepare_tfds(splits: Mapping[str, Split], data_dir: Path) -> Path:
                 yield i, {"image": io.BytesIO(png(picture)), "label": int(label)}
 
     builder = FashionMnist(data_dir=data_dir, file_format="array_record")
+    there = Path(builder.data_path).exists()
     builder.download_and_prepare()
+    for name, split in splits.items() if there else ():
+        rows = builder.as_data_source(split=name)
+        found = Counter((row["image"].tobytes(), int(row["label"])) for row in rows)
+        if found != Counter(zip((x.tobytes() for x in split[0]), map(int, split[1]), strict=True)):
+            raise ValueError(
+                f"{builder.data_path}: expected no data set or one with these {name} pictures, got "
+                "another; delete it or name another --data-dir"
+            )
     return Path(builder.data_path)
 
 

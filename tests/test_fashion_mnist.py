@@ -117,6 +117,12 @@ def test_tfds_and_class_folders_hold_the_same_pictures(folder, tmp_path):
         readable = [name.replace("/", "-") for name in fashion_mnist.CLASSES]
         folders = aligned(labelled(place(str(below))), readable)
         assert everything(folders) == expected
+    fashion_mnist.prepare_tfds(splits, tmp_path / "tfds")  # stays
+    pictures, labels = splits["test"]
+    with pytest.raises(ValueError, match="these test pictures"):
+        fashion_mnist.prepare_tfds(
+            splits | {"test": (pictures, np.roll(labels, 1))}, tmp_path / "tfds"
+        )
 
 
 def test_a_class_folder_appears_whole_or_not_at_all(folder, tmp_path, monkeypatch):
