@@ -49,6 +49,7 @@ def result(plan: Plan, run: Run) -> Path:
 def key_of(run: Run, data: Data) -> dict[str, Any]:
     """What the numbers of a run depend on, as its file keeps it: recipe, data, weights."""
     files = {path.name: file_digest(path) for path in run.files}
+    # as it is read back: JSON knows no tuples
     return json.loads(json.dumps({"recipe": run.key, "data": data.digest, "files": files}))
 
 

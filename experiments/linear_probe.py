@@ -56,9 +56,9 @@ class Features:
         """
         key = self.key | keys.of_source(source, "labels") | keys.of_values(classes=source.names)
         path = self.folder / f"features-{role}.npz"
-        arrays = None if self.force else kept(path, key)
+        arrays = None if self.force else read_kept(path, key)
         if arrays is None:
-            arrays = self._made(source, data, path, key)
+            arrays = self._encode_all(source, data, path, key)
         self.skipped.update(json.loads(str(arrays.pop("skipped"))))
         if self.skipped.total() > self.skip_limit:
             raise ValueError(
@@ -67,7 +67,9 @@ class Features:
             )
         return arrays
 
-    def _made(self, source: Aligned, data: str, path: Path, key: Key) -> dict[str, np.ndarray]:
+    def _encode_all(
+        self, source: Aligned, data: str, path: Path, key: Key
+    ) -> dict[str, np.ndarray]:
         """The arrays of `of`, and `skipped`, read and kept."""
         skips, blocks = Skips(self.skip_limit), keys.of_values(batch_size=self.batch_size)
         parts = Parts(path.with_suffix(".parts"), key | blocks, skips, self.force)
@@ -95,7 +97,7 @@ class Features:
         return arrays
 
 
-def kept(path: Path, key: Key) -> dict[str, np.ndarray] | None:
+def read_kept(path: Path, key: Key) -> dict[str, np.ndarray] | None:
     """The arrays that were kept under that key; None where there are none, or they are damaged."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:

@@ -70,7 +70,7 @@ class Found:
     def _add_result(self, folder: Path) -> None:
         record = _object(folder / "result.json")
         if "scores" in record:
-            self.scores = checked_scores(record, folder / "result.json")
+            self.scores = check_scores(record, folder / "result.json")
         else:
             self.result, self.predictions = results.load(folder)
 
@@ -85,7 +85,7 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def checked_scores(record: dict[str, Any], path: Path) -> dict[str, Any]:
+def check_scores(record: dict[str, Any], path: Path) -> dict[str, Any]:
     """What `jaxclip train emoji` wrote: `classes`, `pictures`, `scores` {who: {metric: share}}."""
     scores = record["scores"]
     columns = list(scores.values()) if isinstance(scores, dict) else []
@@ -229,7 +229,8 @@ def with_pictures(found: Found, data: str | None, data_dir: Path | None) -> list
     """The sections that need the pictures again, and the model."""
     of_emoji = "emoji:test" if found.scores else "emoji:validation"
     asked = data or (found.result["data"] if found.result else of_emoji)
-    columns = found.result.get("columns", {}) if found.result and not data else {}
+    columns = found.result.get("columns") if found.result and not data else {}
+    columns = columns if isinstance(columns, dict) else {}
     source, why = attempt(lambda: pictures.opened(asked, data_dir, columns))
     if source is None:
         return [("Pictures", markup.note(f"The pictures cannot be shown: {why}"))]

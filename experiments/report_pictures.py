@@ -89,9 +89,10 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
     return list(shown.values())
 
 
-def opened(data: str, data_dir: Path | None, columns: Mapping[str, str]) -> Labelled:
+def opened(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
     """The labelled pictures that --data names; `columns` as in result.json, or empty."""
-    return labelled(place(data), data_dir, **columns)
+    image, label = (str(columns.get(name, name)) for name in ("image", "label"))
+    return labelled(place(data), data_dir, image=image, label=label)
 
 
 def answers_section(shown: Sequence[Shown]) -> str:
