@@ -16,10 +16,12 @@ Everything is tested on the 10,000 test pictures.
 `emoji` is the embedded drawings: a class a name, a training set of three drawings a class, tested
 on an artist whom neither side has seen.
 
-A run leaves one file when it has ended; the same command goes on with those that are missing.
+A run leaves one file when it has ended; the same command goes on with those that are missing, or
+whose weights are no longer those that the file was made with.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -44,31 +46,55 @@ def result(plan: Plan, run: Run) -> Path:
     return plan.out / f"{run.name}.npz"
 
 
-def finished(plan: Plan, run: Run) -> bool:
-    """Whether its file is there; ValueError when that came of another recipe."""
+def key_of(run: Run, data: Data) -> dict[str, Any]:
+    """What the numbers of a run depend on, as its file keeps it: recipe, data, weights."""
+    files = {path.name: file_digest(path) for path in run.files}
+    # as it is read back: JSON knows no tuples
+    return json.loads(json.dumps({"recipe": run.key, "data": data.digest, "files": files}))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; nothing where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finished(plan: Plan, run: Run, data: Data) -> bool:
+    """Whether its file is there, of the weights that are there.
+
+    ValueError when the file was made by another recipe or of other pictures.
+    """
     path = result(plan, run)
     if not path.is_file():
         return False
     with np.load(path, allow_pickle=False) as arrays:
-        same = str(arrays["key"]) == json.dumps(run.key, sort_keys=True)
-    if not same:
-        raise ValueError(f"{path} came of another recipe; use another --out")
-    return True
+        kept = json.loads(str(arrays["key"]))
+    key = key_of(run, data)
+    if any(kept.get(part) != key[part] for part in ("recipe", "data")):
+        raise ValueError(f"{path} was made by another recipe or of other data; use another --out")
+    return bool(kept["files"] == key["files"])
 
 
 def carry_out(plan: Plan, data: Data) -> None:
     """Every run that is missing, one after the other."""
-    todo = [run for run in runs(plan, data) if not finished(plan, run)]
+    every = list(runs(plan, data))
+    for run in every:  # an error comes before hours of work
+        finished(plan, run, data)
     with Progress(console=stderr) as bar:
-        whole = bar.add_task("runs", total=len(todo))
-        for run in todo:
+        whole = bar.add_task("runs", total=len(every))
+        for run in every:
+            if finished(plan, run, data):  # asked late: a run may leave weights for a later one
+                bar.advance(whole)
+                continue
             part = bar.add_task(run.name, total=1.0)
 
             def told(share: float, words: str, part: Any = part, name: str = run.name) -> None:
                 bar.update(part, completed=share, description=f"{name}, {words}")
 
             arrays = run.work(told)
-            key = np.array(json.dumps(run.key, sort_keys=True))
+            key = np.array(json.dumps(key_of(run, data)))
             with (
                 checkpoint.replacing(result(plan, run)) as part_file,
                 open(part_file, "wb") as file,

@@ -30,11 +30,16 @@ Work = Callable[[Told], Arrays]
 
 @dataclass(frozen=True)
 class Run:
-    """One file of --out: its name, what its numbers depend on, how they are made."""
+    """One file of --out: its name, what its numbers depend on, how they are made.
+
+    key: the recipe. files: weights that it reads or leaves; with others its numbers are no longer
+    right.
+    """
 
     name: str
     key: dict[str, Any]
     work: Work
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         answers = data.answers(scores)
         return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
 
-    return Run(name, {"recipe": asdict(recipe), "side": side, "templates": data.templates}, work)
+    key = {"recipe": asdict(recipe), "side": side, "templates": data.templates}
+    return Run(name, key, work, (weights(plan, name),))
 
 
 def named(
@@ -184,7 +190,8 @@ def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         return arrays
 
     recipe = asdict(towers.Recipe(data.towers[tower], plan.seen(data), seed=seed))
-    return Run(f"probe-{name}", {"recipe": recipe, "side": side, "shots": data.shots}, work)
+    key = {"recipe": recipe, "side": side, "shots": data.shots}
+    return Run(f"probe-{name}", key, work, (weights(plan, name),))
 
 
 def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
@@ -266,7 +273,8 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
                 arrays[f"shots_{shots}_{seed}"] = answers
         return arrays
 
-    return Run("emoji", {"shots": data.shots, "seeds": plan.seeds}, work)
+    key = {"shots": data.shots, "seeds": plan.seeds}
+    return Run("emoji", key, work, (hub.find(hub.EMBEDDED),))
 
 
 def sized(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What `compare_supervised` is run on: Fashion-MNIST in full, and the embedded drawings."""
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +13,7 @@ from experiments import fashion_mnist
 from experiments.towers import Drawn, Labelled
 from jaxclip.config import ResNetConfig, VisionConfig
 from jaxclip.data.sources import emoji, unseen_artist
+from jaxclip.evaluation.compiled import fingerprint
 
 Tower = VisionConfig | ResNetConfig
 
@@ -40,6 +43,18 @@ class Data:
     def labels(self, split: str) -> np.ndarray:
         """The classes of "train" or "test", int [n]."""
         raise NotImplementedError
+
+    def images(self, split: str) -> np.ndarray:
+        """The pictures of "train" or "test" as they came, uint8 [n, ...]."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pictures, labels and classes, and of what may be answered."""
+        arrays = {"candidates": self.candidates}
+        for split in ("train", "test"):
+            arrays |= {f"{split} images": self.images(split), f"{split} labels": self.labels(split)}
+        return fingerprint(arrays, json.dumps(self.classes))
 
     def at(self, split: str, size: int) -> Labelled:
         """A split as a tower of `size` pixels a side takes it; made once."""
@@ -84,6 +99,9 @@ class FashionMnist(Data):
     def labels(self, split: str) -> np.ndarray:
         return self.splits[split][1]
 
+    def images(self, split: str) -> np.ndarray:
+        return self.splits[split][0]
+
     def sized(self, split: str, size: int) -> Labelled:
         """As the official preprocessing would size it: bicubic, in grey, then RGB."""
         pictures, labels = self.splits[split]
@@ -119,6 +137,9 @@ class Emoji(Data):
     def labels(self, split: str) -> np.ndarray:
         place = {name: i for i, name in enumerate(self.classes)}
         return np.array([place[name] for name in self.splits[split].names])
+
+    def images(self, split: str) -> np.ndarray:
+        return self.splits[split].images
 
     def sized(self, split: str, size: int) -> Labelled:
         """On white, sized as the official preprocessing does."""

@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from rich.progress import track
 from experiments import common
 from jaxclip.cli.shared import print_line, stderr
 from jaxclip.evaluation import prompts
+from jaxclip.evaluation.features import decoded
 
 SIDE = 28  # pixels
 SPLITS = {"train": "train", "test": "t10k"}  # split -> how its two files begin
@@ -136,8 +138,8 @@ Split = tuple[np.ndarray, np.ndarray]
 def prepare_tfds(splits: Mapping[str, Split], data_dir: Path) -> Path:
     """Write the data set as array_record files where tfds.builder("fashion_mnist") finds them.
 
-    tensorflow-datasets writes beside and renames at the end; what is there already stays. Returns
-    the folder.
+    tensorflow-datasets writes beside and renames at the end. A data set with these very pictures
+    stays; ValueError where it holds others. Returns the folder.
     """
     import tensorflow_datasets as tfds
 
@@ -168,25 +170,66 @@ def prepare_tfds(splits: Mapping[str, Split], data_dir: Path) -> Path:
                 yield i, {"image": io.BytesIO(png(picture)), "label": int(label)}
 
     builder = FashionMnist(data_dir=data_dir, file_format="array_record")
+    there = Path(builder.data_path).exists()
     builder.download_and_prepare()
+    for name, split in splits.items() if there else ():
+        rows = builder.as_data_source(split=name)
+        found = Counter((row["image"].tobytes(), int(row["label"])) for row in rows)
+        if found != Counter(zip((x.tobytes() for x in split[0]), map(int, split[1]), strict=True)):
+            raise ValueError(
+                f"{builder.data_path}: expected no data set or one with these {name} pictures, got "
+                "another; delete it or name another --data-dir"
+            )
     return Path(builder.data_path)
+
+
+def folder_name(class_name: str) -> str:
+    """A class's name as that of a folder."""
+    return class_name.replace("/", "-").replace(" ", "_")
+
+
+def class_files(labels: np.ndarray) -> list[str]:
+    """The file of each picture below the folder of a split."""
+    return [f"{folder_name(CLASSES[y])}/{row:05d}.png" for row, y in enumerate(labels)]
+
+
+def check_classes(split: Split, folder: Path) -> None:
+    """ValueError unless a folder holds what `prepare_classes` would write there."""
+    expected = dict(zip(class_files(split[1]), split[0], strict=True))
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    other = next(iter(sorted(found ^ expected.keys())), None)
+    if other is None:
+        other = next((x for x in expected if not _is_picture(folder / x, expected[x])), None)
+    if other is not None:
+        raise ValueError(
+            f"{folder}: expected no folder or one with the pictures of these files, got another "
+            f"({other} differs); delete it or name another --classes"
+        )
+
+
+def _is_picture(path: Path, picture: np.ndarray) -> bool:
+    try:
+        return np.array_equal(np.asarray(decoded(path.read_bytes())), picture)
+    except ValueError:
+        return False
 
 
 def prepare_classes(split: Split, folder: Path) -> Path:
     """Write one split as class folders: `Ankle_boot/00017.png`, numbered as in the idx file.
 
-    Under another name until it is whole; a folder that is there already stays.
+    Under another name until it is whole. A folder with these very pictures stays; ValueError where
+    it holds anything else.
     """
-    if folder.is_dir():
+    if folder.exists():
+        check_classes(split, folder)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for i, name in enumerate(CLASSES):
-            below = temporary / name.replace("/", "-").replace(" ", "_")
-            below.mkdir()
-            for row in np.flatnonzero(split[1] == i):
-                (below / f"{row:05d}.png").write_bytes(png(split[0][row]))
+        for name in CLASSES:
+            (temporary / folder_name(name)).mkdir()
+        for row, file in enumerate(class_files(split[1])):
+            (temporary / file).write_bytes(png(split[0][row]))
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:

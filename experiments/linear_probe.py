@@ -8,18 +8,22 @@ Result:    result.json and predictions.npz (jaxclip/evaluation/results.py) and c
 
 Appendix A.3 of the paper: the penalty is chosen on validation pictures, of --validation or else a
 part of --data held out; then one fit on both together is tested on --test. The features of each
-set are kept in --out, so that another run with the same model and pictures begins with them.
+set are kept in --out, so that a run that did not end goes on from them; --force makes them anew.
 """
 
 import argparse
+import collections
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import common, zero_shot
+from experiments import common, keys, zero_shot
+from experiments.keys import Key
 from experiments.parts import Parts
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model
@@ -27,37 +31,54 @@ from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import linear_probe, plots, prompts, results
-from jaxclip.evaluation.compiled import weights_checksum
 from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.linear_probe import Choice, Split
 from jaxclip.evaluation.metrics import Tally, best
 
 
 class Features:
-    """Features of labelled pictures, read once and kept in a file that a checksum names."""
+    """Features of labelled pictures, read once and kept in a file together with their key."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.model, preprocess = load_model(arguments.model)
         self.preprocess = preprocess.safe if arguments.policy == "safe" else preprocess
         self.encode = jax.jit(linear_probe.probe_features)
-        self.checksum = weights_checksum(self.model.module)
-        self.said = [self.checksum, arguments.policy, preprocess.size]
+        self.key = keys.of_model(self.model, preprocess, arguments.policy)
+        self.size = preprocess.size
         self.folder, self.batch_size = arguments.out, arguments.batch_size
-        self.skips, self.force = Skips(arguments.skip_limit), arguments.force
+        self.skip_limit, self.force = arguments.skip_limit, arguments.force
+        self.skipped: collections.Counter[str] = collections.Counter()
 
-    def of(self, source: Aligned, data: str) -> dict[str, np.ndarray]:
-        """features [n, d], labels int [n], where str [n], of the pictures that can be used."""
-        digest = zero_shot.digest([*self.said, data, len(source), list(source.names)])
-        path = self.folder / f"features-{digest[:16]}.npz"
-        if not path.is_file():
-            said = f"{data}, {self.batch_size} at once"
-            parts = Parts(path.with_suffix(".parts"), said, self.skips, self.force)
-            arrays = self._read(source, data, parts)
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-            parts.remove()
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+    def of(self, source: Aligned, data: str, role: str) -> dict[str, np.ndarray]:
+        """features [n, d], labels int [n], where str [n], of the pictures that can be used.
+
+        role: "train", "validation" or "test"; it names the file.
+        """
+        key = self.key | keys.of_source(source, "labels") | keys.of_values(classes=source.names)
+        path = self.folder / f"features-{role}.npz"
+        arrays = None if self.force else read_kept(path, key)
+        if arrays is None:
+            arrays = self._encode_all(source, data, path, key)
+        self.skipped.update(json.loads(str(arrays.pop("skipped"))))
+        if self.skipped.total() > self.skip_limit:
+            raise ValueError(
+                f"{self.skipped.total()} pictures of all sets were left out, more than "
+                f"--skip-limit {self.skip_limit}; allow more of them"
+            )
+        return arrays
+
+    def _encode_all(
+        self, source: Aligned, data: str, path: Path, key: Key
+    ) -> dict[str, np.ndarray]:
+        """The arrays of `of`, and `skipped`, read and kept."""
+        skips, blocks = Skips(self.skip_limit), keys.of_values(batch_size=self.batch_size)
+        parts = Parts(path.with_suffix(".parts"), key | blocks, skips, self.force)
+        arrays = self._read(source, data, parts)
+        arrays["skipped"] = np.array(json.dumps(skips.counts))
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, key=np.array(json.dumps(key)), **arrays)
+        parts.remove()
+        return arrays
 
     def _read(self, source: Aligned, data: str, parts: Parts) -> dict[str, np.ndarray]:
         parts.fill(
@@ -74,6 +95,17 @@ class Features:
         if not len(arrays["labels"]):
             raise ValueError(f"{data}: no picture with a class could be used")
         return arrays
+
+
+def read_kept(path: Path, key: Key) -> dict[str, np.ndarray] | None:
+    """The arrays that were kept under that key; None where there are none, or they are damaged."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = dict(file)
+        same = json.loads(str(arrays.pop("key"))) == key
+    except Exception:  # a damaged zip raises all kinds
+        return None
+    return arrays if same else None
 
 
 def described_block(block: Block) -> dict[str, np.ndarray]:
@@ -107,7 +139,7 @@ def split(features: Features, arguments: argparse.Namespace) -> tuple[Split, Spl
     """(training set, validation set, test arrays); --data is cut in two if need be."""
     known = prompts.load(arguments.dataset)
 
-    def source(data: str, classes: Sequence[str], folders: Sequence[str] = ()) -> Aligned:
+    def source(data: str, classes: Sequence[str], folders: Sequence[str]) -> Aligned:
         raw = labelled(
             place(data), arguments.data_dir, image=arguments.image, label=arguments.label
         )
@@ -115,13 +147,13 @@ def split(features: Features, arguments: argparse.Namespace) -> tuple[Split, Spl
 
     training = source(arguments.data, known.classes, known.folders)
     folders = known.folders if known.classes else ()
-    train = features.of(training, arguments.data)
-    test = features.of(source(arguments.test, training.names, folders), arguments.test)
+    train = features.of(training, arguments.data, "train")
+    test = features.of(source(arguments.test, training.names, folders), arguments.test, "test")
     test["names"] = np.array(training.names)
     whole = train["features"], train["labels"]
     if arguments.validation:
         data = arguments.validation
-        other = features.of(source(data, training.names, folders), data)
+        other = features.of(source(data, training.names, folders), data, "validation")
         return whole, (other["features"], other["labels"]), test
     out = held_out(whole[1], arguments.held_out)
     return (whole[0][~out], whole[1][~out]), (whole[0][out], whole[1][out]), test
@@ -168,6 +200,7 @@ def described(
     return {
         "experiment": "linear_probe",
         "data": arguments.test,
+        "columns": {"image": arguments.image, "label": arguments.label},
         "trained_on": arguments.data,
         "validated_on": arguments.validation or f"{arguments.held_out} of {arguments.data}",
         "dataset": arguments.dataset,
@@ -177,7 +210,7 @@ def described(
         "interval": list(interval),
         "metrics": metrics,
         "n": tally.n,
-        "skipped": dict(features.skips.counts),
+        "skipped": dict(features.skipped),
         "empty": [row["class"] for row in per_class if row["n"] == 0],
         "expected": expected,
         "verdict": common.verdict(metrics[metric], interval, expected),
@@ -187,8 +220,8 @@ def described(
             "validation": choice.accuracies.tolist(),
         },
         "checksums": {
-            "weights": features.checksum,
-            "preprocessing": zero_shot.digest([arguments.policy, features.said[-1]]),
+            "weights": features.key["weights"],
+            "preprocessing": keys.digest([arguments.policy, features.size]),
         },
         "classes": list(names),
         "per_class": per_class,

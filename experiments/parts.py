@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from experiments.keys import Key, differences
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import stderr
 from jaxclip.data.stream import Skips
@@ -22,23 +23,41 @@ class Parts:
 
     Args:
       folder: theirs alone; it goes when the run is done.
-      key: names the question; half a run of another one is an error, unless `force`.
+      key: names the question (`keys`); half a run of another one is an error, unless `force`.
       skips: gets the counts of what the blocks that are there have left out.
+
+    Raises:
+      ValueError: half a run of another question is there, or one that left out too much.
     """
 
-    def __init__(self, folder: Path, key: str, skips: Skips, force: bool = False) -> None:
+    def __init__(self, folder: Path, key: Key, skips: Skips, force: bool = False) -> None:
         self.folder, self.skips = folder, skips
         if force:
             self.remove()
-        saved = folder / "key"
         self.paths = sorted(folder.glob("*.npz"))
-        if self.paths and (not saved.is_file() or saved.read_text() != key):
-            raise ValueError(f"{folder.parent} holds half a run of another kind; add --force")
-        with replacing(saved) as temporary:
-            temporary.write_text(key)
+        if self.paths and (other := differences(self._saved_key(), key)):
+            raise ValueError(
+                f"{folder.parent} holds half a run of another kind, which differs in {other}; add "
+                "--force"
+            )
+        with replacing(folder / "key") as temporary:
+            temporary.write_text(json.dumps(key))
         for path in self.paths[-1:]:
             with np.load(path, allow_pickle=False) as arrays:
                 skips.counts.update(json.loads(str(arrays["skipped"])))
+        left_out = skips.counts.total()
+        if left_out > skips.limit:
+            raise ValueError(
+                f"{folder.parent} holds half a run that left out {left_out} pictures, more than "
+                f"--skip-limit {skips.limit}; allow more of them"
+            )
+
+    def _saved_key(self) -> Any:
+        """The key of the blocks that are there; None if that cannot be read."""
+        try:
+            return json.loads((self.folder / "key").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def fill(
         self,

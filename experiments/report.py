@@ -4,9 +4,10 @@ Question:  what came of a training run or an evaluation, for somebody without th
 Command:   python -m experiments.report FOLDER [FOLDER ...] --out report.html
 Result:    one file that needs no network and no script; look at it in any browser.
 
-A FOLDER holds what `jaxclip train` leaves (config.json, metrics.jsonl, model.safetensors), what an
-evaluation leaves (result.json, predictions.npz), or both; of several folders, each adds what it
-has. What a section would need and is not there is said in its place.
+A FOLDER holds what `jaxclip train` leaves (config.json, metrics.jsonl, model.safetensors, of the
+emoji also result.json with `scores`), what an evaluation leaves (result.json, predictions.npz), or
+both; of several folders, each adds what it has. What a section would need and is not there is said
+in its place.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from experiments import report_pictures as pictures
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model, print_line
 from jaxclip.evaluation import results
+from jaxclip.files import read_text
 
 Lines = list[dict[str, Any]]
 WORST = 40  # classes in the table
@@ -41,12 +43,13 @@ class Found:
         self.log: Lines = []
         self.result: dict[str, Any] | None = None
         self.predictions: dict[str, np.ndarray] | None = None
+        self.scores: dict[str, Any] | None = None  # `jaxclip train emoji` on the unseen artist
         self.model: str | None = None
         for folder in folders:
             if not folder.is_dir():
                 raise ValueError(f"{folder}: no such folder; a run or an evaluation was expected")
             self._add(folder)
-        if not (self.config or self.log or self.result):
+        if not (self.config or self.log or self.result or self.scores):
             raise ValueError(
                 f"{', '.join(map(str, folders))}: neither config.json, metrics.jsonl nor "
                 "result.json is there; a run or an evaluation was expected"
@@ -60,19 +63,40 @@ class Found:
         if (folder / "metrics.jsonl").is_file():
             self.log = read_log(folder / "metrics.jsonl")
         if (folder / "result.json").is_file():
-            self.result, self.predictions = results.load(folder)
+            self._add_result(folder)
         if (folder / "model.safetensors").is_file():
             self.model = str(folder / "model.safetensors")
+
+    def _add_result(self, folder: Path) -> None:
+        record = _object(folder / "result.json")
+        if "scores" in record:
+            self.scores = check_scores(record, folder / "result.json")
+        else:
+            self.result, self.predictions = results.load(folder)
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: a JSON object was expected")
     return found
+
+
+def check_scores(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What `jaxclip train emoji` wrote: `classes`, `pictures`, `scores` {who: {metric: share}}."""
+    scores = record["scores"]
+    columns = list(scores.values()) if isinstance(scores, dict) else []
+    tables = bool(columns) and all(isinstance(column, dict) for column in columns)
+    shares = [share for column in columns for share in column.values()] if tables else []
+    if not shares or not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares):
+        raise ValueError(
+            f"{path}: expected scores from 0 to 1 by name and metric, as `jaxclip train emoji` "
+            "writes them; run it again"
+        )
+    return record
 
 
 def read_log(path: Path) -> Lines:
@@ -110,6 +134,18 @@ def summary(result: dict[str, Any]) -> str:
     rows += [(f"published: {x['source']}", percent(x["value"])) for x in result.get("expected", [])]
     rows.append(("verdict", result.get("verdict", "nothing was compared")))
     return markup.table(("what", "value"), rows)
+
+
+def unseen_artist(record: dict[str, Any]) -> str:
+    """The scores of the trained model beside the floors, a row a metric."""
+    scores = record["scores"]
+    metrics = dict.fromkeys(metric for column in scores.values() for metric in column)
+    rows = [
+        (metric.replace("_", " "), *(percent(column.get(metric)) for column in scores.values()))
+        for metric in metrics
+    ]
+    counts = f"{record.get('pictures')} pictures, {record.get('classes')} names to choose from."
+    return markup.table(("metric", *scores), rows) + markup.note(counts)
 
 
 def per_class(result: dict[str, Any]) -> str:
@@ -191,8 +227,11 @@ def setup(found: Found) -> list[tuple[str, str]]:
 
 def with_pictures(found: Found, data: str | None, data_dir: Path | None) -> list[tuple[str, str]]:
     """The sections that need the pictures again, and the model."""
-    asked = data or (found.result["data"] if found.result else "emoji:validation")
-    source, why = attempt(lambda: pictures.opened(asked, data_dir))
+    of_emoji = "emoji:test" if found.scores else "emoji:validation"
+    asked = data or (found.result["data"] if found.result else of_emoji)
+    columns = found.result.get("columns") if found.result and not data else {}
+    columns = columns if isinstance(columns, dict) else {}
+    source, why = attempt(lambda: pictures.opened(asked, data_dir, columns))
     if source is None:
         return [("Pictures", markup.note(f"The pictures cannot be shown: {why}"))]
     sections, shown = [], pictures.some(source)
@@ -230,6 +269,8 @@ def report(folders: Sequence[Path], data: str | None = None, data_dir: Path | No
     sections: list[tuple[str, str]] = []
     if found.result:
         sections.append(("Result", summary(found.result)))
+    if found.scores:
+        sections.append(("Unseen artist", unseen_artist(found.scores)))
     if found.log:
         sections.append(("Curves", curves(found.log)))
     if found.result:

@@ -1,7 +1,7 @@
 """What a report shows of pictures: right and wrong answers, similarities, where the model looks."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,10 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
     return list(shown.values())
 
 
-def opened(data: str, data_dir: Path | None) -> Labelled:
-    """The labelled pictures that --data names."""
-    return labelled(place(data), data_dir)
+def opened(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
+    """The labelled pictures that --data names; `columns` as in result.json, or empty."""
+    image, label = (str(columns.get(name, name)) for name in ("image", "label"))
+    return labelled(place(data), data_dir, image=image, label=label)
 
 
 def answers_section(shown: Sequence[Shown]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments import common, zero_shot
+from experiments import common, keys, zero_shot
 from experiments.parts import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table
 from jaxclip.data.captions import caption_file
@@ -27,7 +27,6 @@ from jaxclip.data.pairs import Source, opened
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import prompts, results
-from jaxclip.evaluation.compiled import weights_checksum
 from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.metrics import Retrieved, retrieve
 from jaxclip.evaluation.retrieval import embedded, unusable, words
@@ -66,8 +65,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     apart = ("force", "out", "skip_limit")  # they change no number
     asked = {name: str(value) for name, value in vars(arguments).items() if name not in apart}
-    of_model = [weights_checksum(model.module), preprocess.size, len(pairs)]
-    key = zero_shot.digest([asked, of_model])
+    of_model = keys.of_model(model, preprocess, arguments.policy)
+    key = keys.of_values(**asked) | of_model | keys.of_source(pairs, "captions")
     parts = Parts(arguments.out / "parts", key, skips, arguments.force)
     parts.fill(
         pairs,

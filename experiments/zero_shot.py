@@ -12,8 +12,6 @@ interrupted goes on where it stopped when the same command is given again.
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +20,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments import common
+from experiments import common, keys
+from experiments.keys import Key
 from experiments.parts import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table
 from jaxclip.data.labelled import Aligned, aligned, labelled
@@ -42,6 +41,7 @@ class Task:
 
     dataset: as published figures name it, such as "cifar100".
     source: labels are places in its names.
+    image, label: the features or columns that it was read from.
     """
 
     experiment: str
@@ -50,6 +50,8 @@ class Task:
     model: str
     source: Aligned
     templates: tuple[str, ...]
+    image: str = "image"
+    label: str = "label"
     metric: str = "top1"
     policy: str = "official"
     batch_size: int = 64
@@ -63,13 +65,12 @@ def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
     """
     model, preprocess = load_model(task.model)
     classes = task.source.names
-    said = {"classes": classes, "templates": task.templates}
-    checksums = checked_sums(model, preprocess, said, task.policy)
-    key = digest({"checksums": checksums, "data": task.data, "n": len(task.source)})
-    if not force and (done := finished(out, key)) is not None:
+    key = key_of(task, model, preprocess)
+    if not force and (done := finished(out, key, task.skip_limit)) is not None:
         return done
     skips = Skips(task.skip_limit)
-    parts = Parts(out / "parts", digest([key, task.batch_size]), skips, force)
+    parts_key = key | keys.of_values(batch_size=task.batch_size)
+    parts = Parts(out / "parts", parts_key, skips, force)
     matrix = compiled(model, classes, task.templates, cache_folder())  # [c, e]
     parts.fill(
         task.source,
@@ -81,7 +82,11 @@ def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
         what="asking",
     )
     tally = counted(parts, len(classes))
+    said = {"classes": classes, "templates": task.templates}
+    checksums = checked_sums(model, preprocess, said, task.policy)
     result = {**described(task, tally), "skipped": dict(skips.counts)}
+    # should this be interrupted, no result of another question stands beside these predictions
+    (out / "result.json").unlink(missing_ok=True)
     results.join(out, parts.paths, tally.confusion)
     plots.confusion(tally.confusion, classes, out / "confusion.png")
     results.save(out, {**result, "checksums": checksums, "key": key}, None)
@@ -89,12 +94,28 @@ def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
     return results.load(out)[0]
 
 
+def key_of(task: Task, model: Any, preprocess: Any) -> Key:
+    """Everything that the result of a task depends on."""
+    said = keys.of_values(
+        command=task.experiment,
+        data=task.data,
+        dataset=task.dataset,
+        model=task.model,
+        metric=task.metric,
+        published_figures=common.published(task.dataset, task.model, task.metric),
+        classes=task.source.names,
+        prompts=task.templates,
+    )
+    of_model = keys.of_model(model, preprocess, task.policy)
+    return said | of_model | keys.of_source(task.source, "labels")
+
+
 def checked_sums(model: Any, preprocess: Any, said: Any, policy: str) -> dict[str, str]:
-    """What a result depends on: `checksums` of result.json. `said`: all that is turned to text."""
+    """`checksums` of result.json. `said`: all that is turned to text."""
     return {
         "weights": weights_checksum(model.module),
-        "prompts": digest(said),
-        "preprocessing": digest([policy, preprocess.size]),
+        "prompts": keys.digest(said),
+        "preprocessing": keys.digest([policy, preprocess.size]),
     }
 
 
@@ -103,19 +124,26 @@ def to_pixels(preprocess: Any, policy: str) -> Any:
     return preprocess.safe if policy == "safe" else preprocess
 
 
-def finished(out: Path, key: str) -> dict[str, Any] | None:
-    """The result of that question, if it is there; ValueError if another one is."""
+def finished(out: Path, key: Key, skip_limit: int) -> dict[str, Any] | None:
+    """The result of that question, if it is there.
+
+    ValueError if there is another one, or one that left out more pictures than `skip_limit`.
+    """
     if not (out / "result.json").is_file():
         return None
     result = results.load(out)[0]
-    if result.get("key") != key:
-        raise ValueError(f"{out} holds a result of another kind; add --force or another --out")
+    if other := keys.differences(result.get("key"), key):
+        raise ValueError(
+            f"{out} holds a result of another kind, which differs in {other}; add --force or "
+            "another --out"
+        )
+    left_out = sum(result["skipped"].values())
+    if left_out > skip_limit:
+        raise ValueError(
+            f"{out} holds a result that left out {left_out} pictures, more than --skip-limit "
+            f"{skip_limit}; allow more of them"
+        )
     return result
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of something that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
 
 
 def answers(block: Block, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -153,6 +181,7 @@ def described(task: Task, tally: Tally) -> dict[str, Any]:
     return {
         "experiment": task.experiment,
         "data": task.data,
+        "columns": {"image": task.image, "label": task.label},
         "dataset": task.dataset,
         "model": task.model,
         "metric": task.metric,
@@ -221,6 +250,8 @@ def task(arguments: argparse.Namespace, dataset: str, experiment: str) -> Task:
         model=arguments.model,
         source=aligned(source, known.classes, known.folders),
         templates=templates,
+        image=arguments.image,
+        label=arguments.label,
         metric=arguments.metric or known.metric,
         policy=arguments.policy,
         batch_size=arguments.batch_size,

@@ -242,6 +242,52 @@ def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, 
     assert "another recipe" in capsys.readouterr().err
 
 
+def test_kept_runs_are_of_the_data_and_the_weights_that_are_there(small, tmp_path, monkeypatch):
+    """Two stand-ins: a run that leaves weights, and one that reads them."""
+    weights, worked = tmp_path / "w.safetensors", []
+
+    def train(told):
+        worked.append("train")
+        weights.write_bytes(b"trained")
+        return {}
+
+    def probe(told):
+        worked.append("probe")
+        return {}
+
+    made = [comparison.Run("train", {}, train, (weights,))]
+    made.append(comparison.Run("probe", {}, probe, (weights,)))
+    monkeypatch.setattr(compare_supervised, "runs", lambda plan, data: made)
+    plan = comparison.Plan(tmp_path, (0,), ("vit",), 1.0)
+    data = FashionMnist(small)
+    for _ in range(2):
+        compare_supervised.carry_out(plan, data)
+    assert worked == ["train", "probe"]
+    weights.write_bytes(b"of another")
+    compare_supervised.carry_out(plan, data)
+    assert worked == ["train", "probe", "train"]  # the same weights again, so the probe stays
+    weights.unlink()
+    (tmp_path / "train.npz").unlink()
+    compare_supervised.carry_out(plan, data)
+    assert worked == ["train", "probe", "train", "train"]
+    made[1] = dataclasses.replace(made[1], files=(weights, small / "train-images-idx3-ubyte.gz"))
+    compare_supervised.carry_out(plan, data)
+    assert worked[4:] == ["probe"]
+    other = FashionMnist(small)
+    other.splits["train"] = (255 - data.splits["train"][0], data.splits["train"][1])
+    with pytest.raises(ValueError, match="of other data"):
+        compare_supervised.carry_out(plan, other)
+
+
+def test_runs_name_the_weights_that_they_depend_on(small, tmp_path):
+    plan = comparison.Plan(tmp_path, (0,), ("vit",), 1.0)
+    found = {
+        run.name: [x.name for x in run.files] for run in comparison.runs(plan, FashionMnist(small))
+    }
+    assert found["probe-clip-vit-0"] == found["clip-vit-0"] == ["clip-vit-0.safetensors"]
+    assert found["emoji"] == ["emoji.safetensors"] and found["pixels-0"] == []
+
+
 @pytest.mark.parametrize("flags", [["--seeds", "0"], ["--epochs", "-1"], ["--epochs", "nan"]])
 def test_senseless_numbers_fail_in_one_line(flags, small, tmp_path, capsys):
     assert compare_supervised.main([str(small), "--out", str(tmp_path / "o"), *flags]) == 1

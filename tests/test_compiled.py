@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from jaxclip.evaluation.zero_shot import classifier
 from jaxclip.tokenizer import tokenize
 from tests import planted
 
+# of products and kernels: each changes the last bits
+WAYS = [("precision", "highest"), ("padded", False), ("unroll", False), ("winograd", False)]
 CLASSES, TEMPLATES = ("red", "green", "blue"), ("a {}.", "my {}", "the red {}")
 
 
@@ -116,8 +119,20 @@ def test_another_number_format_precision_or_activation_is_another_key(file, mode
     gelu = file.with_name("gelu.safetensors")
     checkpoint.save(gelu, flat, dataclasses.replace(config, activation="gelu"), notes)
     models = [model, hub.load(file, dtype=jnp.bfloat16)[0], hub.load(gelu)[0]]
-    models.append(hub.load(file, precision="highest")[0])
-    assert len({compiled.key(m.module, tokens, ["{}"]) for m in models}) == 4
+    models += [hub.load(file, **{name: flag})[0] for name, flag in WAYS]
+    assert len({compiled.key(m.module, tokens, ["{}"]) for m in models}) == len(models)
+
+
+def test_another_jax_backend_or_global_precision_is_another_key(model, monkeypatch):
+    tokens = tokenize(["red"], 13)
+    keys = {compiled.key(model.module, tokens, ["{}"])}
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    keys.add(compiled.key(model.module, tokens, ["{}"]))
+    with jax.default_matmul_precision("highest"):
+        keys.add(compiled.key(model.module, tokens, ["{}"]))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    keys.add(compiled.key(model.module, tokens, ["{}"]))
+    assert len(keys) == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "another", "empty", "shape"])

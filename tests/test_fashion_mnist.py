@@ -117,6 +117,12 @@ def test_tfds_and_class_folders_hold_the_same_pictures(folder, tmp_path):
         readable = [name.replace("/", "-") for name in fashion_mnist.CLASSES]
         folders = aligned(labelled(place(str(below))), readable)
         assert everything(folders) == expected
+    fashion_mnist.prepare_tfds(splits, tmp_path / "tfds")  # stays
+    pictures, labels = splits["test"]
+    with pytest.raises(ValueError, match="these test pictures"):
+        fashion_mnist.prepare_tfds(
+            splits | {"test": (pictures, np.roll(labels, 1))}, tmp_path / "tfds"
+        )
 
 
 def test_a_class_folder_appears_whole_or_not_at_all(folder, tmp_path, monkeypatch):
@@ -135,6 +141,23 @@ def test_a_class_folder_appears_whole_or_not_at_all(folder, tmp_path, monkeypatc
     monkeypatch.setattr(fashion_mnist, "png", made)
     whole = fashion_mnist.prepare_classes(read(folder), tmp_path / "out" / "train")
     assert len(list(whole.rglob("*.png"))) == 60
+
+
+def test_a_class_folder_of_other_pictures_is_refused(folder, tmp_path):
+    """Another label, another picture, one too few, one too many; its own stays as it is."""
+    pictures, labels = read(folder)
+    made = fashion_mnist.prepare_classes((pictures, labels), tmp_path / "train")
+    files = sorted(made.rglob("*.png"))
+    before = files[0].stat().st_mtime_ns
+    assert fashion_mnist.prepare_classes((pictures, labels), tmp_path / "train") == made
+    assert files[0].stat().st_mtime_ns == before
+    for other in ((pictures, np.roll(labels, 1)), (255 - pictures, labels)):
+        with pytest.raises(ValueError, match="differs"):
+            fashion_mnist.prepare_classes(other, tmp_path / "train")
+    for change in (lambda: (made / "Bag" / "x.png").touch(), files[3].unlink):
+        change()
+        with pytest.raises(ValueError, match="differs"):
+            fashion_mnist.prepare_classes((pictures, labels), tmp_path / "train")
 
 
 def test_the_command_says_one_line_and_fails(tmp_path, capsys):

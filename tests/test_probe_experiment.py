@@ -57,10 +57,11 @@ def test_the_planted_confusion_comes_out_exactly(model, train, test, tmp_path, c
     assert len(result["search"]["penalties"]) == 15 and result["experiment"] == "linear_probe"
     assert (out / "confusion.png").is_file() and "penalty:" in capsys.readouterr().out
 
-    # once more: refused, and with --force done from the features that are there
+    # once more: refused, and without its result done from the features that are there
     assert "--force" in fails(command(model, train, test, out), capsys)
+    (out / "result.json").unlink()
     monkeypatch.setattr(linear_probe, "Parts", None)
-    assert linear_probe.main(command(model, train, test, out, "--force")) == 0
+    assert linear_probe.main(command(model, train, test, out)) == 0
     again, _ = results.load(out)
     assert again["value"] == result["value"]
 

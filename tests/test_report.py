@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import report
+from experiments import embed_model, report, zero_shot
+from jaxclip import checkpoint, cli
+from jaxclip.cli import run
+from jaxclip.data import sources
 from jaxclip.evaluation import results
+from jaxclip.training.sharding import data_mesh
 from tests import planted
 
 HOSTILE = '<script>alert("$x")</script> & co'
@@ -192,6 +199,53 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
     assert "pictures cannot be shown" in text and "60.00 %" in text
 
 
+@pytest.mark.usefixtures("quick_compiling")
+def test_a_finished_run_on_the_emoji_is_shown(tmp_path, monkeypatch, capsys):
+    """As `jaxclip train emoji` leaves it; the scores in the page are those that it told."""
+    few = sources.emoji("validation").select(np.arange(40))
+    monkeypatch.setattr(sources, "unseen_artist", lambda: few)
+    monkeypatch.setattr(sources, "emoji", lambda split: few)
+    monkeypatch.setattr(run, "emoji", lambda split: few)
+    monkeypatch.setattr(run, "data_mesh", functools.partial(data_mesh, jax.devices()[:1]))
+    small = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--batch-size", "8"]
+    small += ["--model.text.width", "8", "--model.embed-dim", "8", "--steps", "2", "--warmup", "1"]
+    out = tmp_path / "emoji"
+    assert cli.main(["train", "emoji", *small, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert report.main([str(out), "--out", str(tmp_path / "x.html")]) == 0
+    page = Page((tmp_path / "x.html").read_text())
+    said = {"Unseen artist", "Curves", "Similarity", "Attention", "Recipe"}
+    assert set(page.sections) == said
+    record = json.loads((out / "result.json").read_text())
+    section = page.sections["Unseen artist"]
+    for who, column in record["scores"].items():
+        assert who in section
+        assert all(f"{100 * share:.2f} %" in section for share in column.values())
+    assert "40 pictures" in section
+    monkeypatch.setattr(embed_model, "TARGET", tmp_path / "embedded.safetensors")
+    monkeypatch.setattr(sys, "argv", ["embed_model", str(out)])
+    embed_model.main()
+    notes = checkpoint.load(tmp_path / "embedded.safetensors")[2]
+    assert notes["scores"] == record["scores"]["model"]
+
+
+def test_a_run_on_the_emoji_and_an_evaluation_stand_side_by_side(places, tmp_path):
+    run = run_folder(tmp_path / "run")
+    record = {"classes": 9, "pictures": 8, "scores": {"model": {"top1": 0.125}}}
+    (run / "result.json").write_text(json.dumps(record))
+    sections = Page(report.report([run, places[1]])).sections
+    assert "12.50 %" in sections["Unseen artist"] and "60.00 %" in sections["Result"]
+
+
+def test_pictures_of_a_table_are_found_by_the_columns_that_were_asked_for(places, tmp_path):
+    rows = [f"{path},{path.parent.name}" for path in sorted(places[2].rglob("*.png"))]
+    (tmp_path / "t.csv").write_text("\n".join(["file,kind", *rows]))
+    given = ["--data", str(tmp_path / "t.csv"), "--image", "file", "--label", "kind"]
+    given += ["--model", json.loads((places[1] / "result.json").read_text())["model"]]
+    assert zero_shot.main([*given, "--out", str(tmp_path / "out")]) == 0
+    assert 'class="right"' in Page(report.report([tmp_path / "out"])).sections["Right and wrong"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -200,6 +254,9 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
         ({"config.json": "[1]"}, "JSON object"),
         ({"config.json": "{"}, "no JSON"),
         ({"result.json": '{"experiment": 1}'}, "is not a result"),
+        ({"result.json": '{"scores": 1}'}, "expected scores"),
+        ({"result.json": '{"scores": {"model": {"top1": NaN}}}'}, "expected scores"),
+        ({"result.json": "[" * 100000}, "no JSON"),
     ],
 )
 def test_a_folder_of_something_else_fails_in_one_line(files, message, tmp_path, capsys):

@@ -1,10 +1,11 @@
 """Compiled classifiers: a prompt ensemble computed once and kept as a matrix in a file.
 
 The file's name is the SHA-256 of everything the matrix depends on: the weights of the text tower,
-the model's config and number formats, the backend, the tokens and the templates. So another model,
-another class list or another template has another file, and none is ever taken for another.
+the model's config and `numerics`, the tokens and the templates. So another model, another class
+list or another template has another file, and none is ever taken for another.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ from jaxclip.models.clip import to_flat
 from jaxclip.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
-FORMAT = "jaxclip classifier 1"
+FORMAT = "jaxclip classifier 2"
 FOLDER = "classifiers"  # in the cache folder
 BLOCK = 256  # texts at a time
 
@@ -39,21 +40,38 @@ def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
 def weights_checksum(model: Any) -> str:
     """`fingerprint` of a whole `models.clip.Clip`, by official names, and of its activation.
 
-    The rest of a config can be read off the arrays, and may gain fields from version to version.
+    It stays the same from version to version, and does not tell all models apart: the number of
+    heads is in the config only.
     """
     return fingerprint(to_flat(model), model.config.activation)
 
 
+def numerics(model: Any) -> dict[str, str]:
+    """What a `models.clip.Clip` computes with: number formats, ways, jax, backend and device.
+
+    Most of it decides about the last bits only, which may turn an answer that is near a tie.
+    """
+    tower = model.visual if hasattr(model, "visual") else model.text
+    said = {
+        field.name: str(getattr(tower.numerics, field.name))
+        for field in dataclasses.fields(tower.numerics)
+    }
+    return said | {
+        "dtype": np.dtype(tower.numerics.dtype).name,
+        "default precision": str(jax.config.values["jax_default_matmul_precision"]),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
 def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
     """What tells a classifier from any other: see the module's docstring."""
-    numerics = model.text.numerics
     said = {
         "format": FORMAT,
         # the image tower does not matter: one with the same text tower shares the classifier
         "weights": fingerprint(to_flat(model.text), model.config.to_json()),
-        "numerics": [np.dtype(numerics.dtype).name, str(numerics.precision), str(numerics.unroll)],
-        "precision": str(jax.config.values["jax_default_matmul_precision"]),
-        "backend": jax.default_backend(),
+        "numerics": numerics(model),
         "tokens": fingerprint({"tokens": tokens}, ""),
         "templates": list(templates),
     }

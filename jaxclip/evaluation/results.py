@@ -18,7 +18,8 @@ result.json, one object; every number is a share in 0..1 unless its name says ot
     checksums    {"weights", "prompts", "preprocessing"}: SHA-256
     classes      [c] names
     per_class    [{"class", "n", "accuracy"}, ...] in the order of classes; accuracy null if n is 0
-    key          SHA-256 of the question, by which the same one is not asked twice; maybe none
+    key          {part: SHA-256} of all that the result depends on; maybe none
+    columns      {"image", "label"}: features or columns that pictures and classes were read from
     versions     {library: version}, with "python", "machine" and "backend"
     date         ISO 8601, with the zone
 
@@ -63,6 +64,8 @@ def save(folder: Path, result: dict[str, Any], predictions: dict[str, np.ndarray
         raise ValueError(f"a result without {', '.join(missing)} came; all of it was expected")
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is not None:
+        # should this be interrupted, no result of another run stands beside these predictions
+        (folder / "result.json").unlink(missing_ok=True)
         with replacing(folder / "predictions.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **predictions)
     with replacing(folder / "result.json") as temporary:
