@@ -115,8 +115,14 @@ def flags() -> common.Parser:
     flag("--data", required=True, help="the folder with 000001.jpg and on")
     flag("--identities", type=Path, required=True, help="identity_CelebA.txt: picture, number")
     flag("--names", type=Path, required=True, help="number (or picture) and name, a line each")
-    flag("--sizes", type=int, nargs="+", default=SIZES, help="how many people to choose from")
-    flag("--seed", type=int, default=0, help="draws the people")
+    flag(
+        "--sizes",
+        type=common.positive,
+        nargs="+",
+        default=SIZES,
+        help="how many people to choose from",
+    )
+    flag("--seed", type=common.seed, default=0, help="draws the people")
     flag("--prompts", nargs="+", default=(), help="templates of your own, one slot {} each")
     return made
 

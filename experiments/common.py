@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -24,11 +25,36 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def positive(text: str) -> int:
-    """A flag's whole number of at least one, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} came, at least 1 was expected")
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number within a range, for argparse."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            told = f"expected a whole number from {low} to {high}, got {text!r}"
+            raise argparse.ArgumentTypeError(told)
+        return number
+
+    return read
+
+
+positive = whole(1, 2**20)  # a batch, a count
+natural = whole(0, 2**31 - 1)  # a limit
+seed = whole(0, 2**32 - 1)
+
+
+def share(text: str) -> float:
+    """A flag's number between 0 and 1, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < 1:
+        told = f"expected a number between 0 and 1, got {text!r}"
+        raise argparse.ArgumentTypeError(told)
     return number
 
 

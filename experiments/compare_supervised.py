@@ -108,8 +108,8 @@ def work(arguments: argparse.Namespace) -> None:
     """Run what is missing, then write and print the table."""
     data = Emoji() if arguments.data == "emoji" else FashionMnist(Path(arguments.data))
     epochs = data.epochs if arguments.epochs is None else arguments.epochs
-    if arguments.seeds < 1 or not 0 < epochs <= 1000:
-        raise ValueError("--seeds must be at least 1, and --epochs positive and at most 1000")
+    if not 0 < epochs <= 1000:
+        raise ValueError(f"--epochs: expected more than 0 and at most 1000, got {epochs}")
     plan = Plan(arguments.out, tuple(range(arguments.seeds)), tuple(arguments.towers), epochs)
     carry_out(plan, data)
     rows, less = write(plan, data)
@@ -127,7 +127,7 @@ def flags() -> common.Parser:
     epochs = f"times that every training picture is seen (usually {usual})"
     flag("data", help="`emoji`, or the folder where Fashion-MNIST's four .gz files are")
     flag("--out", type=Path, required=True, help="a folder for results and weights")
-    flag("--seeds", type=int, default=3, help="seeds 0, 1, ... of every run")
+    flag("--seeds", type=common.positive, default=3, help="seeds 0, 1, ... of every run")
     flag("--towers", nargs="+", choices=TOWERS, default=TOWERS)
     flag("--epochs", type=float, help=epochs)
     return made

@@ -163,8 +163,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Choose the penalty, fit, test, write --out; the result."""
     if (arguments.out / "result.json").is_file() and not arguments.force:
         raise ValueError(f"{arguments.out} holds a result already; add --force or another --out")
-    if not 0 < arguments.held_out < 1:
-        raise ValueError(f"--held-out {arguments.held_out} came; a share between 0 and 1 expected")
     features = Features(arguments)
     train, validation, test = split(features, arguments)
     names = [str(name) for name in test["names"]]
@@ -245,7 +243,7 @@ def flags() -> common.Parser:
     flag("--data", required=True, help="training pictures: tfds:NAME:SPLIT, class folders, ...")
     flag("--test", required=True, help="test pictures, of the same classes")
     flag("--validation", help="what the penalty is chosen on; else a part of --data")
-    flag("--held-out", type=float, default=0.2, help="that part, a share of every class")
+    flag("--held-out", type=common.share, default=0.2, help="that part, a share of every class")
     flag("--dataset", default="custom", help="class names in order and metric: a name or .json")
     flag("--image", default="image", help="the feature or column with the picture")
     flag("--label", default="label", help="the feature or column with the class")

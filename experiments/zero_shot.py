@@ -230,7 +230,7 @@ def parser(name: str, description: str) -> common.Parser:
     flag("--out", type=Path, required=True, help="the folder of the result")
     flag("--policy", choices=("official", "safe"), default="official", help="picture to pixels")
     flag("--batch-size", type=common.positive, default=64, help="pictures at once")
-    flag("--skip-limit", type=int, default=100, help="pictures that may be left out")
+    flag("--skip-limit", type=common.natural, default=100, help="pictures that may be left out")
     flag("--data-dir", type=Path, help="where tensorflow-datasets were prepared")
     flag("--force", action="store_true", help="start afresh although --out holds a run")
     return made

@@ -146,7 +146,7 @@ def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
         if not (path / "model.safetensors").is_file():
             raise ValueError(
                 f"{path} is a run that has not ended; finish it first: "
-                f"jaxclip train ... --out {path} --resume"
+                f"jaxclip train --out {path} --resume"
             )
     elif not path.exists():
         raise ValueError(

@@ -104,7 +104,7 @@ def test_train_refuses_a_folder_that_holds_something(
     assert "--force" in fails(capsys, 2, "train", "emoji", "--out", str(tmp_path))
     assert "config.json" in fails(capsys, 2, "train", "emoji", "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text(TrainConfig(seed=1).to_json())
-    assert "differ" in fails(capsys, 2, "train", "emoji", "--out", str(tmp_path), "--resume")
+    assert "data.json" in fails(capsys, 1, "train", "emoji", "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text('{"steps": 1, "colour": "red"}')
     assert "config" in fails(capsys, 1, "train", "emoji", "--out", str(tmp_path), "--resume")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

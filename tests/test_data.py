@@ -100,7 +100,7 @@ def test_captions_are_the_name_and_sometimes_keywords_of_the_picture_behind_it()
 
 @pytest.mark.parametrize("size", [11, 14, 1000, 1, 0, -1])
 def test_a_batch_that_names_cannot_fill_is_refused(size):
-    with pytest.raises(ValueError, match=rf"a batch of {size} came; between 2 and 10 pictures"):
+    with pytest.raises(ValueError, match=rf"batch_size: expected 2 to 10, .*got {size}"):
         Batches(toy(), size, seed=0)
 
 

@@ -72,7 +72,7 @@ def test_every_row_of_a_batch_has_one_reader(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         seen += range(12)[distributed.own_rows(12)]
     assert seen == list(range(12))
-    with pytest.raises(ValueError, match="a batch of 14 does not divide over 4 processes"):
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of 4"):
         distributed.own_rows(14)
 
 

@@ -39,7 +39,7 @@ def test_a_quarter_of_the_way(files, capsys):
 def test_mistakes_take_one_line(files, tmp_path, capsys):
     before, after, out = files
     ask = ["interpolate", before, after, "--out", out]
-    assert "share between 0 and 1" in fails(capsys, 1, *ask, "--share", "1.5")
+    assert "--share: expected a number from 0 to 1" in fails(capsys, 2, *ask, "--share", "1.5")
     assert ".safetensors was expected" in fails(capsys, 2, *ask[:-1], "mixed.pt")
     assert "--force" in fails(capsys, 2, *ask[:-1], before)
     assert "different shapes" in fails(capsys, 1, "interpolate", before, "emoji", "--out", out)

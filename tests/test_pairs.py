@@ -43,6 +43,10 @@ class Memory:
         return self.wrong.get(i) or Pair(png(i), (f"caption {i}",), f"memory {i}")
 
 
+BROKEN = Pair(png()[:60], ("a truncated picture",), "broken.png")
+EMPTY = Pair(png(), (" ", ""), "empty.png")
+
+
 def read(
     sources: Any, count: int, rows: slice, batch_size: int = 6, limit: int = 0, **options: Any
 ) -> list[dict[str, Any]]:
@@ -103,14 +107,45 @@ def test_sources_come_by_weight_and_each_once_an_epoch():
     assert (index[:, 0] == 0).sum() == 180
     first_epoch = index[index[:, 0] == 1][:7, 1]
     assert sorted(first_epoch) == list(range(7))
-    with pytest.raises(ValueError, match="1 sources came with the weights"):
+    with pytest.raises(ValueError, match="weights: expected 1 positive numbers"):
         read([Memory(3)], 1, slice(0, 6), weights=[1, 2])
 
 
-# What is unusable ---------------------------------------------------------------------------------
+def test_seeds_are_not_one_order_an_epoch_apart():
+    """31 pairs, 31 to an epoch: the second epoch of seed 0 was the first one of seed 1."""
+    orders = {
+        seed: np.concatenate(
+            [b["index"][:, 1] for b in read([Memory(31)], 31, slice(0, 6), seed=seed)]
+        )
+        for seed in (0, 1)
+    }
+    assert (orders[0][31:62] == orders[1][:31]).sum() < 8
 
-BROKEN = Pair(png()[:60], ("a truncated picture",), "broken.png")
-EMPTY = Pair(png(), (" ", ""), "empty.png")
+
+@pytest.mark.parametrize("wrong", [(), (3,), (3, 8)])
+def test_no_batch_holds_a_pair_twice_also_after_skips(wrong):
+    source = Memory(21, {i: BROKEN for i in wrong})
+    for batch in read([source], 60, slice(0, 8), batch_size=8, limit=10**6):
+        assert len({tuple(index) for index in batch["index"].tolist()}) == 8
+
+
+def test_a_batch_that_the_usable_cannot_fill_is_refused():
+    """20 pairs fill a batch of 20, 19 do not: repeated, one would count as its own negative."""
+    with pytest.raises(ValueError, match=r"expected at most 19 rows a process, .* got 20"):
+        read([Memory(20, {3: BROKEN})], 1, slice(0, 20), batch_size=20, limit=10**6)
+    with pytest.raises(ValueError, match="batch_size: expected at most 20"):
+        read([Memory(20)], 1, slice(0, 64), batch_size=64)
+
+
+def test_a_small_set_in_a_mixture_is_told_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        for batch in read([Memory(40), Memory(2)], 20, slice(0, 6)):
+            small = [i for s, i in batch["index"].tolist() if s == 1]
+            assert sorted(small) in ([0, 0, 1], [0, 1, 1])
+    assert caplog.text.count("data set 2 of 2 has 2 pairs") == 1
+
+
+# What is unusable ---------------------------------------------------------------------------------
 
 
 def test_the_unusable_is_counted_logged_and_skipped(caplog):

@@ -49,20 +49,33 @@ def test_a_config_of_an_older_version_gets_the_defaults():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, 0 came"),
-        ({"parts": 0}, "parts must be"),
-        ({"batch_size": 1}, "batch_size must be at least 2"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"learning_rate": float("inf")}, "learning_rate"),
-        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
-        ({"warmup": -1}, "warmup must not be negative"),
-        ({"average": 1.0}, "average must be"),
-        ({"dtype": "float16"}, "none of float32, bfloat16"),
-        ({"remat": "some"}, "none of none, dots, full"),
-        ({"text_length": 33}, "context length 32"),
-        ({"rates": ("visual",)}, "PATTERN=FACTOR was expected"),
-        ({"rates": ("(=1",)}, "PATTERN=FACTOR was expected"),
-        ({"rates": ("visual=-1",)}, "PATTERN=FACTOR was expected"),
+        ({"steps": 0}, "steps: expected a whole number from 1 to 2147483647, got 0"),
+        ({"steps": 1.5}, "steps: expected a whole number .*, got 1.5"),
+        ({"steps": True}, "steps: expected a whole number .*, got True"),
+        ({"parts": 0}, "parts: expected"),
+        ({"parts": 3}, "parts: expected a divisor of the batch of 256, got 3"),
+        ({"batch_size": 1}, "batch_size: expected a whole number from 2 to 1048576, got 1"),
+        ({"batch_size": 10**12}, "batch_size: expected"),
+        ({"seed": -1}, "seed: expected a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**70}, "seed: expected"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected"),
+        ({"learning_rate": 0}, "learning_rate: expected"),
+        ({"learning_rate": "fast"}, "learning_rate: expected"),
+        ({"weight_decay": -0.1}, "weight_decay: expected"),
+        ({"weight_decay": float("nan")}, "weight_decay: expected"),
+        ({"warmup": -1}, "warmup: expected"),
+        ({"average": 1.0}, "average: expected"),
+        ({"dtype": "float16"}, "dtype: expected float32, bfloat16, got 'float16'"),
+        ({"remat": "some"}, "remat: expected none, dots, full, got 'some'"),
+        ({"text_length": 2}, "text_length: expected"),
+        ({"text_length": 33}, "text_length: expected 3 to 32, the model's context length, got 33"),
+        ({"rates": ("visual",)}, "rates: expected PATTERN=FACTOR"),
+        ({"rates": ("(=1",)}, "rates: expected PATTERN=FACTOR"),
+        ({"rates": ("visual=-1",)}, "rates: expected PATTERN=FACTOR"),
+        ({"rates": ("visual=inf",)}, "rates: expected PATTERN=FACTOR"),
+        ({"rates": ("a{99999999999}=1",)}, "rates: expected PATTERN=FACTOR"),
+        ({"rates": (5,)}, "rates: expected PATTERN=FACTOR"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(changes, message):
@@ -74,7 +87,17 @@ def test_rates_are_read_from_the_last_equals_sign():
     assert parse_rates((r"^visual\.=0", "a=b=0.5")) == [(r"^visual\.", 0.0), ("a=b", 0.5)]
 
 
-@pytest.mark.parametrize("changes", [{"loss": "rings"}, {"fsdp": 0}, {"threads": 0}, {"keep": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "rings"},
+        {"fsdp": 0},
+        {"threads": 0},
+        {"threads": 10**9},
+        {"keep": 0},
+        {"keep": True},
+    ],
+)
 def test_a_layout_that_makes_no_sense_is_refused(changes):
     with pytest.raises(ValueError):
         Layout(**changes)

@@ -94,7 +94,7 @@ def test_a_recipe_whose_model_has_a_bias_trains_it(loss: Any) -> None:
 
 def test_losses_that_are_not_there_are_refused() -> None:
     config = TrainConfig(batch_size=16, text_length=13, model=SIGLIP)
-    with pytest.raises(ValueError, match="SigLIP's is there as dense and as ring"):
+    with pytest.raises(ValueError, match="loss: expected dense or ring, as SigLIP's has"):
         assembly.compiled_step(config, Layout("chunked"), data_mesh(), step.normalised)
 
 

@@ -11,8 +11,9 @@ import pytest
 from jaxclip.data.pairs import Pair
 from jaxclip.data.sources import emoji
 from jaxclip.data.stream import Skips
+from jaxclip.data.texts import Cutter
 from jaxclip.training.streams import Drawings, Pairs, ahead
-from tests.test_pairs import Memory
+from tests.test_pairs import Memory, png
 
 WRONG = {4: Pair(b"broken", ("a caption",), "memory 4")}
 
@@ -85,6 +86,25 @@ def test_after_a_skip_no_place_is_left_out(monkeypatch):
     plain = pairs()
     plain.seek([12])
     assert same(next(stream), next(plain))
+
+
+def test_captions_that_are_cut_are_counted_once_each(caplog):
+    long = (
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    )
+    wrong = {i: Pair(png(i), (f"{long} {i}",), f"memory {i}") for i in (3, 8)}
+    stream = pairs(wrong)
+    for _ in range(20):
+        assert next(stream)["tokens"].shape == (6, 16)
+    assert stream.cutter.told() == "2 captions of more than 16 tokens were cut"
+    assert caplog.text.count("captions of more than 16 tokens are cut, the first") == 1
+
+
+def test_a_caption_that_just_fits_is_not_cut():
+    cutter = Cutter(5, "captions")
+    assert (cutter(["one two three"])[0] > 0).all() and cutter.told() == ""
+    cutter(["one two three four", "one two three four"])
+    assert cutter.count == 1
 
 
 class Counting:

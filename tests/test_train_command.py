@@ -107,9 +107,10 @@ def test_a_run_is_stopped_by_sigterm_and_gone_on_with(
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate()
     assert process.returncode == 1, told
-    assert "of 40" in told and "--resume" in told and "Traceback" not in told
-    assert not (out / "model.safetensors").exists()
-    subprocess.run(command(out, "--resume"), env=env, check=True, capture_output=True)
+    assert f"of 40; to go on: jaxclip train --out {out} --resume\n" in told
+    assert "Traceback" not in told and not (out / "model.safetensors").exists()
+    again = [sys.executable, "-m", "jaxclip", "train", "--out", str(out), "--resume"]
+    subprocess.run(again, env=env, check=True, capture_output=True)
     whole, stopped = result(tmp_path / "whole"), result(out)
     assert all(np.array_equal(whole[name], stopped[name]) for name in whole)
     assert losses(tmp_path / "whole") == losses(out)
@@ -293,9 +294,9 @@ def test_a_run_goes_on_with_its_own_data_only(
     assert train(tmp_path / "run", data["folder"]) == 0
     capsys.readouterr()
     assert train(tmp_path / "run", data["tar"], "--resume") == 2
-    assert "data differ" in capsys.readouterr().err
+    assert f"data: the run has {data['folder']}, got {data['tar']}" in capsys.readouterr().err
     assert train(tmp_path / "run", data["folder"], "--resume", steps=4) == 2
-    assert "flags differ" in capsys.readouterr().err
+    assert "--steps: the run has 3, got 4; the run in" in capsys.readouterr().err
     assert train(tmp_path / "run", data["folder"], "--force", steps=2) == 0
     assert len(losses(tmp_path / "run")) == 2
 

@@ -187,7 +187,9 @@ def test_most_of_a_released_model_is_cut():
 
 
 def test_a_mesh_that_devices_do_not_fill_is_refused():
-    with pytest.raises(ValueError, match="8 devices do not divide into fsdp 3 times tensor 1"):
+    with pytest.raises(
+        ValueError, match="fsdp: expected, times tensor, a divisor of 8 devices, got 3 x 1"
+    ):
         data_mesh(jax.devices()[:8], fsdp=3)
 
 

@@ -13,11 +13,11 @@ import tyro
 from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
-from jaxclip.cli.shared import USAGE, UsageError, warnings_on_stderr
-from jaxclip.cli.train import evaluate, train
+from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
+from jaxclip.cli.train import Flags, evaluate, train
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
-from jaxclip.training.recipe import PRESETS, TrainConfig
+from jaxclip.training.recipe import PRESETS
 
 DESCRIPTION = (
     "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
@@ -37,22 +37,40 @@ COMMANDS = (
 )
 
 
-def _preset(arguments: Sequence[str]) -> TrainConfig:
+# How tyro tells what the config of a model refused: where in the recipe, and the message.
+_OF_A_CONFIG = re.compile(
+    r"Error parsing \S+?\.flags\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
+    r"(?: (?:-{3,}|For full helptext).*)?$"
+)
+
+
+def _preset(arguments: Sequence[str]) -> Flags:
     """The recipe that --preset names, which gives every other flag of `train` its default."""
     found = re.search(r"--preset[= ](\S+)", " ".join(arguments))
-    return PRESETS.get(found[1] if found else "quick", PRESETS["quick"])
+    return Flags.of(PRESETS.get(found[1] if found else "quick", PRESETS["quick"]))
+
+
+def _given(arguments: Sequence[str]) -> frozenset[str]:
+    """The names of the flags on a command line, as --help spells them but for a "no-"."""
+    names = (text[2:].partition("=")[0] for text in arguments if text.startswith("--"))
+    return frozenset(re.sub(r"(^|\.)no-", r"\1", name.replace("_", "-")) for name in names)
 
 
 def _one_line(boxed: str) -> str:
     """What the flag parser drew as boxes, as one line."""
-    words = re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split()
-    return " ".join(words)
+    words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
+    found = _OF_A_CONFIG.search(words)
+    if found is None:
+        return words
+    path, field, said = found.groups()
+    return f"--{path}.{field.replace('_', '-')}{said}" if field else f"--{path}: {said}"
 
 
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
     """What to do, parsed; SystemExit 2 after one line about a usage error, 0 after --help."""
     train.__kwdefaults__ = None
-    train.__defaults__ = (_preset(arguments), *train.__defaults__[1:])  # type: ignore[index]
+    defaults = train.__defaults__ or ()
+    train.__defaults__ = (_preset(arguments), *defaults[1:-1], _given(arguments))
     commands = {f.__name__: _later(f) for f in COMMANDS}
     told = io.StringIO()
     try:
@@ -65,6 +83,8 @@ def _command(arguments: Sequence[str]) -> Callable[[], int]:
             complain("jaxclip", _one_line(told.getvalue()))
             raise SystemExit(USAGE) from None
         raise
+    except ValueError as error:  # of a layout
+        raise flag_error(error) from None
 
 
 def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:

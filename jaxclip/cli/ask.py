@@ -16,6 +16,7 @@ from jaxclip.cli.shared import (
     open_model,
     print_line,
     print_table,
+    require_whole_flag,
     stderr,
 )
 
@@ -132,8 +133,8 @@ def embed(
         raise UsageError(f"--out {out} came, a file ending in .npz was expected")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
-    if batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1, {batch_size} came")
+    require_whole_flag("--batch-size", batch_size, 1, 2**20)
+    require_whole_flag("--skip-limit", skip_limit, 0)
     clip, preprocess = load_model(model, tower="image")
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation.zero_shot import in_blocks, unit

@@ -26,6 +26,8 @@ def interpolate(
         share: 0 is all of the first, 1 all of the second.
         force: Overwrite what is there.
     """
+    if not 0 <= share <= 1:
+        raise UsageError(f"--share: expected a number from 0 to 1, got {share}")
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out} came, a file ending in .safetensors was expected")
     if out.exists() and not force:

@@ -7,7 +7,14 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from jaxclip.cli.shared import FAILED, AsJson, UsageError, print_table
+from jaxclip.cli.shared import (
+    FAILED,
+    AsJson,
+    UsageError,
+    flag_error,
+    print_table,
+    require_whole_flag,
+)
 from jaxclip.config import RELEASED, Remat
 from jaxclip.training.recipe import PRESETS, Layout
 
@@ -39,11 +46,16 @@ def plan(
         as_json: Print one JSON object instead of a table.
     """
     if model not in RELEASED:
-        raise UsageError(f"--model {model!r} came; one of {', '.join(RELEASED)} was expected")
+        raise UsageError(f"--model: expected one of {', '.join(RELEASED)}, got {model!r}")
+    require_whole_flag("--batch", batch, 2, 2**20)
+    try:
+        recipe = dataclasses.replace(PRESETS[model], batch_size=batch, remat=remat, parts=parts)
+        layout = Layout(loss, fsdp, tensor)
+    except ValueError as error:
+        raise flag_error(error) from None
     from jaxclip.training.plan import report
 
-    recipe = dataclasses.replace(PRESETS[model], batch_size=batch, remat=remat, parts=parts)
-    told = {"model": model, **report(recipe, Layout(loss, fsdp, tensor), topology)}
+    told = {"model": model, **report(recipe, layout, topology)}
     if as_json:
         print(json.dumps(told))
     else:

@@ -1,18 +1,16 @@
 """What `jaxclip train` does once its flags are understood. It imports jax: import it late."""
 
 import contextlib
-import dataclasses
 import gc
-import json
+import importlib.util
 import logging
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,14 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxclip import convert, hub
-from jaxclip.checkpoint import replacing
-from jaxclip.cli.shared import UsageError, stderr
+from jaxclip.cli.begin import Fed
+from jaxclip.cli.shared import UsageError, flag_error, stderr
 from jaxclip.data.labelled import labelled
 from jaxclip.data.pairs import opened
 from jaxclip.data.place import Place, place
 from jaxclip.data.sources import emoji, known
 from jaxclip.data.stream import Skips
+from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.named_pictures import Evaluation
 from jaxclip.training import assembly, distributed, loop
@@ -36,22 +34,11 @@ from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
 from jaxclip.training.sharding import data_mesh
 from jaxclip.training.streams import Drawings, Pairs, Stream
 
-FILES = ("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors")
-FOLDERS = ("state", "state-damaged", "profile", "tensorboard")
 EMOJI = ("emoji",)
 # of the metrics of an evaluation, those that are told while it runs
 SHOWN = {"top1": "top-1", "image_to_text_r1": "image to text R@1", "text_to_image_r1": "back R@1"}
+LESS_MEMORY = "try --remat full, more --parts, a smaller --batch-size or a smaller model"
 WORTH_TELLING = 0.05  # of the time waiting for data
-
-
-class Fed(NamedTuple):
-    """What a run is fed with, besides its recipe; kept in data.json."""
-
-    data: tuple[str, ...]
-    weights: tuple[float, ...]
-    start: str
-    zero_shot: str
-    retrieval: str
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
@@ -60,60 +47,16 @@ def join(coordinator: str, processes: int, process: int) -> None:
         distributed.start()
     elif coordinator:
         if not 0 <= process < processes:
-            raise UsageError(f"--process {process} came, with --processes {processes}")
+            raise UsageError(
+                f"expected --process from 0 to {processes - 1}, below --processes, "
+                f"got --process {process}"
+            )
         distributed.start(coordinator, processes, process)
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     return bool(jax.process_index() == 0)
-
-
-def with_start(config: TrainConfig, start: str) -> tuple[TrainConfig, dict[str, Any] | None]:
-    """The recipe with the model of a checkpoint, at the recipe's picture size, and its weights."""
-    if not start:
-        return config, None
-    loaded = convert.load(hub.find(start))
-    size = config.model.vision.image_size
-    released = dataclasses.replace(
-        loaded.config, vision=dataclasses.replace(loaded.config.vision, image_size=size)
-    )
-    if config.model == released:  # the recipe asks for this model, at a size of its own
-        loaded = convert.at_size(loaded, size)
-    length = min(config.text_length, loaded.config.text.context_length)
-    return dataclasses.replace(config, model=loaded.config, text_length=length), dict(loaded.flat)
-
-
-def prepare_folder(out: Path, config: TrainConfig, fed: Fed, resume: bool, force: bool) -> None:
-    """The run folder with config.json and data.json, which a resumed run has to agree with."""
-    if is_first():
-        _prepare_folder(out, config, fed, resume, force)
-    multihost_utils.sync_global_devices("the run folder is there")
-
-
-def _prepare_folder(out: Path, config: TrainConfig, fed: Fed, resume: bool, force: bool) -> None:
-    texts = {
-        "config.json": config.to_json() + "\n",
-        "data.json": json.dumps(fed._asdict(), indent=2) + "\n",
-    }
-    if resume:
-        if not (out / "config.json").is_file():
-            raise UsageError(f"{out} is no run folder: it has no config.json; leave out --resume")
-        if TrainConfig.from_json((out / "config.json").read_text()) != config:
-            raise UsageError(f"the flags differ from {out}/config.json; a run goes on with its own")
-        if (out / "data.json").read_text() != texts["data.json"]:
-            raise UsageError(f"the data differ from {out}/data.json; a run goes on with its own")
-        return
-    if out.exists() and any(out.iterdir()) and not force:
-        raise UsageError(f"{out} is there already; add --resume, --force or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name, text in texts.items():
-        with replacing(out / name) as temporary:
-            temporary.write_text(text)
 
 
 def _place(text: str) -> Place:
@@ -123,30 +66,34 @@ def _place(text: str) -> Place:
         raise UsageError(str(error)) from None
 
 
-def stream(
-    config: TrainConfig, layout: Layout, fed: Fed, data_dir: Path | None, skips: Skips
-) -> Stream:
+def _folder(fed: Fed) -> Path | None:
+    return Path(fed.data_dir) if fed.data_dir else None
+
+
+def stream(config: TrainConfig, layout: Layout, fed: Fed, skips: Skips) -> Stream:
     """What `fed` names, as batches."""
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "seed": config.seed,
         "text_length": config.text_length,
     }
-    if fed.data == EMOJI:
-        return Drawings(emoji("train"), **common)
-    if "emoji" in fed.data:
+    if "emoji" in fed.data and fed.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
-    if fed.weights and (len(fed.weights) != len(fed.data) or min(fed.weights) <= 0):
-        raise UsageError(f"{len(fed.data)} data sets came with --weights {list(fed.weights)}")
-    places = [_place(text) for text in fed.data]
-    return Pairs(
-        [opened(found, data_dir) for found in places],
-        size=config.model.vision.image_size,
-        skips=skips,
-        weights=fed.weights or None,
-        threads=layout.threads,
-        **common,
-    )
+    places = [] if fed.data == EMOJI else [_place(text) for text in fed.data]
+    sources = [opened(found, _folder(fed)) for found in places]
+    try:
+        if fed.data == EMOJI:
+            return Drawings(emoji("train"), **common)
+        return Pairs(
+            sources,
+            size=config.model.vision.image_size,
+            skips=skips,
+            weights=fed.weights or None,
+            threads=layout.threads,
+            **common,
+        )
+    except ValueError as error:
+        raise flag_error(error) from None
 
 
 def devices(layout: Layout) -> Mesh:
@@ -154,21 +101,19 @@ def devices(layout: Layout) -> Mesh:
     try:
         return data_mesh(fsdp=layout.fsdp, tensor=layout.tensor)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise flag_error(error) from None
 
 
-def validation(
-    config: TrainConfig, mesh: Mesh, fed: Fed, data_dir: Path | None, skip_limit: int
-) -> Callable[[Any], dict[str, Any]] | None:
+def validation(config: TrainConfig, mesh: Mesh, fed: Fed) -> Callable[[Any], dict[str, Any]] | None:
     """What is asked on a schedule: what the flags hold out, or of the emoji the same artists'."""
     if fed.zero_shot or fed.retrieval:
         return HeldOut(
             mesh,
             config.model.vision.image_size,
-            config.text_length,
-            labelled=labelled(_place(fed.zero_shot), data_dir) if fed.zero_shot else None,
-            pairs=opened(_place(fed.retrieval), data_dir) if fed.retrieval else None,
-            skip_limit=skip_limit,
+            config.model.text.context_length,
+            labelled=labelled(_place(fed.zero_shot), _folder(fed)) if fed.zero_shot else None,
+            pairs=opened(_place(fed.retrieval), _folder(fed)) if fed.retrieval else None,
+            skip_limit=fed.skip_limit,
         )
     if fed.data != EMOJI:
         return None
@@ -176,17 +121,20 @@ def validation(
     return Evaluation(known(emoji("validation"), training.names), training.names)
 
 
+def require_tensorboard() -> None:
+    """UsageError where it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard: expected it installed; pip install 'jaxclip[tensorboard]'")
+
+
 def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
     """What writes every number to TensorBoard's event files; nothing on other processes."""
     if not is_first():
         return lambda values: None
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-        message = "--tensorboard needs pip install 'jaxclip[tensorboard]'"
-        raise UsageError(message) from None
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
     writer = EventFileWriter(str(folder))
 
     def write(values: dict[str, Any]) -> None:
@@ -226,8 +174,10 @@ def stoppable() -> Iterator[Callable[[int], bool]]:
 
 
 @contextlib.contextmanager
-def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What shows a step: loss beside chance, temperature, speed, how many were skipped."""
+def progress_bar(
+    config: TrainConfig, skips: Skips, cutter: Cutter | None = None
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What shows a step: loss beside chance, temperature, speed, how many were skipped or cut."""
     chance = float(np.log(config.batch_size))
     columns = (TextColumn("{task.fields[line]}"), BarColumn(), MofNCompleteColumn())
     quiet = jax.process_index() > 0
@@ -248,9 +198,10 @@ def progress_bar(config: TrainConfig, skips: Skips) -> Iterator[Callable[[dict[s
             share = waited / (passed or 1)
             waits = f" ({100 * share:.0f} % waiting)" if share > WORTH_TELLING else ""
             skipped = f", {skips.counts.total()} skipped" if skips.counts else ""
+            cut = f", {cutter.count} captions cut" if cutter and cutter.count else ""
             line = (
                 f"loss {values['loss']:.3f} (chance {chance:.3f}), logit scale "
-                f"{values['logit_scale']:.1f}, {rate:.0f} images/s{waits}{skipped}"
+                f"{values['logit_scale']:.1f}, {rate:.0f} images/s{waits}{skipped}{cut}"
             )
             bar.update(task, completed=values["step"], line=line)
 
@@ -279,15 +230,19 @@ def run(
     *,
     skips: Skips,
     evaluate: Callable[[Any], dict[str, Any]] | None,
+    again: str,
     **options: Any,
 ) -> Any:
-    """`loop.train` with a progress bar, until it ends or a signal ends it: None then."""
+    """`loop.train` with a progress bar, until it ends or a signal ends it: None then.
+
+    `again` is the command that goes on with it.
+    """
     if config.rates and is_first():
         model = assembly.shapes(config, devices(layout))[0]
         caught = parameters_at_rate(model, parse_rates(config.rates))
         told = ", ".join(f"{count:,} at {factor:g}" for factor, count in sorted(caught.items()))
         stderr.print(f"parameters by factor on the learning rate: {told}", highlight=False)
-    with one_voice(), stoppable() as asked, progress_bar(config, skips) as show:
+    with one_voice(), stoppable() as asked, progress_bar(config, skips, feed.cutter) as show:
         try:
             return loop.train(
                 config,
@@ -300,7 +255,15 @@ def run(
                 **options,
             )
         except loop.Stopped as stop:
-            again = f"jaxclip {' '.join(sys.argv[1:])}"
-            again += "" if options.get("resume") else " --resume"
             stderr.print(f"{stop}; to go on: {again}", highlight=False, soft_wrap=True)
             return None
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"{str(error).splitlines()[0]}; {LESS_MEMORY}") from None
+        except MemoryError:
+            raise ValueError(f"out of memory; {LESS_MEMORY}") from None
+        finally:
+            if feed.cutter.count:
+                kept = f"{feed.cutter.told()}; the model takes {config.model.text.context_length}"
+                stderr.print(f"{kept} (--text-length)", highlight=False, soft_wrap=True)

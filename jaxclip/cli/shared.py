@@ -63,6 +63,19 @@ def warnings_on_stderr() -> Iterator[None]:
         logger.propagate = before
 
 
+def flag_error(error: ValueError) -> UsageError:
+    """A library's "batch_size: expected ..." as what a command line says: "--batch-size: ..."."""
+    name, colon, rest = str(error).partition(": expected ")
+    known = colon and name.isidentifier()
+    return UsageError(f"--{name.replace('_', '-')}{colon}{rest}" if known else str(error))
+
+
+def require_whole_flag(flag: str, value: int, low: int, high: int = 2**31 - 1) -> None:
+    """UsageError unless a flag's whole number lies within a range."""
+    if not low <= value <= high:
+        raise UsageError(f"{flag}: expected a whole number from {low} to {high}, got {value}")
+
+
 def _import_jax() -> None:
     """Import jax and flax without Python's garbage collector.
 

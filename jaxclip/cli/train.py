@@ -1,26 +1,49 @@
 """Commands that train and test models: train, evaluate."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import tyro
 from rich.table import Table
 
-from jaxclip.cli.shared import FAILED, AsJson, UsageError, load_model, print_line, print_table
+from jaxclip.cli.shared import (
+    FAILED,
+    AsJson,
+    UsageError,
+    load_model,
+    print_line,
+    print_table,
+    require_whole_flag,
+)
 from jaxclip.training.recipe import PRESETS, Layout, TrainConfig
 
+
+class Flags(TrainConfig):
+    """A recipe as flags say it, not checked: `begin.begun` does so once its model is known."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    @classmethod
+    def of(cls, recipe: TrainConfig) -> Self:
+        """A recipe's numbers, as the defaults of flags."""
+        return cls(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)})
+
+
+QUICK = Flags.of(PRESETS["quick"])
 # AvoidSubcommands: one for each kind of image tower would take the flags of the tower away
-Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+Recipe = Annotated[Flags, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 Spread = Annotated[Layout, tyro.conf.arg(name="")]
 Preset = Annotated[str, tyro.conf.arg(metavar="{quick,full,RN50,...,ViT-L/14@336px}")]
 
 
 def train(
     data: Annotated[tuple[str, ...], tyro.conf.Positional],
-    config: Recipe = PRESETS["quick"],
+    flags: Recipe = QUICK,
     layout: Spread = Layout(),
     preset: Preset = "quick",
     out: Path | None = None,
@@ -37,6 +60,7 @@ def train(
     coordinator: str = "",
     processes: int = 1,
     process: int = 0,
+    given: Annotated[frozenset[str], tyro.conf.Fixed, tyro.conf.Suppress] = frozenset(),
 ) -> int:
     """Train a CLIP on the embedded emoji, or on pictures with captions of your own.
 
@@ -48,14 +72,16 @@ def train(
         preset: Gives every flag its default: "quick" and "full" are for two cores (minutes, an
             hour); the name of a released model is the paper's recipe for it.
         out: The run folder; runs/emoji or runs/pairs unless given.
-        start: A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained.
+        start: A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained, on
+            texts of its context length unless --text-length says less.
         zero_shot: Pictures with classes that are held out, asked every --evaluate-every steps: a
             folder for each class, a table, tar shards, tfds:NAME:SPLIT or emoji:SPLIT.
         retrieval: Pictures with captions that are held out, asked in both directions.
         weights: Examples of each data set in a mixture; equal unless given.
         data_dir: Where tensorflow-datasets keeps what it has prepared.
         skip_limit: Broken pictures and empty captions that are left out before the run fails.
-        resume: Go on with the run in --out.
+        resume: Go on with the run in --out, whose recipe and data need no flags; the layout on
+            devices may be another.
         force: Start afresh although --out holds a run.
         tensorboard: Write the metrics to --out/tensorboard as well.
         profile: Write a trace of a few steps to --out/profile.
@@ -63,21 +89,37 @@ def train(
             the cluster knows them (TPU, Slurm).
         processes: How many there are.
         process: The number of this one, from 0.
+        given: Names of the flags that the command line gives.
     """
     if preset not in PRESETS:
-        raise UsageError(f"--preset {preset!r} came; one of {', '.join(PRESETS)} was expected")
-    if not data:
-        raise UsageError('no data was given; "emoji", or where pictures with captions are')
+        raise UsageError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    if not (data or resume):
+        raise UsageError('expected data: "emoji", or where pictures with captions are; got none')
+    if resume and force:
+        raise UsageError("expected --resume or --force, got both")
+    if resume and not (data or out):
+        raise UsageError("--resume: expected --out, the folder of the run to go on with; got none")
+    require_whole_flag("--skip-limit", skip_limit, 0)
+    require_whole_flag("--processes", processes, 1, 2**20)
     out = out or Path("runs", "emoji" if data == ("emoji",) else "pairs")
-    from jaxclip.cli import run  # it imports jax
+    from jaxclip.cli import begin, run  # they import jax
     from jaxclip.data.stream import Skips
 
     run.join(coordinator, processes, process)
-    fed = run.Fed(data, weights, start, zero_shot, retrieval)
-    skips, mesh = Skips(skip_limit), run.devices(layout)
-    config, flat = run.with_start(config, start)
-    stream = run.stream(config, layout, fed, data_dir, skips)
-    run.prepare_folder(out, config, fed, resume, force)
+    fed = begin.Fed(data, weights, start, zero_shot, retrieval, str(data_dir or ""), skip_limit)
+    if resume:
+        config, fed, flat = begin.stored(out, flags, fed, given)
+    else:
+        fed.require_weights()
+        config, flat = begin.begun(flags, start, given)
+    skips, mesh = Skips(fed.skip_limit), run.devices(layout)
+    begin.require_layout(config, layout, mesh)
+    begin.require_room(config, mesh)
+    stream = run.stream(config, layout, fed, skips)
+    evaluation = run.validation(config, mesh, fed)
+    if tensorboard:
+        run.require_tensorboard()
+    begin.prepare_folder(out, config, fed, resume, force)
     model = run.run(
         config,
         layout,
@@ -85,11 +127,12 @@ def train(
         out,
         skips=skips,
         mesh=mesh,
-        evaluate=run.validation(config, mesh, fed, data_dir, skip_limit),
+        evaluate=evaluation,
         start=flat,
         resume=resume,
         sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
         profile=profile,
+        again=begin.to_go_on(out, layout, tensorboard, coordinator, processes, process),
     )
     if model is None:
         return FAILED

@@ -43,8 +43,8 @@ class Batches:
         self.groups = [np.array(group) for group in by_name.values()]
         if not 2 <= batch_size <= len(self.groups):
             raise ValueError(
-                f"a batch of {batch_size} came; between 2 and {len(self.groups)} pictures of "
-                "different names are there to fill it"
+                f"batch_size: expected 2 to {len(self.groups)}, as many different names as the "
+                f"pictures have, got {batch_size}"
             )
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
         self.mirrorable = np.array([not SIDED.search(name) for name in pictures.names])

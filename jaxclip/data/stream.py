@@ -1,9 +1,10 @@
 """From sources to batches: order, shards, random crops, threads and position, by grain.
 
-The order is one for all processes: at every place of it stands one example, and each source's come
-exactly once before any comes again. Batch k holds the places k * batch_size and on; a process reads
-its own rows of every batch. So neither the number of processes nor that of threads changes a batch,
-as long as nothing is skipped; after a skip the process's later pairs move up by one place.
+The order (`data.order`) is one for all processes: at every place of it stands one example. Batch k
+holds the places k * batch_size and on; a process reads its own rows of every batch. So neither the
+number of processes nor that of threads changes a batch, as long as nothing is skipped; after a skip
+the process's later pairs move up by one place. No pair is in a batch twice: the order sees to it,
+and after skips `DistinctBatches` for the rows of each process.
 """
 
 import collections
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
 from jaxclip.pictures import decode_image, to_rgb
 
@@ -113,7 +115,7 @@ def usable(
 class _OwnPlaces:
     """The places of the order that one process reads, as a sequence for grain."""
 
-    def __init__(self, order: Any, batch_size: int, rows: slice, read: int) -> None:
+    def __init__(self, order: Order, batch_size: int, rows: slice, read: int) -> None:
         self.order, self.batch_size, self.read = order, batch_size, read
         self.start, self.share = rows.start, rows.stop - rows.start
 
@@ -124,25 +126,6 @@ class _OwnPlaces:
         batch, row = divmod(self.read + i, self.share)
         place = batch * self.batch_size + self.start + row
         return place, *self.order[place]
-
-
-def _order(lengths: Sequence[int], weights: Sequence[float], seed: int) -> Any:
-    """An endless sequence of (source, index): each source in a new order every epoch."""
-    import grain
-
-    def numbered(source: int) -> Any:
-        shuffled = grain.MapDataset.range(lengths[source]).shuffle(seed=seed + source).repeat()
-        return shuffled.map(lambda index: (source, int(index)))
-
-    parts = [numbered(source) for source in range(len(lengths))]
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-
-
-def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    together = {name: [example[name] for example in examples] for name in examples[0]}
-    return {
-        name: values if name == "caption" else np.stack(values) for name, values in together.items()
-    }
 
 
 def batches(
@@ -176,13 +159,16 @@ def batches(
       Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `place` int [b] in the
       order and `index` int [b, 2] (source, index in it).
     """
-    import grain  # the extra `tfds`
+    import grain  # late, as it takes a second
 
-    weights = weights or [1.0] * len(sources)
-    if len(weights) != len(sources) or min(weights) <= 0:
-        raise ValueError(f"{len(sources)} sources came with the weights {list(weights)}")
-    skips.lengths = [len(source) for source in sources]
-    order = _order(skips.lengths, weights, seed)
+    from jaxclip.data.distinct import DistinctBatches, collate
+
+    order = Order(
+        [len(source) for source in sources], weights or [1.0] * len(sources), batch_size, seed
+    )
+    skips.lengths = order.lengths
+    if not start:
+        _tell_repeats(order)
 
     def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
         place, source, index = item
@@ -196,4 +182,21 @@ def batches(
     own = grain.MapDataset.source(_OwnPlaces(order, batch_size, rows, start)).map(load)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
     loaded = own.to_iter_dataset(reading)  # leaves the Nones out
-    return loaded.batch(rows.stop - rows.start, drop_remainder=True, batch_fn=_collate)
+    repeats = [order.repeats(source) for source in range(len(sources))]
+    return DistinctBatches(loaded, rows.stop - rows.start, repeats, order.patience(), collate)
+
+
+def _tell_repeats(order: Order) -> None:
+    """Warn of sources that are smaller than their share of a batch."""
+    for source, (length, share) in enumerate(zip(order.lengths, order.shares, strict=True)):
+        if length < share:
+            logger.warning(
+                "data set %d of %d has %d pairs, and up to %d places of a batch: up to %d of its "
+                "pairs are in a batch more than once and count as their own wrong answers; give it "
+                "less weight or the batch fewer pairs",
+                source + 1,
+                len(order.lengths),
+                length,
+                share,
+                min(length, share - length),
+            )

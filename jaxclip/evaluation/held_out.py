@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec as P
 from jaxclip.data.labelled import Aligned, Labelled, aligned
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips
+from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.features import streamed
 from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.retrieval import embedded, unusable, words
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.evaluation.zero_shot import unusable as no_class
 from jaxclip.preprocess import Preprocess
-from jaxclip.tokenizer import tokenize
 
 BLOCK = 256  # pictures or texts at a time, or the next multiple of the number of devices
 
@@ -31,7 +31,7 @@ class HeldOut:
     Args:
       mesh: the devices of the run.
       size: pixels a side of a picture.
-      length: tokens that a text may have; longer ones are cut.
+      length: the model's context length; longer texts are cut, which is told.
       labelled: what is classified, in the released way; None for nothing.
       templates: prompts for its class names.
       pairs: what is retrieved; None for nothing.
@@ -52,8 +52,8 @@ class HeldOut:
         self.labelled = None if labelled is None else aligned(labelled)
         self.templates, self.pairs = templates, pairs
         self.preprocess = Preprocess(size).safe  # the pictures as training sees them
-        self.length = length
         self.skips = Skips(skip_limit), Skips(skip_limit)  # of what is classified, of the pairs
+        self.cutter = Cutter(length, "held-out texts")
         self.block = -(-BLOCK // mesh.size) * mesh.size
         self.split = NamedSharding(mesh, P(mesh.axis_names))
         everywhere = NamedSharding(mesh, P())
@@ -77,7 +77,7 @@ class HeldOut:
 
     def _texts(self, model: Any) -> Callable[[Sequence[str]], np.ndarray]:
         def encode(texts: Sequence[str]) -> np.ndarray:
-            tokens = tokenize(texts, self.length, truncate=True)
+            tokens = self.cutter(texts)
             return in_blocks(lambda t: self.encode_text(model, self._put(t)), tokens, self.block)
 
         return encode

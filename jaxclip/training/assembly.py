@@ -79,7 +79,7 @@ def first_state(
 
 def compiled_step(config: TrainConfig, layout: Layout, mesh: Mesh, prepare: step.Prepare) -> Any:
     """`step.sharded_step` for a recipe: (model, opt_state, batch, key) -> the same and metrics."""
-    loss = _loss(config, layout, mesh)
+    loss = loss_on(config, layout, mesh)
     gradients: Any = functools.partial(step.gradients, loss=loss)
     if config.parts > 1:
         gradients = functools.partial(cached.gradients, loss=loss, parts=config.parts)
@@ -92,17 +92,18 @@ def compiled_step(config: TrainConfig, layout: Layout, mesh: Mesh, prepare: step
     )
 
 
-def _loss(config: TrainConfig, layout: Layout, mesh: Mesh) -> step.Loss:
+def loss_on(config: TrainConfig, layout: Layout, mesh: Mesh) -> step.Loss:
+    """The loss of a recipe, as a layout computes it on a mesh; ValueError where it cannot."""
     if config.model.logit_bias:
         if layout.loss not in ("dense", "ring"):
-            raise ValueError(f"loss {layout.loss} came; SigLIP's is there as dense and as ring")
+            raise ValueError(f"loss: expected dense or ring, as SigLIP's has, got {layout.loss}")
         ring = step.over_mesh(mesh, ring_sigmoid_loss)
         return sigmoid_loss if layout.loss == "dense" else ring
     if layout.loss == "dense":
         return contrastive_loss
     if layout.loss == "chunked":
         if mesh.size > 1:
-            raise ValueError(f"{mesh.size} devices came; the chunked loss is one device's: ring")
+            raise ValueError(f"loss: expected ring on {mesh.size} devices, got chunked")
         chunk = math.gcd(config.batch_size, CHUNK)
         return functools.partial(chunked_contrastive_loss, chunk=chunk)
     ways = {"gathered": gathered_contrastive_loss, "ring": ring_contrastive_loss}

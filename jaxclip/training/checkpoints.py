@@ -43,6 +43,14 @@ def _cause(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _checked(rest: dict[str, Any]) -> tuple[jax.Array, list[int], Any]:
+    """(random key, positions, config) of a stored state; some error where they are damaged."""
+    position = rest["position"]
+    if not position or any(type(i) is not int or i < 0 for i in position):
+        raise ValueError(f"position: expected whole numbers, got {position!r}")
+    return jax.random.wrap_key_data(jnp.array(rest["key"], jnp.uint32)), position, rest["config"]
+
+
 class Checkpoints:
     """The checkpoints of a run in one folder, of which the newest `keep` stay.
 
@@ -130,6 +138,7 @@ class Checkpoints:
                 checkpoint.check(shapes, came[name])
             try:
                 read, rest = self._read(step, expected)
+                key, position, config = _checked(rest)
             except Exception as error:
                 self._tell(step, error)
                 continue
@@ -140,8 +149,7 @@ class Checkpoints:
                 for name, tree in zip(PARTS, like, strict=True)
             )
             self._set_aside([newer for newer in steps if newer > step])
-            key = jax.random.wrap_key_data(jnp.array(rest["key"], jnp.uint32))
-            return RunState(model, opt_state, step, key, rest["position"], rest["config"])
+            return RunState(model, opt_state, step, key, position, config)
         if steps:
             raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read")
         return None

@@ -67,7 +67,10 @@ def own_rows(batch_size: int) -> slice:
     """Which rows of a global batch this process reads."""
     processes = jax.process_count()
     if batch_size % processes:
-        raise ValueError(f"a batch of {batch_size} does not divide over {processes} processes")
+        raise ValueError(
+            f"batch_size: expected a multiple of {processes}, the number of processes, "
+            f"got {batch_size}"
+        )
     share = batch_size // processes
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 

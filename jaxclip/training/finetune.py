@@ -97,7 +97,7 @@ def interpolate(
     {'a': array([0.25, 0.25])}
     """
     if not (math.isfinite(share) and 0 <= share <= 1):
-        raise ValueError(f"a share between 0 and 1 was expected, {share} came")
+        raise ValueError(f"share: expected a number from 0 to 1, got {share}")
     checkpoint.check({name: array.shape for name, array in start.items()}, dict(end))
     mixed = {name: (1 - share) * array + share * end[name] for name, array in start.items()}
     return {name: array.astype(start[name].dtype) for name, array in mixed.items()}

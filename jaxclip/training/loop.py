@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
+from jaxclip.files import read_text, split_lines
 from jaxclip.models import clip
 from jaxclip.training import assembly, distributed
 from jaxclip.training.checkpoints import Checkpoints, RunState
@@ -57,12 +58,30 @@ class Stopped(Exception):
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl that a resumed run will write again."""
+    """Drop the lines of metrics.jsonl that a resumed run will write again.
+
+    ValueError names a line that is no record; a last one without its end is dropped.
+    """
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        lines = split_lines(read_text(path))
+        if lines and not lines[-1].endswith("}"):
+            lines.pop()
+        kept = [line for n, line in enumerate(lines, start=1) if _step_of(line, path, n) <= step]
         with checkpoint.replacing(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str, path: Path, number: int) -> int:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        step = None
+    if type(step) is not int:
+        raise ValueError(
+            f'{path}, line {number}: expected a JSON object with a whole number "step", '
+            f"got {line[:60]!r}; delete the line to go on"
+        )
+    return step
 
 
 def append(log: FileIO, values: Metrics) -> None:
@@ -151,6 +170,16 @@ def _begin(
     return RunState(model, opt_state, 0, key, None, json.loads(config.to_json()))
 
 
+def _require_known(tokens: np.ndarray, vocab_size: int) -> None:
+    """ValueError where the model has no embedding for a token; jax would take another's."""
+    greatest = int(tokens.max(initial=0))
+    if greatest >= vocab_size:
+        raise ValueError(
+            f"expected token ids below the model's vocabulary of {vocab_size}, got {greatest}; "
+            "train a model of the tokenizer's vocabulary"
+        )
+
+
 def _positions(own: int) -> list[int]:
     """The positions of all processes, which each of them knows only its own of."""
     if jax.process_count() == 1:
@@ -225,6 +254,7 @@ def train(
         key = distributed.everywhere(mesh, state.key)
         for host_batch, position in tell.fed(batches):
             trace(state.step)
+            _require_known(host_batch["tokens"], config.model.text.vocab_size)
             batch = distributed.global_batch(mesh, host_batch)
             step_key = jax.random.fold_in(key, state.step)
             model, opt_state, metrics = step_fn(state.model, state.opt_state, batch, step_key)
@@ -253,6 +283,8 @@ def _log(run: Path, step: int) -> Any:
         return
     if step:
         keep_lines_until(run / METRICS, step)
+    else:
+        (run / METRICS).unlink(missing_ok=True)  # whatever it is: opening a pipe would wait
     with open(run / METRICS, "ab" if step else "wb", buffering=0) as log:
         yield lambda values: append(log, values)
 

@@ -3,12 +3,42 @@
 import dataclasses
 import json
 import math
+import re
 from typing import Literal, Self, get_args
 
 from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, require
 
 Dtype = Literal["float32", "bfloat16"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
+
+MOST = 2**31 - 1  # steps are counted in 32 bits
+RANGES = {  # of whole numbers
+    "steps": (1, MOST),
+    "batch_size": (2, 2**20),
+    "warmup": (0, MOST),
+    "seed": (0, 2**32 - 1),  # jax reads no more bits of it
+    "text_length": (3, MOST),
+    "log_every": (1, MOST),
+    "evaluate_every": (1, MOST),
+    "save_every": (1, MOST),
+    "parts": (1, 2**20),
+}
+REAL_RANGES = {"learning_rate": (0.0, 1e3), "weight_decay": (0.0, 1e3), "average": (0.0, 1.0)}
+
+
+def require_whole(name: str, value: object, low: int, high: int) -> None:
+    """ValueError unless the value is a whole number within the range."""
+    require(
+        type(value) is int and low <= value <= high,
+        f"{name}: expected a whole number from {low} to {high}, got {value!r}",
+    )
+
+
+def _require_real(name: str, value: object, low: float, high: float) -> None:
+    require(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high,
+        f"{name}: expected a number from {low:g} to {high:g}, got {value!r}",
+    )
 
 
 # Small enough for two cores. Two thousand names with three drawings each are few: on them a small
@@ -62,24 +92,24 @@ class TrainConfig:
     """The model to train."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "evaluate_every", "save_every", "text_length", "parts"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, {value} came")
-        require(self.batch_size >= 2, f"batch_size must be at least 2, {self.batch_size} came")
-        for name in ("seed", "warmup", "weight_decay"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must not be negative, {value} came")
+        for name, (low, high) in RANGES.items():
+            require_whole(name, getattr(self, name), low, high)
+        for name, (least, most) in REAL_RANGES.items():
+            _require_real(name, getattr(self, name), least, most)
         for name, choices in (("remat", Remat), ("dtype", Dtype)):
             value, known = getattr(self, name), get_args(choices)
-            require(value in known, f"{name} {value!r} is none of {', '.join(known)}")
-        rate = self.learning_rate
-        require(0 < rate < math.inf, f"learning_rate must be positive and finite: {rate}")
-        require(0 <= self.average < 1, f"average must be at least 0 and below 1: {self.average}")
+            require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
+        require(self.learning_rate > 0, "learning_rate: expected more than 0, got 0")
+        require(self.average < 1, f"average: expected less than 1, got {self.average}")
+        require(
+            self.batch_size % self.parts == 0,
+            f"parts: expected a divisor of the batch of {self.batch_size}, got {self.parts}",
+        )
         context = self.model.text.context_length
         require(
-            3 <= self.text_length <= context,
-            f"text_length must lie between 3 and the model's context length {context}, "
-            f"{self.text_length} came",
+            self.text_length <= context,
+            f"text_length: expected 3 to {context}, the model's context length, "
+            f"got {self.text_length}",
         )
         parse_rates(self.rates)
 
@@ -94,24 +124,26 @@ class TrainConfig:
             data = json.loads(text)
             model = ClipConfig.from_json(json.dumps(data["model"]))
             return cls(**{**data, "model": model, "rates": tuple(data.get("rates", ()))})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"not a training config ({error}); expected what this version writes"
             raise ValueError(message) from None
 
 
 def parse_rates(texts: tuple[str, ...]) -> list[tuple[str, float]]:
     """PATTERN=FACTOR texts as `finetune.Rates`; ValueError where one is something else."""
-    import re
-
     found = []
     for text in texts:
-        pattern, equals, factor = text.rpartition("=")
+        pattern, equals, factor = text.rpartition("=") if isinstance(text, str) else ("", "", "")
         try:
             re.compile(pattern)
             value = float(factor)
-        except (re.error, ValueError):
+        except (re.error, ValueError, OverflowError, RecursionError):
             value = math.nan
-        require(bool(equals) and value >= 0, f"rate {text!r} came, PATTERN=FACTOR was expected")
+        require(
+            bool(equals) and 0 <= value < math.inf,
+            f"rates: expected PATTERN=FACTOR, a regular expression and a number of at least 0, "
+            f"got {text!r}",
+        )
         found.append((pattern, value))
     return found
 
@@ -135,11 +167,10 @@ class Layout:
     """Checkpoints that stay."""
 
     def __post_init__(self) -> None:
-        for name in ("fsdp", "tensor", "threads", "keep"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, {value} came")
+        for name, high in (("fsdp", 2**20), ("tensor", 2**20), ("threads", 1024), ("keep", 2**20)):
+            require_whole(name, getattr(self, name), 1, high)
         known = get_args(LossName)
-        require(self.loss in known, f"loss {self.loss!r} is none of {', '.join(known)}")
+        require(self.loss in known, f"loss: expected {', '.join(known)}, got {self.loss!r}")
 
 
 # The paper's recipe (sections 2.4, 2.5 and tables 18 to 20): 400 million pairs, 32 epochs.

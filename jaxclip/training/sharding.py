@@ -38,7 +38,8 @@ def data_mesh(devices: list[jax.Device] | None = None, *, fsdp: int = 1, tensor:
     chosen = devices or jax.devices()
     if len(chosen) % (fsdp * tensor):
         raise ValueError(
-            f"{len(chosen)} devices do not divide into fsdp {fsdp} times tensor {tensor}"
+            f"fsdp: expected, times tensor, a divisor of {len(chosen)} devices, "
+            f"got {fsdp} x {tensor}"
         )
     return jax.make_mesh(
         (len(chosen) // (fsdp * tensor), fsdp, tensor),

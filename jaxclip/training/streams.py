@@ -18,7 +18,7 @@ from jaxclip.data.loader import Batches
 from jaxclip.data.pairs import Source
 from jaxclip.data.sources import Pictures
 from jaxclip.data.stream import Skips, batches
-from jaxclip.tokenizer import tokenize
+from jaxclip.data.texts import Cutter
 from jaxclip.training.distributed import own_rows
 from jaxclip.training.step import Prepare, augmented, normalised
 
@@ -29,6 +29,7 @@ class Stream(Protocol):
     """An endless iterator of batches with a position."""
 
     prepare: Prepare
+    cutter: Cutter
 
     def __next__(self) -> HostBatch: ...
 
@@ -47,7 +48,8 @@ class Drawings:
 
     def __init__(self, pictures: Pictures, batch_size: int, seed: int, text_length: int) -> None:
         self.batches = Batches(pictures, batch_size, seed)
-        self.rows, self.text_length, self.step = own_rows(batch_size), text_length, 0
+        self.cutter = Cutter(text_length, "captions")
+        self.rows, self.step = own_rows(batch_size), 0
 
     def __next__(self) -> HostBatch:
         batch = self.batches.at(self.step)
@@ -56,7 +58,7 @@ class Drawings:
         return {
             "drawings": self.batches.pictures.images[own],
             "mirrorable": batch.mirrorable[self.rows],
-            "tokens": tokenize(batch.captions[self.rows], self.text_length, truncate=True),
+            "tokens": self.cutter(batch.captions[self.rows]),
         }
 
     @property
@@ -87,7 +89,8 @@ class Pairs:
         weights: Sequence[float] | None = None,
         threads: int = 8,
     ) -> None:
-        self.rows, self.batch_size, self.text_length = own_rows(batch_size), batch_size, text_length
+        self.cutter = Cutter(text_length, "captions")
+        self.rows, self.batch_size = own_rows(batch_size), batch_size
         self.skips = skips
         self.options: dict[str, Any] = {
             "size": size,
@@ -110,8 +113,7 @@ class Pairs:
         share = self.rows.stop - self.rows.start
         whole, row = divmod(int(batch["place"][-1]), self.batch_size)
         self.read = whole * share + row - self.rows.start + 1
-        tokens = tokenize(batch["caption"], self.text_length, truncate=True)
-        return {"image": batch["image"], "tokens": tokens}
+        return {"image": batch["image"], "tokens": self.cutter(batch["caption"])}
 
     @property
     def position(self) -> int:

@@ -1,0 +1,51 @@
+"""Captions to tokens, with a count of those that were too long."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxclip.tokenizer import tokenize
+
+logger = logging.getLogger(__name__)
+MOST_COUNTED = 2**20  # different captions; the memory of a count is bounded
+
+
+class Cutter:
+    """Texts -> tokens [n, length]; longer texts are cut, which is told once and counted.
+
+    >>> cutter = Cutter(4, "captions")
+    >>> cutter(["a cat"]).shape, cutter.told()
+    ((1, 4), '')
+    """
+
+    def __init__(self, length: int, what: str) -> None:
+        self.length, self.what = length, what
+        self._cut: set[int] = set()
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        tokens = tokenize(texts, self.length, truncate=True)
+        for i in np.flatnonzero(tokens[:, -1]).tolist():  # a full row: as long as it may be, or cut
+            longer = tokenize(texts[i], self.length + 1, truncate=True)[0, -1]
+            if longer and len(self._cut) < MOST_COUNTED:
+                if not self._cut:
+                    logger.warning(
+                        "%s of more than %d tokens are cut, the first: %.60r",
+                        self.what,
+                        self.length,
+                        texts[i],
+                    )
+                self._cut.add(hash(texts[i]))
+        return tokens
+
+    @property
+    def count(self) -> int:
+        """Different texts that were cut until now, MOST_COUNTED at most."""
+        return len(self._cut)
+
+    def told(self) -> str:
+        """How many were cut, in words; nothing where none was."""
+        if not self.count:
+            return ""
+        least = "at least " if self.count == MOST_COUNTED else ""
+        return f"{least}{self.count:,} {self.what} of more than {self.length} tokens were cut"
