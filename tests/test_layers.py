@@ -14,7 +14,7 @@ BASE = {"config", "losses", "tokenizer", "files", "pictures", "preprocess", "dat
 MIDDLE = {"checkpoint", "downloads", "models", "training", "evaluation", "convert"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
-    "data": {"pictures"},  # which files count, and how they are decoded
+    "data": {"pictures", "tokenizer"},  # which files count; how many captions are cut
     "preprocess": {"pictures"},  # from picture to pixels begins with opening the file
     "pictures": {"file_kinds"},
     "file_kinds": set(),
