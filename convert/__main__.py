@@ -19,6 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--activation", choices=get_args(Activation), help="where the source does not say it"
     )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        nargs=2,
+        metavar=("IMAGE", "TEXT"),
+        help="attention heads of both towers, where the source does not say them",
+    )
     parser.add_argument("--image-size", type=int, help="resize the positional embedding for it")
     parser.add_argument("--force", action="store_true", help="overwrite the target")
     options = parser.parse_args(arguments)
@@ -29,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.target,
             options.layout,
             activation=options.activation,
+            heads=options.heads,
             image_size=options.image_size,
             force=options.force,
         )

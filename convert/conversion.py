@@ -13,7 +13,8 @@ from jaxclip.config import Activation, ClipConfig
 from . import huggingface, open_clip, openai, torch_archive
 from .inert import refuse, show
 from .layouts import to_theirs
-from .loading import Loaded, load_with_files
+from .loading import Given, Loaded, load_with_files
+from .parameters import Heads
 from .positions import at_size
 
 LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
@@ -49,6 +50,8 @@ def theirs(loaded: Loaded, layout: Literal["openai", "open_clip", "huggingface"]
     table = tables.get(layout, openai.LAYOUT)
     if layout == "open_clip" and came_from == open_clip.CUSTOM_TEXT.name:
         table = open_clip.CUSTOM_TEXT
+    if loaded.config.logit_bias:
+        raise ValueError("the model adds a bias to its logits, which no other layout here holds")
     if layout == "openai":
         openai.check_writable(loaded.config)
     same = came_from == table.name
@@ -127,6 +130,7 @@ def convert(
     layout: LayoutName = "jaxclip",
     *,
     activation: Activation | None = None,
+    heads: Heads | None = None,
     image_size: int | None = None,
     url: str | None = None,
     force: bool = False,
@@ -138,7 +142,7 @@ def convert(
       "openai" a .pt that the official code loads; "open_clip" a .safetensors, .pt or .bin, with
       open_clip_config.json beside it; "huggingface" a folder with model.safetensors, config.json
       and preprocessor_config.json.
-    activation: as for `load`. force: overwrite what is there.
+    activation, heads: as for `load`. force: overwrite what is there.
     image_size: of the pictures, where it is to be another one: the positional embedding is resized
       as open_clip does, the only numbers that change.
     url: where the source was fetched from, for the notes of our layout.
@@ -153,7 +157,7 @@ def convert(
     targets = _check_target(target, layout)
     if not force:
         _check_overwriting(targets, [], force)  # before anything is read
-    loaded, sources = load_with_files(source, activation)
+    loaded, sources = load_with_files(source, Given(activation, heads))
     _check_overwriting(targets, sources, force)
     if image_size is not None:
         loaded = at_size(loaded, image_size)

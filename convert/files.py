@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxclip.checkpoint import Flat
+from jaxclip.files import open_regular
 
-from . import safetensors_file, strict_json, torch_archive
+from . import prefixes, safetensors_file, strict_json, torch_archive
 from .inert import show
 
 # What a folder's weights may be called, the first that is there. Hugging Face's names, open_clip's.
@@ -43,15 +44,15 @@ def locate(path: Path) -> Path:
 
 
 def _one(path: Path) -> tuple[Flat, dict[str, str]]:
-    if path.is_file():
-        with open(path, "rb") as file:
-            head, size = file.read(16), file.seek(0, 2)
-        # By the whole magic: the length of a header may begin as a pickle does.
-        is_torch = head.startswith((b"PK\3\4", torch_archive.LEGACY_MAGIC))
-        if not is_torch and (
-            safetensors_file.starts_like_one(head, size) or path.suffix == ".safetensors"
-        ):
-            return safetensors_file.read(path)
+    with open_regular(path) as file:
+        head, size = file.read(64), file.seek(0, 2)
+    # By the whole magic: the length of a header may begin as a pickle does.
+    is_torch = head.startswith((b"PK\3\4", *torch_archive.LEGACY_MAGICS))
+    if not is_torch and (
+        safetensors_file.starts_like_one(head, size) or path.suffix == ".safetensors"
+    ):
+        arrays, metadata = safetensors_file.read(path)
+        return prefixes.strip(arrays), metadata
     return torch_archive.read(path), {}
 
 
@@ -60,7 +61,8 @@ def _sharded(path: Path) -> Weights:
     index = strict_json.read(path, LARGEST_INDEX).get("weight_map")
     ending = f".{path.name.split('.')[-3]}" if path.name.count(".") > 2 else ""
     if type(index) is not dict or not index:
-        raise ValueError(f"{path}: no weight_map came, an index of a sharded checkpoint expected")
+        raise ValueError(f"{path}: expected a weight_map of a sharded checkpoint, got none")
+    index = prefixes.strip(index)
     expected: dict[str, set[str]] = {}
     for name, place in index.items():
         plain = type(place) is str and _SHARD.fullmatch(place) and place.endswith(ending)
@@ -95,6 +97,8 @@ def open_weights(path: Path) -> Weights:
 
 def read(path: str | Path) -> Flat:
     """Read any checkpoint under its own names, without torch and without running what it holds.
+
+    Prefixes of training programs, such as `module.`, are taken off where all names carry them.
 
     path: a TorchScript archive or state dict (.pt, .bin), a safetensors file, the index of a
     sharded checkpoint, or a folder with one of these as Hugging Face or open_clip name it.

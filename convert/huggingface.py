@@ -5,20 +5,24 @@ official code and we do; with any other value at its first occurrence. The two a
 that id is the largest of the vocabulary; elsewhere the model is refused.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxclip import checkpoint
 from jaxclip.config import Activation, ClipConfig, ResNetConfig, VisionConfig
 
 from .inert import show
 from .layouts import Extras, Layout
-from .open_clip import MEAN, STD
+from .open_clip import MEAN, STD, alike
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+PROCESSOR_NAME = "processor_config.json"  # of transformers 5, which keeps the settings inside
+PROCESSOR_NAMES = (PREPROCESSOR_NAME, PROCESSOR_NAME)
 LAYER_NORM_EPSILON = 1e-5
 
 # Ours -> theirs, outside the blocks.
@@ -252,30 +256,76 @@ def check(data: Mapping[str, Any], config: ClipConfig) -> None:
         )
 
 
-def check_preprocessor(data: Mapping[str, Any], config: ClipConfig) -> None:
+# What makes CLIP's pictures under the names that it had, and other settings without effect on them.
+IMAGE_PROCESSORS = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
+IMAGE_PROCESSORS |= {"CLIPFeatureExtractor"}
+KIND_KEYS = ("image_processor_type", "feature_extractor_type")
+NO_EFFECT = {*KIND_KEYS, "processor_class", "_valid_processor_keys", "data_format"}
+NO_EFFECT |= {"input_data_format", "return_tensors", "device", "disable_grouping"}
+NO_EFFECT |= {"_processor_class", "transformers_version", "image_seq_length", "image_seq_len"}
+
+
+def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
+    """Which image processor the settings are for, where it is not CLIP's."""
+    kinds = {key: settings[key] for key in KIND_KEYS if settings.get(key) is not None}
+    if not kinds and settings.get("processor_class") is not None:
+        known = {"CLIPProcessor", *IMAGE_PROCESSORS}
+        kinds = {"processor_class": settings["processor_class"]}
+    else:
+        known = IMAGE_PROCESSORS
+    return [
+        f"{key} {show(kind)}"
+        for key, kind in kinds.items()
+        if type(kind) is not str or kind not in known
+    ]
+
+
+def _picture_faults(settings: Mapping[str, Any], size: int) -> list[str]:
+    """The settings that make other pixels than the released preprocessing at that size.
+
+    What a file does not say is CLIP's in the library as well.
+    """
+    expected = {**preprocessor_json(size), "default_to_square": False}
+    faults = []
+    for key in settings.keys() - NO_EFFECT:
+        value = settings[key]
+        if key not in expected:
+            # of an option that this library does not know, only "off" is certain to change nothing
+            if value is not None and value is not False:
+                faults.append(f"{show(key)} {_compact(value)}, which is unknown")
+            continue
+        if key in ("size", "crop_size"):
+            if type(value) is int and value == size:  # as files from before 2023 have them
+                continue
+            if type(value) is dict:
+                value = {side: length for side, length in value.items() if length is not None}
+        if not alike(value, expected[key]):
+            faults.append(f"{key} {_compact(value)}, expected {_compact(expected[key])}")
+    return sorted(faults)
+
+
+def _compact(value: Any) -> str:
+    """A setting for an error message: JSON, short, on one line."""
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:
+        return show(value)
+
+
+def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -> None:
     """ValueError where pictures are to be prepared in another way than this library prepares them.
 
-    Sizes may be numbers, as files from before 2023 have them.
+    data: of `preprocessor_config.json`, or of transformers 5's `processor_config.json`, where the
+    settings stand under "image_processor".
     """
-    size = config.vision.image_size
-    allowed: dict[str, list[Any]] = {
-        "image_mean": [list(MEAN)],
-        "image_std": [list(STD)],
-        "resample": [3],
-        "size": [size, {"shortest_edge": size}],
-        "crop_size": [size, {"height": size, "width": size}],
-        "do_resize": [True],
-        "do_center_crop": [True],
-        "do_normalize": [True],
-        "do_rescale": [True],
-    }
-    faults = [
-        f"{key} {str(data[key])[:80]}"
-        for key, values in allowed.items()
-        if key in data and data[key] not in values
-    ]
-    if faults:
+    if file == PROCESSOR_NAME:
+        data = data.get("image_processor", {})  # transformers 4 keeps them elsewhere
+        if not data and type(data) is dict:
+            return
+    if type(data) is not dict:
+        raise ValueError(f"{file}: expected a JSON object as image_processor, got {show(data)}")
+    if faults := _kind_faults(data) or _picture_faults(data, config.vision.image_size):
         raise ValueError(
-            f"{PREPROCESSOR_NAME} asks for other pictures than the released preprocessing makes: "
-            f"{'; '.join(faults)}; remove the file if you prepare them yourself"
+            f"{file} asks for other pictures than the released preprocessing makes: "
+            f"{checkpoint.shorten(faults)}; remove the file if you prepare them yourself"
         )

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 import ml_dtypes
 import numpy as np
 
+from jaxclip.config import show as show
+
 DTYPES = {  # little-endian, as the file must be
     "HalfStorage": np.dtype("<f2"),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -72,13 +74,6 @@ LISTS = {
         "restore_type_tag",
     )
 }
-
-
-def show(value: object) -> str:
-    """A foreign value for an error message: one line, short, and without walking into it."""
-    if isinstance(value, (str, bytes)):
-        return repr(value[:80])
-    return repr(value)[:80] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
 
 
 def refuse(what: str) -> NoReturn:

@@ -8,19 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, NoReturn, TypeAlias
 
-import ml_dtypes
 import numpy as np
 
-from jaxclip.checkpoint import Flat
-from jaxclip.config import ClipConfig
+from jaxclip.checkpoint import Flat, check_model, complaint, shorten
+from jaxclip.config import LARGEST, ClipConfig
+from jaxclip.parameters import Shape, parameters
 
 from .inert import show
-from .parameters import Shape, kind, parameters
+from .parameters import kind
 
-FLOATS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
-EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all bits set: infinite, or no number
-MOST_FAULTS = 8  # in one message
-MOST_LAYERS = 1024
 COUNTER = None  # for an extra whose value is any whole number
 # Whole numbers beside the parameters: {foreign name: value that follows from the config}.
 Extras: TypeAlias = dict[str, np.ndarray | None]
@@ -70,27 +66,10 @@ def entries(layout: Layout, config: ClipConfig) -> Iterator[Entry]:
 
 def refuse(faults: list[str], layout: str) -> NoReturn:
     """ValueError with the first faults and the number of the others."""
-    more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
     raise ValueError(
-        f"no sound CLIP model in the layout {layout}: {'; '.join(faults[:MOST_FAULTS])}{more} "
-        "(- is missing, + is unexpected); get the file again, or the model is of another kind"
+        f"no sound CLIP model in the layout {layout}: {shorten(faults)} (- is missing, + is "
+        "unexpected); get the file again, or the model is of another kind"
     )
-
-
-def _complaint(name: str, array: np.ndarray, shape: Shape) -> str | None:
-    if array.shape != shape:
-        return f"{name} has shape {array.shape}, {shape} expected"
-    if array.dtype not in FLOATS:
-        return f"{name} is {array.dtype}, float16, bfloat16 or float32 expected"
-    return None if _is_finite(array) else f"{name} holds numbers that are not finite"
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    """Whether no number is infinite or none; by the exponents' bits where a number has 16."""
-    exponent = EXPONENTS.get(array.dtype.name)
-    if exponent is None or not array.size:
-        return bool(np.isfinite(array).all())
-    return bool((array.view(np.uint16) & exponent).max() < exponent)  # eight times as fast
 
 
 def _extra_complaint(name: str, came: np.ndarray, expected: np.ndarray | None) -> str | None:
@@ -102,7 +81,11 @@ def _extra_complaint(name: str, came: np.ndarray, expected: np.ndarray | None) -
 
 
 def to_ours(
-    layout: Layout, config: ClipConfig, arrays: Mapping[str, np.ndarray]
+    layout: Layout,
+    config: ClipConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    check_numbers: bool = True,
 ) -> tuple[Flat, dict[str, int | None]]:
     """(parameters under our names, extras that came: counts, and None for what can be remade).
 
@@ -119,7 +102,7 @@ def to_ours(
                 continue
             del left[name]
             formats.add(arrays[name].dtype)
-            if fault := _complaint(name, arrays[name], entry.shape):
+            if fault := complaint(name, arrays[name], entry.shape, check_numbers=check_numbers):
                 faults.append(fault)
         if len(formats) > 1:
             faults.append(f"{', '.join(entry.names)} are of different number formats")
@@ -167,14 +150,7 @@ def to_theirs(
     only_these: for a model that came from this layout, no extras that it did not have.
     ValueError lists what does not fit the config.
     """
-    shapes = parameters(config)
-    faults = [f"- {path}" for path in shapes.keys() - flat.keys()]
-    faults += [f"+ {show(path)}" for path in flat.keys() - shapes.keys()]
-    for path in shapes.keys() & flat.keys():
-        if fault := _complaint(path, flat[path], shapes[path]):
-            faults.append(fault)
-    if faults:
-        refuse(sorted(faults), "jaxclip")
+    check_model(config, flat)
     arrays: Flat = {}
     for entry in entries(layout, config):
         arrays.update(zip(entry.names, entry.to_theirs(flat[entry.path]), strict=True))
@@ -207,7 +183,7 @@ def layers_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str
         before, after = layout.names(path)[0].split("{}")
         pattern = re.compile(rf"{re.escape(before)}([0-9]{{1,9}}){re.escape(after)}")
         found = sorted(int(match[1]) for match in map(pattern.fullmatch, arrays) if match)
-        if not 0 < len(found) <= MOST_LAYERS or found != list(range(len(found))):
+        if not 0 < len(found) <= LARGEST["layers"] or found != list(range(len(found))):
             numbers = ", ".join(map(str, found[:40])) or "none"
             refuse([f"{before}N: layers {numbers} came, 0, 1, 2, ... expected"], layout.name)
         return len(found)

@@ -4,17 +4,18 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
-from jaxclip.config import Activation, ClipConfig
+from jaxclip.config import Activation, ClipConfig, TextConfig
 
-from . import huggingface, open_clip, openai, strict_json
+from . import huggingface, open_clip, openai, prefixes, strict_json
 from .files import Weights, open_weights
 from .inert import show
 from .layouts import Layout, layers_of, shape_of, to_ours
-from .parameters import infer
+from .parameters import Heads, complete, infer
+from .released_shapes import OTHER_POOLING, known_heads
 
 CONVERTER = 1  # raised whenever the same file gives another result
 
@@ -27,19 +28,28 @@ class Loaded(NamedTuple):
     notes: dict[str, Any]
 
 
+class Given(NamedTuple):
+    """What the caller says about the model, where the file does not."""
+
+    activation: Activation | None = None
+    heads: Heads | None = None
+
+
 class _Said(NamedTuple):
     """What a file and its config say about the model, beside the shapes."""
 
     layout: Layout
     activation: Activation | None = None
-    heads: tuple[int | None, int | None] = (None, None)
+    heads: tuple[int | None, int | None] | None = None
     image_size: int | None = None
     data: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()
+    is_official: bool = False  # an archive of OpenAI's: its code says what the file does not
 
 
 def _layout(arrays: Mapping[str, Any]) -> Layout:
     """Which layout the keys are in."""
+    prefixes.check(arrays)
     if any(name.startswith(("vision_model.", "text_model.")) for name in arrays):
         return huggingface.LAYOUT
     if "text.token_embedding.weight" in arrays:
@@ -53,12 +63,17 @@ def _layout(arrays: Mapping[str, Any]) -> Layout:
     )
 
 
+def _beside(folder: Path, *names: str) -> tuple[Path, ...]:
+    """Those of the files that are there, of whatever kind: reading refuses what is no file."""
+    return tuple(folder / name for name in names if os.path.lexists(folder / name))
+
+
 def _read_hugging_face(folder: Path) -> _Said:
-    path, pictures = folder / huggingface.CONFIG_NAME, folder / huggingface.PREPROCESSOR_NAME
-    if not path.is_file():
-        return _Said(huggingface.LAYOUT)
-    data = strict_json.read(path)
-    files = (path, pictures) if pictures.is_file() else (path,)
+    configs = _beside(folder, huggingface.CONFIG_NAME)
+    files = (*configs, *_beside(folder, *huggingface.PROCESSOR_NAMES))
+    if not configs:
+        return _Said(huggingface.LAYOUT, files=files)
+    data = strict_json.read(configs[0])
     return _Said(
         huggingface.LAYOUT,
         huggingface.activation(data),
@@ -74,44 +89,118 @@ def _said(arrays: Flat, folder: Path) -> _Said:
     if layout is huggingface.LAYOUT:
         return _read_hugging_face(folder)
     if layout is openai.LAYOUT and openai.has_buffers(arrays):
-        return _Said(layout, "quick_gelu", image_size=openai.image_size(arrays))
-    path = folder / open_clip.CONFIG_NAME
-    if not path.is_file():
+        size = openai.image_size(arrays)
+        return _Said(layout, "quick_gelu", image_size=size, is_official=True)
+    files = _beside(folder, open_clip.CONFIG_NAME)
+    if not files:
         return _Said(layout)
     if layout is openai.LAYOUT:
         layout = open_clip.LAYOUT
-    data = strict_json.read(path)
+    data = strict_json.read(files[0])
     heads, size = open_clip.sizes(data)
-    return _Said(layout, open_clip.activation(data), heads, size, data, (path,))
+    return _Said(layout, open_clip.activation(data), heads, size, data, files)
 
 
-def _settle(said: Activation | None, asked: Activation | None, what: str) -> Activation:
-    """The activation that the file or the caller names; never a guess."""
+def _check_given(given: Given) -> None:
     names = get_args(Activation)
-    if asked is not None and asked not in names:
-        raise ValueError(f"activation {asked!r} came, one of {', '.join(names)} was expected")
-    if asked is not None and said not in (None, asked):
-        raise ValueError(f"activation {asked!r} was asked for, but {what} is a model of {said!r}")
-    found = asked or said
-    if found is None:
+    if given.activation is not None and given.activation not in names:
         raise ValueError(
-            f"{what} does not say which activation the model needs: put its {open_clip.CONFIG_NAME}"
-            f" or {huggingface.CONFIG_NAME} beside it, or give activation= (--activation) one of "
-            f"{', '.join(names)}; the models that OpenAI trained need quick_gelu"
+            f"expected an activation of {', '.join(names)}, got {show(given.activation)}"
         )
-    return found
+    if given.heads is not None and not (
+        isinstance(given.heads, tuple | list)
+        and len(given.heads) == 2
+        and all(type(count) is int and count > 0 for count in given.heads)
+    ):
+        raise ValueError(
+            "expected heads as two positive integers, of the image tower and of the text tower, "
+            f"got {given.heads!r:.80}"
+        )
+
+
+def _agree(given: Given, activation: Activation | None, heads: Heads | None, what: str) -> None:
+    """ValueError where the caller contradicts what the file says."""
+    _check_given(given)
+    if given.activation is not None and activation not in (None, given.activation):
+        raise ValueError(
+            f"activation {given.activation!r} was asked for, but {what} is a model of "
+            f"{activation!r}"
+        )
+    if given.heads is not None and heads not in (None, tuple(given.heads)):
+        raise ValueError(
+            f"heads {tuple(given.heads)} were asked for, but {what} is a model of {heads}"
+        )
+
+
+def agree(given: Given, config: ClipConfig, what: str) -> None:
+    """ValueError where the caller contradicts a config that is known."""
+    _agree(given, config.activation, (config.vision.heads, config.text.heads), what)
+
+
+def _check_pooling(shapes: ClipConfig, what: str) -> None:
+    """ValueError for a vocabulary whose models pool at another token than the largest id."""
+    vocabulary = shapes.text.vocab_size
+    if vocabulary in OTHER_POOLING:
+        raise ValueError(
+            f"{what}: expected a text tower that pools at the largest token id, got a vocabulary "
+            f"of {vocabulary:,}, as {OTHER_POOLING[vocabulary]} have it, which pool at another "
+            "token; this library has no such model"
+        )
+
+
+def _ask(
+    activation: Activation | None, heads: Heads | None, shapes: ClipConfig, what: str
+) -> NoReturn:
+    """ValueError that says what is missing and how to give it."""
+    missing, ways, flags = [], [], ""
+    if activation is None:
+        missing.append("which activation the model needs")
+        names = ", ".join(get_args(Activation))
+        ways.append(f"activation= one of {names} (the models that OpenAI trained need quick_gelu)")
+        flags += " --activation NAME"
+    if heads is None:
+        missing.append("how many attention heads its towers have")
+        pools = shapes.text.vocab_size == TextConfig.vocab_size
+        ways.append(
+            "heads= two integers, of the image and of the text tower"
+            + ("" if pools else ", if the model pools at the largest token id")
+        )
+        flags += " --heads IMAGE TEXT"
+    raise ValueError(
+        f"{what} does not say {' nor '.join(missing)}: put its {open_clip.CONFIG_NAME} or "
+        f"{huggingface.CONFIG_NAME} beside it, or give {' and '.join(ways)}, or convert it "
+        f"once with `jaxclip convert {what} OURS.safetensors{flags}`"
+    )
+
+
+def _settle(said: _Said, given: Given, shapes: ClipConfig, what: str) -> ClipConfig:
+    """The config with the activation and the heads that the file or the caller names."""
+    if said.is_official:
+        said = said._replace(heads=openai.heads(shapes))
+    elif said.data is None:
+        _check_pooling(shapes, what)
+    heads: Heads | None = None
+    if said.heads is not None:  # what the config says unsoundly is refused by `_check`
+        heads = said.heads[0] or shapes.vision.heads, said.heads[1] or shapes.text.heads
+    _agree(given, said.activation, heads, what)
+    activation = given.activation or said.activation
+    heads = heads or given.heads or known_heads(shapes)
+    if activation is None or heads is None:
+        _ask(activation, heads, shapes, what)
+    return complete(shapes, activation, (heads[0], heads[1]))
 
 
 def _check(said: _Said, config: ClipConfig) -> None:
-    """Hold the config beside the weights, where there is one, against the shapes."""
-    if said.data is None:
-        return
-    if said.layout is not huggingface.LAYOUT:
+    """Hold the configs beside the weights against the shapes and the released preprocessing."""
+    if said.layout is huggingface.LAYOUT:
+        if said.data is not None:
+            huggingface.check(said.data, config)
+        for path in said.files:
+            if path.name in huggingface.PROCESSOR_NAMES:
+                huggingface.check_preprocessor(strict_json.read(path), config, path.name)
+    elif said.data is not None:
         is_custom = said.layout is open_clip.CUSTOM_TEXT
-        return open_clip.check(said.data, config, custom_text=is_custom)
-    huggingface.check(said.data, config)
-    for path in said.files[1:]:
-        huggingface.check_preprocessor(strict_json.read(path), config)
+        open_clip.check(said.data, config, custom_text=is_custom)
 
 
 class Digests(Mapping[str, str]):
@@ -146,19 +235,18 @@ def _likeness(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _load_foreign(weights: Weights, activation: Activation | None) -> tuple[Loaded, list[Path]]:
+def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loaded, list[Path]]:
     arrays, path = weights.arrays, weights.files[0]
     said = _said(arrays, path.parent)
-    config = infer(
+    shapes = infer(
         shape_of(said.layout, arrays),
         layers_of(said.layout, arrays),
-        activation=_settle(said.activation, activation, path.name),
         is_resnet="visual.layer1.0.conv1.weight" in arrays,
-        heads=said.heads,
         image_size=said.image_size,
     )
+    config = _settle(said, given, shapes, path.name)
     _check(said, config)
-    flat, extras = to_ours(said.layout, config, arrays)
+    flat, extras = to_ours(said.layout, config, arrays, check_numbers=check_numbers)
     files = [*weights.files, *said.files]
     notes = {
         "image_policy": "official",
@@ -168,36 +256,49 @@ def _load_foreign(weights: Weights, activation: Activation | None) -> tuple[Load
     return Loaded(flat, config, notes), files
 
 
-def _load_ours(weights: Weights, activation: Activation | None) -> tuple[Loaded, list[Path]]:
+def _load_ours(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loaded, list[Path]]:
     path = weights.files[0]
     for part in ("config", "notes"):
         strict_json.parse(weights.metadata.get(part, "{}").encode())
     loaded = Loaded(weights.arrays, *checkpoint.described(path, weights.metadata))
-    _settle(loaded.config.activation, activation, path.name)
+    checkpoint.check_model(loaded.config, loaded.flat, check_numbers=check_numbers)
+    agree(given, loaded.config, path.name)
     return loaded, weights.files
 
 
-def load_with_files(source: Path, activation: Activation | None) -> tuple[Loaded, list[Path]]:
+def load_with_files(
+    source: Path, given: Given, *, check_numbers: bool = True
+) -> tuple[Loaded, list[Path]]:
     """The model, and the files that it came from."""
     weights = open_weights(source)
     try:
         if weights.metadata.get("format") == checkpoint.FORMAT:
-            return _load_ours(weights, activation)
-        return _load_foreign(weights, activation)
+            return _load_ours(weights, given, check_numbers)
+        return _load_foreign(weights, given, check_numbers)
     except ValueError as error:
         where = "" if str(error).startswith(str(source)) else f"{source}: "
         raise ValueError(f"{where}{error}") from None
 
 
-def load(source: str | Path, *, activation: Activation | None = None) -> Loaded:
+def load(
+    source: str | Path,
+    *,
+    activation: Activation | None = None,
+    heads: Heads | None = None,
+    check_numbers: bool = True,
+) -> Loaded:
     """Read a model in any layout: (arrays under our names, config, notes).
 
     source: a file or folder as for `read`, or a file that jaxclip wrote. The layout is read off the
     keys, sizes off the shapes; a config beside the weights must agree with them.
     activation: "quick_gelu", "gelu" or "gelu_tanh" where nothing there says it.
+    heads: attention heads (of the image tower, of the text tower) where nothing there says them and
+      the shapes are not those of a released model.
+    check_numbers: False leaves it to `models.clip.from_flat` to refuse numbers that are not finite,
+      which looks at them as it copies them.
     The arrays keep the file's number formats; they are views of the mapped file where nothing had
     to be joined. `notes` says where the model came from and what is needed to write it back.
-    ValueError, in one line: the file is not sound, is no CLIP model, or lacks the activation.
+    ValueError, in one line: the file is not sound, is no CLIP model, or lacks activation or heads.
     Source: clip/model.py: build_model; open_clip/model.py; transformers/models/clip.
     """
-    return load_with_files(Path(source), activation)[0]
+    return load_with_files(Path(source), Given(activation, heads), check_numbers=check_numbers)[0]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from jaxclip.files import open_regular
+
 Bytes = bytes | mmap.mmap
 Parsed = TypeVar("Parsed")
 
@@ -14,14 +16,12 @@ def parsed(path: Path, parse: Callable[[Bytes], Parsed]) -> Parsed:
 
     ValueError names the path where the file cannot be opened, and before whatever `parse` refuses.
     """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise ValueError(f"{path} is not a file; the path of a checkpoint was expected")
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the path") from None
+        except OSError as error:  # a file system that cannot map
+            raise ValueError(f"{path}: expected a file that can be mapped ({error})") from None
     try:
         return parse(data)
     except ValueError as error:

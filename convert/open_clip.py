@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.checkpoint import shorten
 from jaxclip.config import Activation, ClipConfig, ResNetConfig
 
 from . import openai
@@ -191,16 +192,18 @@ def _differences(
     return unknown + [
         f"{key} {show(filled[key])} came, {wanted[key]!r} expected"
         for key in defaults
-        if not _alike(filled[key], wanted[key])
+        if not alike(filled[key], wanted[key])
     ]
 
 
-def _alike(came: Any, wanted: Any) -> bool:
+def alike(came: Any, wanted: Any) -> bool:
     """Equal, and no 1 for True; numbers of the preprocessing to six places."""
     if type(wanted) is list and type(came) is list and len(came) == len(wanted):
-        return all(_alike(*pair) for pair in zip(came, wanted, strict=True))
+        return all(alike(*pair) for pair in zip(came, wanted, strict=True))
     if type(wanted) is float and type(came) in (int, float):
         return bool(np.isclose(came, wanted, rtol=0, atol=1e-6))
+    if type(wanted) is dict and type(came) is dict:
+        return came.keys() == wanted.keys() and all(alike(came[key], wanted[key]) for key in wanted)
     if wanted is None and came == {}:
         return True
     return type(came) is type(wanted) and bool(came == wanted)
@@ -231,8 +234,7 @@ def check(data: dict[str, Any], config: ClipConfig, *, custom_text: bool) -> Non
     }
     faults += _differences(pictures, {}, PREPROCESS, set())
     if faults:
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise ValueError(
             f"{CONFIG_NAME} describes a model that is not the one in the file, or that this "
-            f"library does not have: {'; '.join(faults[:8])}{more}"
+            f"library does not have: {shorten(faults)}"
         )

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.parameters import parameters
 
 from .layouts import COUNTER, Extras, Layout
-from .parameters import HEAD_WIDTH, parameters
+from .parameters import HEAD_WIDTH, Heads
 
 # The last part of a name, where it is another one.
 LEAVES = {
@@ -63,6 +64,20 @@ def image_size(arrays: Mapping[str, np.ndarray]) -> int | None:
     value = arrays.get("input_resolution")
     fits = value is not None and value.shape == () and 0 < value < 1 << 20
     return int(value) if fits and value is not None else None
+
+
+def heads(config: ClipConfig) -> Heads:
+    """Of both towers as the official code counts them, whatever the config has in their place."""
+    vision = config.vision
+    width = vision.features if isinstance(vision, ResNetConfig) else vision.width
+    widths = {"image": width, "text": config.text.width}
+    for tower, width in widths.items():
+        if width % HEAD_WIDTH:
+            raise ValueError(
+                f"expected an {tower} tower of a multiple of {HEAD_WIDTH} channels, as the "
+                f"official code has heads of {HEAD_WIDTH}, got {width}"
+            )
+    return widths["image"] // HEAD_WIDTH, widths["text"] // HEAD_WIDTH
 
 
 def check_writable(config: ClipConfig) -> None:

@@ -2,9 +2,10 @@
 
 Python's unpickler calls what a file names. A list of allowed names does not cure that: a file may
 still set attributes on an allowed function, ask for a memo of 2**32 places, or nest dicts until the
-stack is gone. Here the 32 opcodes that PyTorch writes build tuples, lists, dicts and the
-descriptions of `inert`. Nothing is imported or called, only texts and small integers are hashed,
-no step recurses, and every step takes memory in proportion to the bytes it was read from.
+stack is gone. Here the 32 opcodes that PyTorch writes in protocol 2, and the five that take the
+place of some of them from protocol 4 on, build tuples, lists, dicts and the descriptions of
+`inert`. Nothing is imported or called, only texts and small integers are hashed, no step recurses,
+and every step takes memory in proportion to the bytes it was read from.
 """
 
 import re
@@ -32,6 +33,7 @@ from .inert import (
 LARGEST = 16 << 20  # bytes of one pickle; that of the largest released model has 160 kB
 MOST_STEPS = 1_000_000  # that of the largest released model takes 50,000
 _LONGEST_NAME = 256  # bytes of one line of a GLOBAL
+PROTOCOLS = (2, 3, 4, 5)  # `torch.save(..., pickle_protocol=)`; 2 unless it is given
 
 
 class Pickle(NamedTuple):
@@ -49,6 +51,19 @@ _PUT = {ord("q"): "<B", ord("r"): "<I"}
 _GET = {ord("h"): "<B", ord("j"): "<I"}
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _STOP = ord(".")
+# What protocols 3 to 5 have beside these, and no state dict of tensors needs: refused by its name.
+_OTHERS = {
+    ord("B"): "bytes",
+    ord("C"): "bytes",
+    0x8E: "bytes",
+    0x8F: "a set",
+    0x90: "a set",
+    0x91: "a frozen set",
+    0x92: "an object with named arguments",
+    0x96: "an array of bytes",
+    0x97: "a buffer outside the file",
+    0x98: "a buffer outside the file",
+}
 
 
 class _Machine:
@@ -58,10 +73,15 @@ class _Machine:
         self.data = data[: at + LARGEST]
         self.at = at
         self.is_archive = is_archive
+        self.frame_end = at
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each MARK
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        mark, self.protocol = self.take(2)
+        if mark != 0x80 or self.protocol not in PROTOCOLS:
+            refuse(f"expected a pickle of protocol 2 to 5 at byte {at}, got another")
+        self.actions = _ACTIONS if self.protocol < 4 else _ACTIONS | _ACTIONS_4
 
     def take(self, size: int) -> memoryview:
         """The next `size` bytes."""
@@ -109,9 +129,19 @@ class _Machine:
         values = self.above_mark()  # first: it changes the stack
         self.stack.append(tuple(values))
 
-    def text(self) -> None:
+    def frame(self) -> None:
+        """How many bytes follow that a reader may fetch at once; it changes nothing."""
+        size = self.number("<Q")
+        if self.at < self.frame_end or size > len(self.data) - self.at:
+            refuse("a frame of a pickle lies in another one, or reaches past the end")
+        self.frame_end = self.at + size
+
+    def memoize(self) -> None:
+        self.memo[len(self.memo)] = self.top()
+
+    def text(self, size: str = "<I") -> None:
         try:
-            self.stack.append(str(self.take(self.number("<I")), "utf-8"))
+            self.stack.append(str(self.take(self.number(size)), "utf-8"))
         except UnicodeDecodeError:
             refuse("a text in a pickle is not UTF-8")
 
@@ -137,8 +167,16 @@ class _Machine:
             target[key] = value
 
     def name(self) -> None:
+        self.push_name(Global(self.line(), self.line()))
+
+    def name_from_stack(self) -> None:
+        parts = self.pop(2)
+        if not all(type(part) is str and len(part) <= _LONGEST_NAME for part in parts):
+            refuse("a pickle makes a name of something that is no short text")
+        self.push_name(Global(*parts))
+
+    def push_name(self, found: Global) -> None:
         """A name is pushed if PyTorch's files may mention it; it is never looked up."""
-        found = Global(self.line(), self.line())
         # With the dot: `__torch__os` is no class of an archive.
         is_class = found.module == "__torch__" or found.module.startswith("__torch__.")
         if self.is_archive and (is_class or found in LISTS):
@@ -220,13 +258,19 @@ class _Machine:
             self.stack.append(self.memo[place])
         elif code in _TUPLES:
             self.stack.append(tuple(self.pop(_TUPLES[code])))
-        elif code in _ACTIONS:
-            _ACTIONS[code](self)
+        elif code in self.actions:
+            self.actions[code](self)
+        elif code in _OTHERS and self.protocol > 2:
+            raise ValueError(
+                f"expected a pickle of tensors and plain containers, got {_OTHERS[code]} in it; "
+                "save model.state_dict() alone"
+            )
         else:
             refuse(f"opcode {code:#04x} at byte {self.at - 1} is none that PyTorch writes")
 
 
-_ACTIONS: dict[int, Callable[[_Machine], None]] = {
+_Actions = dict[int, Callable[[_Machine], None]]
+_ACTIONS: _Actions = {
     ord("("): _Machine.mark,
     ord("t"): _Machine.end_tuple,
     ord("X"): _Machine.text,
@@ -241,6 +285,14 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("b"): _Machine.build,
     ord("Q"): _Machine.storage,
 }
+# Of protocol 4 and later: other ways to say what protocol 2 says.
+_ACTIONS_4: _Actions = {
+    0x8C: lambda machine: machine.text("<B"),
+    0x8D: lambda machine: machine.text("<Q"),
+    0x93: _Machine.name_from_stack,
+    0x94: _Machine.memoize,
+    0x95: _Machine.frame,
+}
 
 
 def load(data: memoryview, at: int = 0, *, is_archive: bool = False) -> Pickle:
@@ -250,8 +302,6 @@ def load(data: memoryview, at: int = 0, *, is_archive: bool = False) -> Pickle:
     does not write.
     """
     machine = _Machine(data, at, is_archive)
-    if bytes(machine.take(2)) != b"\x80\x02":
-        refuse(f"a pickle of protocol 2 was expected at byte {at}")
     for _ in range(MOST_STEPS):
         code = machine.take(1)[0]
         if code == _STOP:

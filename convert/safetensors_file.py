@@ -8,27 +8,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from jaxclip.checkpoint import Flat
+from jaxclip.checkpoint import DTYPES, Flat
 
 from . import strict_json
 from .inert import is_int, refuse, show
 from .mapped import Bytes, parsed
 
-DTYPES = {
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
 LARGEST_HEADER = 16 << 20  # bytes; 65,536 entries of 250 bytes
 MOST_ENTRIES = 65_536
 LONGEST_NAME = 512

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxclip.checkpoint import Flat
 
+from . import prefixes
 from .inert import Object, Storage, Tensor, refuse, show
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
@@ -114,18 +115,13 @@ def _entries(weights: dict[Any, Any]) -> dict[str, Tensor]:
 
 
 def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with names that are fit to print, and without the prefix of DistributedDataParallel.
-
-    The prefix is taken off only where all names carry it.
-    """
+    """The same with names that are fit to print, and without prefixes that all of them carry."""
     if not tensors or len(tensors) > MOST_ENTRIES:
-        raise ValueError(f"{len(tensors)} tensors came, 1 to {MOST_ENTRIES} were expected")
+        raise ValueError(f"expected 1 to {MOST_ENTRIES} tensors, got {len(tensors)}")
     for name in tensors:
         if type(name) is not str or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
             refuse(f"{show(name)} came for the name of a tensor")
-    if all(name.startswith("module.") and name != "module." for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    return prefixes.strip(tensors)
 
 
 def views(root: Any, data: memoryview, start: Callable[[Storage], int]) -> Flat:

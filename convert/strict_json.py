@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxclip.files import decode_text, read_bytes
+
 from .inert import refuse, show
 
 LARGEST = 1 << 20  # bytes of a config; those of the released models have 5 kB
@@ -31,33 +33,23 @@ def parse(data: bytes) -> dict[str, Any]:
     """A JSON object; ValueError for anything else, for names that come twice and for NaN."""
     try:
         found = json.loads(
-            data.decode("utf-8"),
+            decode_text(data, "the JSON"),
             object_pairs_hook=_pairs,
             parse_int=_integer,
             parse_constant=_constant,
         )
-    except UnicodeDecodeError:
-        refuse("the JSON is not UTF-8")
     except json.JSONDecodeError as error:
         refuse(f"no JSON: {error.msg} at byte {error.pos}")
     except RecursionError:
         refuse("the JSON is nested too deep")
     if type(found) is not dict:
-        refuse(f"{show(found)} came, a JSON object was expected")
+        refuse(f"expected a JSON object, got {show(found)}")
     return found
 
 
 def read(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     """The JSON object in a file; ValueError, in one line, for everything else."""
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a file, one with JSON was expected")
-        with open(path, "rb") as file:
-            data = file.read(largest + 1)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the path") from None
-    if len(data) > largest:
-        raise ValueError(f"{path} has more than {largest} bytes, which no such file has")
+    data = read_bytes(path, largest)
     try:
         return parse(data)
     except ValueError as error:

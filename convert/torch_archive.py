@@ -25,7 +25,13 @@ from .mapped import Bytes, parsed
 from .state_dicts import LONGEST_NAME, views
 from .zip_records import Record, records
 
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle, whole
+_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_FRAME = b"\x95" + struct.pack("<Q", len(_MAGIC))
+# The first pickle, whole, of each protocol that is read; from 4 on it lies in a frame.
+LEGACY_MAGICS = tuple(
+    bytes([0x80, protocol]) + (_FRAME if protocol > 3 else b"") + _MAGIC
+    for protocol in pickles.PROTOCOLS
+)
 LEGACY_VERSION = 1001
 ALIGNMENT = 64  # bytes; as PyTorch aligns its records
 LARGE = 1 << 30  # bytes from which on sizes are written in 64 bits, well before they must be
@@ -77,9 +83,9 @@ def _read_zip(data: memoryview) -> Flat:
     return views(root, data, start)
 
 
-def _read_legacy(data: memoryview) -> Flat:
+def _read_legacy(data: memoryview, magic: bytes) -> Flat:
     """What torch.save wrote before version 1.6: magic, version, system, object, storage keys."""
-    version = pickles.load(data, len(LEGACY_MAGIC))
+    version = pickles.load(data, len(magic))
     system = pickles.load(data, version.end)
     if version.value != LEGACY_VERSION or type(system.value) is not dict:
         refuse(f"version {show(version.value)} came, {LEGACY_VERSION} was expected")
@@ -123,7 +129,7 @@ def _explain(data: memoryview) -> NoReturn:
         cause = "a tar file came, as very old versions of PyTorch wrote; save it with a newer one"
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= len(data) - 8:
         cause = "a safetensors file came; read it as such"
-    elif LEGACY_MAGIC.startswith(head[:15]):
+    elif any(magic.startswith(head[:15]) for magic in LEGACY_MAGICS):
         cause = "the file was cut off after a few bytes; get it again"
     elif head.startswith(b"\x80"):
         cause = "a pickle came that torch.save did not write; save model.state_dict() with torch"
@@ -138,16 +144,17 @@ def parse(data: Bytes) -> Flat:
     # By the whole magic: safetensors and other pickles may start with 0x80 as well.
     if bytes(view[:4]) == b"PK\3\4":
         return _read_zip(view)
-    if bytes(view[: len(LEGACY_MAGIC)]) == LEGACY_MAGIC:
-        return _read_legacy(view)
+    for magic in LEGACY_MAGICS:
+        if bytes(view[: len(magic)]) == magic:
+            return _read_legacy(view, magic)
     _explain(view)
 
 
 def read(path: Path) -> Flat:
     """Read a checkpoint of PyTorch: a TorchScript archive or a state dict, new or before 1.6.
 
-    path: the file; of a training checkpoint only the state dict is read, and a prefix `module.`
-    that all names carry is taken off.
+    path: the file; of a training checkpoint only the state dict is read, and prefixes of training
+    programs that all names carry are taken off.
     Returns {the file's own name: array}, in the file's order and number formats (bfloat16 as of
     ml_dtypes). The arrays are read-only views of the mapped file, so nothing is loaded before it is
     looked at; copy them (`numpy.array`) before the file is changed: reading from a file that was

@@ -13,18 +13,38 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16, which safetensors asks for)
+import ml_dtypes  # NumPy learns the name bfloat16 by it, which safetensors asks for
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from jaxclip.config import ClipConfig
+from jaxclip.config import ClipConfig, ResNetConfig, show
+from jaxclip.files import open_regular
+from jaxclip.parameters import parameters
 
 FORMAT = "jaxclip-1"
+DTYPES = {  # of the safetensors format, little-endian
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = tuple(DTYPES[name] for name in ("F16", "BF16", "F32", "F64"))
+MOST_FAULTS = 8  # in one message
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all bits set: infinite, or no number
+_BLOCK = 1 << 16  # numbers that are looked at together: they stay in the processor's cache
+_LARGEST = float(np.finfo(np.float32).max)
+NOT_FINITE = "expected finite numbers, got some that are not finite"
 Flat: TypeAlias = dict[str, np.ndarray]
 _LAYER = re.compile(r"^(.*\bresblocks)\.(\d+)\.(.*)$")
 _STACK = re.compile(r"^(.*\bresblocks)\.(?!\d)(.*)$")
@@ -67,12 +87,12 @@ def stack(flat: Mapping[str, np.ndarray]) -> Flat:
     for path, by_number in layers.items():
         if sorted(by_number) != list(range(len(by_number))):
             raise ValueError(
-                f"{path}: layers {sorted(by_number)} came, expected 0 to {len(by_number) - 1}; "
+                f"{path}: expected layers 0 to {len(by_number) - 1}, got {sorted(by_number)[:40]}; "
                 "the file is not a whole checkpoint"
             )
         shapes = {layer.shape for layer in by_number.values()}
         if len(shapes) > 1:
-            raise ValueError(f"{path}: layers of one shape were expected, {sorted(shapes)} came")
+            raise ValueError(f"{path}: expected layers of one shape, got {sorted(shapes)[:8]}")
         stacked[path] = np.stack([by_number[i] for i in range(len(by_number))])
     return stacked
 
@@ -94,15 +114,81 @@ def unstack(stacked: Mapping[str, np.ndarray]) -> Flat:
     return flat
 
 
+def shorten(faults: list[str]) -> str:
+    """The first faults and the number of the others, on one line."""
+    more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    return "; ".join(faults[:MOST_FAULTS]) + more
+
+
 def check(expected: Mapping[str, tuple[int, ...]], came: Mapping[str, np.ndarray]) -> None:
     """ValueError listing every path that is missing (-), not expected (+) or of a wrong shape."""
     faults = [f"- {path} {expected[path]}" for path in sorted(expected.keys() - came.keys())]
-    faults += [f"+ {path} {came[path].shape}" for path in sorted(came.keys() - expected.keys())]
+    for path in sorted(came.keys() - expected.keys()):
+        faults.append(f"+ {path if path.isprintable() else show(path)} {came[path].shape}")
     for path in sorted(expected.keys() & came.keys()):
         if tuple(came[path].shape) != tuple(expected[path]):
-            faults.append(f"{path}: shape {came[path].shape} came, {expected[path]} expected")
+            faults.append(f"{path}: expected shape {expected[path]}, got {came[path].shape}")
     if faults:
-        raise ValueError("parameters do not fit the config: " + "; ".join(faults))
+        raise ValueError("parameters do not fit the config: " + shorten(faults))
+
+
+def complaint(
+    name: str, array: np.ndarray, shape: tuple[int, ...], *, check_numbers: bool = True
+) -> str | None:
+    """What is wrong with a parameter that should have that shape and finite numbers, or None."""
+    if array.shape != shape:
+        return f"{name}: expected shape {shape}, got {array.shape}"
+    if array.dtype not in FLOATS:
+        return f"{name}: expected float16, bfloat16, float32 or float64, got {array.dtype}"
+    if check_numbers and not is_finite(array):
+        return f"{name}: {NOT_FINITE}"
+    return None
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether every number is finite, in float32 as well."""
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
+    blocks = (flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK))
+    exponent = _EXPONENTS.get(array.dtype.name)
+    if exponent is not None:  # by the bits: eight times as fast as NumPy
+        return all((block.view(np.uint16) & exponent).max() < exponent for block in blocks)
+    return all(_is_small(block) or _fits_float32(block) for block in blocks)
+
+
+def _is_small(block: np.ndarray) -> bool:
+    """Whether the sum of squares is finite in float32: the quickest proof that its numbers are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.dot(block, block) <= _LARGEST)
+
+
+def _fits_float32(block: np.ndarray) -> bool:
+    return bool(np.abs(block).max() <= _LARGEST)  # False where one is no number
+
+
+def check_model(
+    config: ClipConfig, flat: Mapping[str, np.ndarray], *, check_numbers: bool = True
+) -> None:
+    """ValueError unless the arrays are the parameters of that model: names, shapes, numbers.
+
+    Takes time and memory in proportion to the arrays, whatever the config claims.
+    """
+    v, t = config.vision, config.text
+    layers = sum(v.layers) if isinstance(v, ResNetConfig) else v.layers
+    layers += 0 if t.kind == "cbow" else t.layers
+    if layers > len(flat):  # before their names are made
+        raise ValueError(
+            f"parameters do not fit the config: expected those of {layers} layers, got "
+            f"{len(flat)} tensors; get the file again"
+        )
+    shapes = parameters(config)
+    check(shapes, flat)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock
+        found = pool.map(
+            lambda path: complaint(path, flat[path], shapes[path], check_numbers=check_numbers),
+            shapes,
+        )
+    if faults := [fault for fault in found if fault is not None]:
+        raise ValueError(f"{shorten(faults)}; get the file again")
 
 
 def release(array: np.ndarray) -> None:
@@ -138,19 +224,51 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all; OSError when the disk does not take it."""
+def _header(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The JSON header of a safetensors file, of a multiple of 8 bytes, for arrays in that order."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
+    for name, array in arrays.items():
+        if array.dtype not in names:
+            raise ValueError(f"{name}: expected one of {', '.join(DTYPES)}, got {array.dtype}")
+        offsets = [at, at + array.nbytes]
+        shape = list(array.shape)
+        entries[name] = {"dtype": names[array.dtype], "shape": shape, "data_offsets": offsets}
+        at += array.nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def save_file(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; the same arrays and metadata give the same bytes.
+
+    The library does not promise that: the metadata in its header are in random order.
+    """
     # not ascontiguousarray: it makes a vector of a scalar
-    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    ready = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    # the widest first: every array then starts at a multiple of its item's size
+    ready = dict(sorted(ready.items(), key=lambda item: -item[1].dtype.itemsize))
+    header = _header(ready, metadata)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for array in ready.values():
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """`save_file`, whole or not at all; OSError when the disk does not take it."""
     with replacing(path) as temporary:
         try:
-            save_file(ordered, temporary, metadata)
-        except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(f"cannot write {path}: {error}; nothing was changed") from None
+            save_file(arrays, temporary, metadata)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"cannot write {path}: {reason}; nothing was changed") from None
 
 
 def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
     """All arrays of a safetensors file, copied, and its metadata; ValueError if it is not one."""
+    open_regular(path).close()  # the library would wait for a named pipe
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -175,15 +293,20 @@ def save(
 def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
     """(flat parameters in their own number formats, config, notes) of a file that `save` wrote."""
     arrays, metadata = load_arrays(path)
-    return arrays, *described(path, metadata)
+    config, notes = described(path, metadata)
+    try:
+        check_model(config, arrays)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return arrays, config, notes
 
 
 def described(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict[str, Any]]:
     """(config, notes) as the metadata of a file that `save` wrote hold them."""
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: format {metadata.get('format')!r} came, {FORMAT!r} is what this version "
-            "reads; use a checkpoint that this version of jaxclip wrote"
+            f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; use a checkpoint "
+            "that this version of jaxclip wrote"
         )
     try:
         config = ClipConfig.from_json(metadata.get("config", ""))
@@ -191,12 +314,13 @@ def described(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(notes, dict):
-        raise ValueError(f"{path}: its notes are no JSON object; get the file again")
+        raise ValueError(f"{path}: expected notes that are a JSON object; get the file again")
     return config, notes
 
 
 def load_notes(path: Path) -> dict[str, Any]:
     """The notes of a file that `save` wrote, without its arrays; ValueError if there are none."""
+    open_regular(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -204,7 +328,7 @@ def load_notes(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has no notes that can be read ({error})") from None
     if not isinstance(notes, dict):
-        raise ValueError(f"{path} has no notes; a file that this version wrote was expected")
+        raise ValueError(f"{path}: expected the notes that this version writes, got none")
     return notes
 
 

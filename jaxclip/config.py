@@ -15,15 +15,50 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_positive(config: Any) -> None:
+def show(value: object) -> str:
+    """A foreign value for an error message: one line, short, and without walking into it."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:80])
+    if type(value) is int and value.bit_length() > 256:  # Python may refuse to print it
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)[:80] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
+
+
+# The largest sizes that a config may claim: some times those of the largest models, and small
+# enough that no number taken from a file or a flag makes an endless loop or an endless allocation.
+LARGEST = {
+    "image_size": 16_384,
+    "patch_size": 16_384,
+    "width": 16_384,
+    "layers": 1_024,
+    "heads": 1_024,
+    "context_length": 8_192,
+    "vocab_size": 1 << 24,
+    "embed_dim": 16_384,
+}
+LARGEST_STEM = 1_024  # channels of a ResNet's stem; the attention pool is 32 times as wide
+MOST_POSITIONS = (1 << 16) + 1  # of an image tower: a grid of 256 x 256 and one more
+
+
+def _check_sizes(config: Any) -> None:
+    """ValueError unless every integer of a config lies between 1 and the largest it may be."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
         if field.type in (int, "int"):
-            ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            value, largest = getattr(config, field.name), LARGEST[field.name]
             require(
-                ok,
-                f"{type(config).__name__}.{field.name} must be a positive integer, {value!r} came",
+                type(value) is int and 0 < value <= largest,
+                f"{type(config).__name__}.{field.name}: expected an integer from 1 to {largest:,}, "
+                f"got {show(value)}",
             )
+
+
+def _check_positions(config: Any) -> None:
+    """ValueError where the grid of an image tower has more positions than a model can take."""
+    require(
+        config.tokens <= MOST_POSITIONS,
+        f"expected an image tower of at most {MOST_POSITIONS:,} positions, got {config.tokens:,}; "
+        "use a smaller image_size",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +72,11 @@ class VisionConfig:
     heads: int
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_sizes(self)
         size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
         require(size % patch == 0, f"image_size {size} is not a multiple of patch_size {patch}")
         require(width % heads == 0, f"vision width {width} is not a multiple of heads {heads}")
+        _check_positions(self)
 
     @property
     def tokens(self) -> int:
@@ -61,20 +97,26 @@ class ResNetConfig:
     kind: Literal["resnet"] = "resnet"
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_sizes(self)
         size, width, layers = self.image_size, self.width, self.layers
         whole = isinstance(layers, tuple) and all(type(blocks) is int for blocks in layers)
         require(
-            whole and len(layers) == 4 and min(layers) > 0,
-            f"ResNetConfig.layers must be four positive integers, {layers!r} came",
+            whole and len(layers) == 4 and 0 < min(layers) <= max(layers) <= LARGEST["layers"],
+            "ResNetConfig.layers: expected four integers from 1 to "
+            f"{LARGEST['layers']:,}, got {show(layers)}",
         )
-        require(self.kind == "resnet", f"vision kind {self.kind!r} is not 'resnet'")
+        require(
+            width <= LARGEST_STEM,
+            f"ResNetConfig.width: expected an integer from 1 to {LARGEST_STEM:,}, got {width}",
+        )
+        require(self.kind == "resnet", f"vision kind {show(self.kind)} is not 'resnet'")
         require(width % 2 == 0, f"ResNet width {width} is odd; the stem begins with half of it")
         # the first convolution rounds up, and the released code, which counts on 32, then fails
         require(
             size >= 32 and size % 32 != 31,
             f"image_size {size} does not suit a ResNet: at least 32 and no multiple of 32 less one",
         )
+        _check_positions(self)
 
     @property
     def heads(self) -> int:
@@ -114,9 +156,9 @@ class TextConfig:
     kind: TextKind = "transformer"
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_sizes(self)
         kinds = get_args(TextKind)
-        require(self.kind in kinds, f"text kind {self.kind!r} is none of {', '.join(kinds)}")
+        require(self.kind in kinds, f"text kind {show(self.kind)} is none of {', '.join(kinds)}")
         fits = self.kind == "cbow" or self.width % self.heads == 0
         require(fits, f"text width {self.width} is not a multiple of heads {self.heads}")
 
@@ -137,11 +179,15 @@ class ClipConfig:
     """Whether a number is added to every logit: it then trains with SigLIP's loss."""
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_sizes(self)
         names = get_args(Activation)
         require(
             self.activation in names,
-            f"activation {self.activation!r} is none of {', '.join(names)}",
+            f"activation {show(self.activation)} is none of {', '.join(names)}",
+        )
+        require(
+            type(self.logit_bias) is bool,
+            f"ClipConfig.logit_bias: expected true or false, got {show(self.logit_bias)}",
         )
 
     def to_json(self) -> str:
@@ -155,7 +201,7 @@ class ClipConfig:
             data = json.loads(text)
             parts = {"vision": _vision(data["vision"]), "text": TextConfig(**data["text"])}
             return cls(**{**data, **parts})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"not a model config ({error}); expected what ClipConfig.to_json writes"
             raise ValueError(message) from None
 

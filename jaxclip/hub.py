@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip import checkpoint, convert
+from jaxclip import convert
 from jaxclip.config import RELEASED, Activation, ClipConfig
-from jaxclip.downloads import RELEASED_FILES, cache_folder, fetch
+from jaxclip.finding import EMBEDDED as EMBEDDED
+from jaxclip.finding import find as find
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.preprocess import Preprocess
 
-EMBEDDED = "emoji"
 # What a CPU is given at once: beyond, the intermediates outgrow its caches (docs/performance.md).
 CPU_ROWS = 8
 # Without XLA's newer kernels for CPUs: they run a convolution to 64 channels or fewer on one thread
@@ -126,56 +125,6 @@ def available_models() -> list[str]:
     return list(RELEASED)
 
 
-def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """The file or folder that a name or path stands for; a released model is fetched if need be.
-
-    A released model is converted once: what comes back is our file, in the cache folder beside the
-    official one, which may then be deleted.
-
-    Raises:
-      ValueError: nothing is there; the message says what would have been a model.
-      OSError: it cannot be fetched or written.
-    """
-    name = str(name_or_path)
-    if name == EMBEDDED:
-        return Path(str(files("jaxclip") / "data_files" / "emoji.safetensors"))
-    if name in RELEASED:
-        return _released(name, cache_dir)
-    path = Path(name_or_path)
-    if (path / "metrics.jsonl").is_file():
-        if not (path / "model.safetensors").is_file():
-            raise ValueError(
-                f"{path} is a run that has not ended; finish it first: "
-                f"jaxclip train --out {path} --resume"
-            )
-    elif not path.exists():
-        raise ValueError(
-            f"no model is named {name!r} and no such file is there; expected {EMBEDDED!r}, one of "
-            f"{', '.join(RELEASED)}, a run folder, a Hugging Face folder or a checkpoint file"
-        )
-    return path
-
-
-def _released(name: str, cache_dir: str | Path | None) -> Path:
-    """Our file of a released model, made from the official one where it is not there yet."""
-    folder, official = cache_folder(cache_dir), RELEASED_FILES[name]
-    ours = folder / Path(official.file_name).with_suffix(".safetensors").name
-    if ours.is_file() and _is_made_from(ours, official.sha256):
-        return ours
-    convert.convert(fetch(name, cache_dir), ours, url=official.url, force=True)
-    return ours
-
-
-def _is_made_from(ours: Path, sha256: str) -> bool:
-    """Whether a file of the cache was converted, by this converter, from those very bytes."""
-    try:
-        notes = checkpoint.load_notes(ours)
-    except ValueError:
-        return False  # of another version or damaged: it is made anew
-    made = notes.get("converted", {}).get("converter") == convert.CONVERTER
-    return made and sha256 in notes.get("source", {}).get("sha256", {}).values()
-
-
 def load(
     name_or_path: str | Path | convert.Loaded,
     *,
@@ -183,6 +132,7 @@ def load(
     dtype: Any = None,
     cache_dir: str | Path | None = None,
     activation: Activation | None = None,
+    heads: tuple[int, int] | None = None,
     image_size: int | None = None,
     precision: str | None = None,
     unroll: bool | None = None,
@@ -201,6 +151,8 @@ def load(
         dtype if not given.
       cache_dir: where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
       activation: of a file that does not say: "quick_gelu", "gelu" or "gelu_tanh".
+      heads: attention heads of the image and the text tower, of a file that does not say them and
+        whose shapes are not those of a released model.
       image_size: run at another resolution; the positional embedding is resized as open_clip does
         (`jaxclip.convert.at_size` has Hugging Face's way as well).
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
@@ -226,10 +178,10 @@ def load(
     """
     if isinstance(name_or_path, convert.Loaded):
         loaded = name_or_path
-        if activation not in (None, loaded.config.activation):
-            raise ValueError(f"activation {activation!r} came for {loaded.config.activation!r}")
+        convert.agree(convert.Given(activation, heads), loaded.config, "what was loaded")
     else:
-        loaded = convert.load(find(name_or_path, cache_dir), activation=activation)
+        found = find(name_or_path, cache_dir)
+        loaded = convert.load(found, activation=activation, heads=heads, check_numbers=False)
     if image_size is not None:
         loaded = convert.at_size(loaded, image_size)
     on_cpu = jax.default_backend() == "cpu"

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.training.recipe import EMOJI
 from tests import tiny
 
 SMALL = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101), 7)
@@ -74,21 +72,21 @@ def test_stack_and_unstack_are_inverse():
 def test_a_gap_in_the_layers_is_refused(missing):
     flat = {f"t.resblocks.{i}.ln_1.bias": np.zeros(3) for i in range(12) if i != missing}
     with pytest.raises(
-        ValueError, match=r"t\.resblocks\.ln_1\.bias: layers .* came, expected 0 to"
+        ValueError, match=r"t\.resblocks\.ln_1\.bias: expected layers 0 to 10, got \["
     ):
         checkpoint.stack(flat)
 
 
 def test_a_layer_of_another_shape_is_refused_by_name():
     flat = {f"t.resblocks.{i}.ln_1.bias": np.zeros(3 + i // 2) for i in range(3)}
-    with pytest.raises(ValueError, match=r"t\.resblocks\.ln_1\.bias: .*\[\(3,\), \(4,\)\] came"):
+    with pytest.raises(ValueError, match=r"t\.resblocks\.ln_1\.bias: .*got \[\(3,\), \(4,\)\]"):
         checkpoint.stack(flat)
 
 
 def test_check_lists_all_faults():
     with pytest.raises(ValueError) as error:
         checkpoint.check({"a": (2,), "b": (3,)}, {"b": np.zeros(4), "c": np.zeros(())})
-    faults = "- a (2,); + c (); b: shape (4,) came, (3,) expected"
+    faults = "- a (2,); + c (); b: expected shape (3,), got (4,)"
     assert str(error.value) == f"parameters do not fit the config: {faults}"
     checkpoint.check({"a": (2,)}, {"a": np.zeros(2)})
 
@@ -219,17 +217,10 @@ def assert_untouched(path: Path, before: bytes) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device"),
-    ],
-)
-def test_a_full_disk_leaves_the_old_file(path, monkeypatch, error):
+def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
     def fill_up(arrays: object, target: Path, metadata: object) -> None:
         target.write_bytes(b"half of it")
-        raise error
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     before = path.read_bytes()
     monkeypatch.setattr(checkpoint, "save_file", fill_up)
@@ -292,5 +283,5 @@ def test_a_process_killed_half_way_leaves_the_old_file(path):
     assert path.read_bytes() == before
     left = [p for p in path.parent.iterdir() if p != path]
     assert len(left) == 1 and left[0].name.startswith(f".{path.name}.")  # hidden, never loaded
-    checkpoint.save(path, flat_params(1), EMOJI, {})
+    checkpoint.save(path, flat_params(1), SMALL, {})
     assert same(checkpoint.load(path)[0], flat_params(1))

@@ -109,6 +109,6 @@ def test_an_empty_folder_has_no_state_and_another_config_s_is_refused(tmp_path):
     other = ClipConfig(CONFIG.vision, CONFIG.text, 12)
     like = clip.abstract(other), jax.eval_shape(ADAMW.init, clip.abstract(other))
     mesh = data_mesh(jax.devices()[:1])
-    with pytest.raises(ValueError, match=r"visual.proj: shape \(24, 8\) came, \(24, 12\) expected"):
+    with pytest.raises(ValueError, match=r"visual.proj: expected shape \(24, 12\), got \(24, 8\)"):
         checkpoints.restore(like, tuple(placement(tree, mesh) for tree in like))
     checkpoints.close()

@@ -49,7 +49,14 @@ def test_inspect_asks_for_an_activation_that_nothing_says(
     path = tmp_path / "bare.pt"
     convert.torch_archive.write(path, foreign.openai(buffers=False))
     assert "--activation" in fails(capsys, 2, "inspect", str(path))
-    assert "gelu_tanh" in says(capsys, "inspect", str(path), "--activation", "gelu_tanh")
+    assert "--heads" in fails(capsys, 2, "inspect", str(path), "--activation", "gelu_tanh")
+    said = ["--activation", "gelu_tanh", "--heads", "2", "1"]
+    assert "gelu_tanh" in says(capsys, "inspect", str(path), *said)
+    record = json.loads(says(capsys, "inspect", str(path), *said, "--json"))
+    assert (record["config"]["vision"]["heads"], record["config"]["text"]["heads"]) == (2, 1)
+    ours = tmp_path / "ours.safetensors"
+    says(capsys, "convert", str(path), str(ours), *said)
+    assert "(2, 1)" in fails(capsys, 1, "inspect", str(ours), "--heads", "4", "1")
     (tmp_path / "page.pt").write_text("<html></html>")
     assert "web page" in fails(capsys, 1, "inspect", str(tmp_path / "page.pt"))
 

@@ -156,7 +156,8 @@ def test_the_openai_layout_returns_to_the_bit(tmp_path, config):
 def test_a_file_without_buffers_returns_without_them(tmp_path, config, buffers):
     arrays = foreign.openai(config, buffers=buffers)
     ours = tmp_path / "ours.safetensors"
-    convert.convert(put(tmp_path, arrays), ours, activation="quick_gelu")
+    heads = (config.vision.heads, config.text.heads)
+    convert.convert(put(tmp_path, arrays), ours, activation="quick_gelu", heads=heads)
     convert.convert(ours, tmp_path / "back.pt", "openai")
     assert same(convert.read(tmp_path / "back.pt"), arrays)
 
@@ -264,7 +265,8 @@ def test_an_activation_that_nothing_names_is_asked_for(tmp_path, layout):
     message = message_of(convert.load, path)
     assert "activation=" in message and "--activation" in message and str(path) in message
     for activation in ("quick_gelu", "gelu"):
-        assert convert.load(path, activation=activation).config.activation == activation
+        loaded = convert.load(path, activation=activation, heads=(2, 1))
+        assert loaded.config == foreign.config(VIT, activation)
 
 
 def test_an_activation_that_contradicts_the_file_is_refused(tmp_path):
@@ -275,7 +277,7 @@ def test_an_activation_that_contradicts_the_file_is_refused(tmp_path):
         message = message_of(convert.load, path, activation="gelu")
         assert "'gelu' was asked for" in message and "'quick_gelu'" in message
         assert convert.load(path, activation="quick_gelu").config == VIT
-    assert "one of quick_gelu" in message_of(convert.load, official, activation="relu")
+    assert "an activation of quick_gelu" in message_of(convert.load, official, activation="relu")
 
 
 # Whole or refused ---------------------------------------------------------------------------------
@@ -316,22 +318,25 @@ FAULTS = {
     ),
     "transposed": (
         lambda: changed(f"{BLOCK}.mlp.c_fc.weight", np.zeros((128, 512), np.float16)),
-        f"{BLOCK}.mlp.c_fc.weight has shape (128, 512), (512, 128) expected",
+        f"{BLOCK}.mlp.c_fc.weight: expected shape (512, 128), got (128, 512)",
     ),
     "transposed projection": (
         lambda: changed("visual.proj", np.zeros((40, 128), np.float16)),
-        "visual.proj has shape (40, 128), (128, 40) expected",
+        "visual.proj: expected shape (128, 40), got (40, 128)",
     ),
     "not a number": (lambda: value_with(f"{BLOCK}.attn.in_proj_bias", np.nan), "not finite"),
     "infinite": (lambda: value_with("token_embedding.weight", -np.inf), "not finite"),
-    "float64": (lambda: changed("logit_scale", np.float64(2)), "logit_scale is float64"),
+    "float64 that float32 cannot hold": (
+        lambda: changed("logit_scale", np.float64(1e300)),
+        "logit_scale: expected finite",
+    ),
     "whole numbers": (
         lambda: changed("ln_final.bias", np.zeros(64, int)),
-        "ln_final.bias is int64",
+        "ln_final.bias: expected float16, bfloat16, float32 or float64, got int64",
     ),
     "logit_scale [1]": (
         lambda: changed("logit_scale", np.ones(1, np.float32)),
-        "logit_scale has shape (1,), () expected",
+        "logit_scale: expected shape (), got (1,)",
     ),
     "two of three buffers": (
         lambda: without(foreign.openai(), "vocab_size"),
@@ -356,7 +361,7 @@ FAULTS = {
     "no CLIP model": (lambda: {"fc.weight": np.zeros((2, 3), np.float32)}, "are no CLIP model"),
     "a width of no heads": (
         lambda: foreign.openai(dataclasses.replace(VIT, vision=VisionConfig(20, 5, 96, 2, 1))),
-        "the image tower is 96 wide, a multiple of 64",
+        "an image tower of a multiple of 64 channels",
     ),
 }
 

@@ -151,7 +151,9 @@ def test_only_the_opcodes_that_pytorch_writes_are_known():
             value = bytes([code]) + bytes(16)
             refused(in_zip(PROTOCOL + value + STOP), f"opcode {code:#04x}")
     refused(in_zip(PROTOCOL + b"\x80\x02" + STOP), "opcode 0x80")  # only at the start
-    refused(in_zip(b"\x80\x04" + ORDERED_DICT + STOP), "protocol 2")
+    for protocol in (0, 1, 6, 255):
+        head = bytes([0x80, protocol])
+        refused(in_zip(head + ORDERED_DICT + STOP), "a pickle of protocol 2 to 5")
 
 
 OBJECT = named("__torch__", "M") + b")\x81"
@@ -301,6 +303,6 @@ def test_steps_records_and_tensors_have_a_limit(monkeypatch: pytest.MonkeyPatch)
     refused(data, "more than 20 steps")
     monkeypatch.undo()
     monkeypatch.setattr(state_dicts, "MOST_ENTRIES", 1)
-    refused(data, "2 tensors came, 1 to 1")
+    refused(data, "expected 1 to 1 tensors, got 2")
     monkeypatch.setattr(zip_records, "MOST_RECORDS", 4)
     refused(data, "5 records")

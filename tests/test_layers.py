@@ -18,21 +18,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preprocess": {"pictures"},  # from picture to pixels begins with opening the file
     "pictures": {"file_kinds"},
     "file_kinds": set(),
-    "checkpoint": {"config"},
+    "parameters": {"config"},
+    "checkpoint": {"config", "parameters"},
     "terminal": set(),
     "connection": set(),
     "transfer": {"connection", "terminal"},
     "downloads": {"transfer"},
     "models": {"checkpoint", "config", "losses"},  # losses: l2_normalize, which Clip ends in
-    "convert": {"checkpoint", "config", "terminal"},
+    "convert": {"checkpoint", "config", "parameters", "terminal"},
+    "finding": {"checkpoint", "config", "convert", "downloads"},
     # checkpoint and config: what the models rest on, and what a run folder is written with
     "training": {"models", "losses", "data", "tokenizer", "preprocess", "checkpoint", "config"}
     | {"terminal"},
     "evaluation": {"models", "losses", "data", "tokenizer", "checkpoint", "config"}
     | {"pictures", "preprocess"},
-    "hub": BASE | MIDDLE,
+    "hub": BASE | MIDDLE | {"finding"},
     "parity": BASE | MIDDLE,
-    "cli": BASE | MIDDLE | {"hub", "parity", "terminal"},
+    "cli": BASE | MIDDLE | {"finding", "hub", "parity", "terminal"},
     "__main__": {"cli"},
     # the public face: what it names is imported on first use, see test_package.py
     "__init__": {"hub", "tokenizer", "preprocess", "losses", "reference", "convert"},
@@ -56,7 +58,7 @@ TORCH = {"torch", "torchvision", "clip", "open_clip", "timm", "transformers"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"config", "tokenizer", "preprocess", "checkpoint", "convert"}
 WITHOUT_JAX |= {"downloads", "transfer", "pictures", "files", "file_kinds"}
-WITHOUT_JAX |= {"connection", "terminal"}
+WITHOUT_JAX |= {"connection", "terminal", "parameters", "finding"}
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 
 

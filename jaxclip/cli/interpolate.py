@@ -29,15 +29,17 @@ def interpolate(
     if not 0 <= share <= 1:
         raise UsageError(f"--share: expected a number from 0 to 1, got {share}")
     if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out} came, a file ending in .safetensors was expected")
+        raise UsageError(f"--out: expected a file ending in .safetensors, got {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
-    from jaxclip import checkpoint, convert, hub
-    from jaxclip.training.finetune import interpolate as mixed
+    from jaxclip import checkpoint, convert
+    from jaxclip.finding import find
 
-    one, other = (convert.load(hub.find(name)) for name in (before, after))
+    one, other = (convert.load(find(name)) for name in (before, after))
     if one.config != other.config:
         raise ValueError(f"{before} and {after} are models of different shapes; they do not mix")
+    from jaxclip.training.finetune import interpolate as mixed  # jax, which takes a second
+
     flat = mixed(one.flat, other.flat, share)
     notes = {"made_by": "jaxclip interpolate", "before": before, "after": after, "share": share}
     checkpoint.save(out, flat, one.config, notes)

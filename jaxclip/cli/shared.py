@@ -98,7 +98,7 @@ def open_model(name: str) -> Any:
     _import_jax()
     from jaxclip import convert, hub
 
-    return convert.load(hub.find(name))
+    return convert.load(hub.find(name), check_numbers=False)
 
 
 def load_model(name: Any, **options: Any) -> tuple[Any, Any]:

@@ -65,6 +65,7 @@ def models(cache_dir: Path | None = None, as_json: AsJson = False) -> int:
 def inspect(
     file: Annotated[Path, tyro.conf.Positional],
     activation: Activation | None = None,
+    heads: tuple[int, int] | None = None,
     tensors: bool = False,
     as_json: AsJson = False,
 ) -> int:
@@ -73,16 +74,17 @@ def inspect(
     Args:
         file: A checkpoint: ours, OpenAI's, open_clip's or Hugging Face's.
         activation: Of a file that does not say which one it needs.
+        heads: Attention heads of the image and the text tower, of a file that does not say them.
         tensors: List every tensor with its shape and number format as well.
         as_json: Print one JSON object instead of text.
     """
     from jaxclip import convert
-    from jaxclip.hub import find
+    from jaxclip.finding import find
 
     try:
-        loaded = convert.load(find(file), activation=activation)
+        loaded = convert.load(find(file), activation=activation, heads=heads)
     except ValueError as error:
-        if "--activation" not in str(error):
+        if "does not say" not in str(error):
             raise
         raise UsageError(str(error)) from None
     flat, config, notes = loaded
@@ -118,6 +120,7 @@ def convert(
     target: Annotated[Path, tyro.conf.Positional],
     layout: Literal["jaxclip", "openai", "open_clip", "huggingface"] = "jaxclip",
     activation: Activation | None = None,
+    heads: tuple[int, int] | None = None,
     image_size: int | None = None,
     force: bool = False,
 ) -> int:
@@ -129,15 +132,16 @@ def convert(
             open_clip, a folder for huggingface.
         layout: Whose layout to write.
         activation: Of a file that does not say which one it needs.
+        heads: Attention heads of the image and the text tower, of a file that does not say them.
         image_size: Pixels a side, where the model is to run at another resolution: the positional
             embedding is resized as open_clip does, nothing else changes.
         force: Overwrite what is there.
     """
     from jaxclip import convert as converter
-    from jaxclip.hub import find
+    from jaxclip.finding import find
 
-    options: dict[str, Any] = {"activation": activation, "image_size": image_size, "force": force}
-    converter.convert(find(source), target, layout, **options)
+    said: dict[str, Any] = {"activation": activation, "heads": heads}
+    converter.convert(find(source), target, layout, **said, image_size=image_size, force=force)
     print_line(f"wrote {target} in the layout of {layout}")
     return 0
 
@@ -178,6 +182,7 @@ def verify(
     picture: Path | None = None,
     texts: tuple[str, ...] = DEFAULT_TEXTS,
     activation: Activation | None = None,
+    heads: tuple[int, int] | None = None,
     precision: str = "highest",
     as_json: AsJson = False,
 ) -> int:
@@ -194,6 +199,7 @@ def verify(
         picture: A picture file to run; two embedded drawings when none is named.
         texts: Texts to run.
         activation: Of a file that does not say which one it needs.
+        heads: Attention heads of the image and the text tower, of a file that does not say them.
         precision: Of matrix products: "default", "high" or "highest".
         as_json: Print one JSON object instead of tables.
     """
@@ -201,7 +207,8 @@ def verify(
     from jaxclip.models import clip
 
     began = time.monotonic()
-    loaded, preprocess = load_model(model, activation=activation, precision=precision)
+    said: dict[str, Any] = {"activation": activation, "heads": heads}
+    loaded, preprocess = load_model(model, **said, precision=precision)
     config = loaded.config
     length = config.text.context_length
     expected: dict[str, np.ndarray] = {}

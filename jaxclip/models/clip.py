@@ -3,7 +3,7 @@
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, overload
 
@@ -228,20 +228,28 @@ def _in_order(array: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def _widen(halves: np.ndarray, own: np.ndarray) -> None:
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+    """Slices of the first axis of some `BLOCK` numbers each."""
+    rows = max(1, BLOCK // max(1, array[:1].size))
+    return (slice(at, at + rows) for at in range(0, len(array), rows))
+
+
+def _widen(halves: np.ndarray, own: np.ndarray) -> bool:
     """float16 into float32 of the same shape, to the bit as NumPy, in a quarter of its time.
 
     NumPy takes one number after the other. Here the bits of many are moved to their new places as
     whole numbers, and a product with 2^112 turns the exponent's bias of 15 into one of 127. Blocks
     that hold infinities or no numbers, and threads to which subnormal numbers are zero, are left to
-    NumPy.
+    NumPy. Returns whether all numbers are finite.
     """
     flushes = np.float32(1e-40) * REBIAS == 0
     halves, own = np.atleast_1d(halves, own)
-    rows = max(1, BLOCK // max(1, halves[:1].size))
-    for at in range(0, len(halves), rows):
-        half, wide = _in_order(halves[at : at + rows]), own[at : at + rows]
-        if flushes or (half.view(np.uint16) & 0x7C00).max() == 0x7C00:
+    finite = True
+    for block in _blocks(halves):
+        half, wide = _in_order(halves[block]), own[block]
+        holds = (half.view(np.uint16) & 0x7C00).max() < 0x7C00
+        finite = finite and bool(holds)
+        if flushes or not holds:
             np.copyto(wide, half)
             continue
         bits = wide.view(np.int32)
@@ -249,11 +257,29 @@ def _widen(halves: np.ndarray, own: np.ndarray) -> None:
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, ~0x70000000, out=bits)  # three copies of the sign
         np.multiply(wide, REBIAS, out=wide)
+    return finite
 
 
-def _copied(array: np.ndarray, leaf: Any) -> np.ndarray:
+def _convert(array: np.ndarray, own: np.ndarray) -> bool:
+    """The numbers of an array into one of its shape; returns whether all of them are finite."""
+    if array.dtype == np.float16 and own.dtype == np.float32:
+        return _widen(array, own)
+    array, own = np.atleast_1d(array, own)
+    narrower = own if own.dtype.itemsize < array.dtype.itemsize else array
+    # NumPy finds the best order for an array in another one; blocks are looked at in the cache
+    blocks = _blocks(array) if array.flags.c_contiguous else iter([slice(None)])
+    finite = True
+    for block in blocks:
+        with np.errstate(over="ignore"):  # seen below
+            np.copyto(own[block], array[block], casting="unsafe")
+        finite = finite and checkpoint.is_finite(narrower[block])
+    return finite
+
+
+def _copied(array: np.ndarray, leaf: Any, name: str | None = None) -> np.ndarray:
     """The array in the shape and number format of a leaf, in memory that jax need not copy again.
 
+    ValueError under `name`, where one is given, for numbers that are not finite.
     Where the leaf has more columns (`layers.Padded`), zeros stand in them.
 
     NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
@@ -268,10 +294,8 @@ def _copied(array: np.ndarray, leaf: Any) -> np.ndarray:
     if leaf.shape != array.shape:
         columns = array.shape[-1]
         own, whole[..., columns:] = whole[..., :columns], 0
-    if array.dtype == np.float16 and dtype == np.float32:
-        _widen(array, own)
-    else:
-        np.copyto(own, array, casting="unsafe")
+    if not _convert(array, own) and name is not None:
+        raise ValueError(f"{name}: {checkpoint.NOT_FINITE} in {dtype}; get the file again")
     checkpoint.release(array)
     return whole
 
@@ -279,7 +303,8 @@ def _copied(array: np.ndarray, leaf: Any) -> np.ndarray:
 def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     """Fill a tree shaped like `like` (a model or `abstract` one) from arrays by official name.
 
-    ValueError lists every path that is missing, unknown or of the wrong shape.
+    ValueError lists the paths that are missing, unknown or of the wrong shape, or names one whose
+    numbers are not finite.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     expected, padded = {_name(path): leaf for path, leaf in leaves}, _padded(like)
@@ -291,6 +316,6 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
     checkpoint.check(shapes, arrays)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's copies run beside each other
-        copies = pool.map(lambda name: _copied(arrays[name], expected[name]), expected)
+        copies = pool.map(lambda name: _copied(arrays[name], expected[name], name), expected)
         filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
     return jax.tree_util.tree_unflatten(structure, filled)

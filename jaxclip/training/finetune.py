@@ -83,6 +83,15 @@ def average_model(model: Any, opt_state: Averaged) -> Any:
     return with_statistics(opt_state.average, running_statistics(model))
 
 
+def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
+    """The narrowest number format that holds every number of both."""
+    if one == other:
+        return one
+    # NumPy has no rule for bfloat16; beside any other format it takes float32 or more
+    plain = (np.dtype(np.float32) if each.name == "bfloat16" else each for each in (one, other))
+    return np.promote_types(*plain)
+
+
 def interpolate(
     start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], share: float
 ) -> checkpoint.Flat:
@@ -93,14 +102,25 @@ def interpolate(
       end: the same after it.
       share: 0 gives `start`, 1 gives `end`; the paper takes 0.5 where nothing else is known.
 
+    Returns:
+      Arrays in the wider of the two number formats, computed in float64 and rounded once.
+
     >>> interpolate({"a": np.zeros(2)}, {"a": np.ones(2)}, 0.25)
     {'a': array([0.25, 0.25])}
     """
     if not (math.isfinite(share) and 0 <= share <= 1):
         raise ValueError(f"share: expected a number from 0 to 1, got {share}")
     checkpoint.check({name: array.shape for name, array in start.items()}, dict(end))
-    mixed = {name: (1 - share) * array + share * end[name] for name, array in start.items()}
-    return {name: array.astype(start[name].dtype) for name, array in mixed.items()}
+
+    def mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        if share in (0, 1):  # to the bit: 0 * x + y would lose the sign of a zero
+            return np.asarray(other if share else one)
+        return (1 - share) * np.asarray(one, np.float64) + share * np.asarray(other, np.float64)
+
+    return {
+        name: mix(array, end[name]).astype(_wider(array.dtype, end[name].dtype))
+        for name, array in start.items()
+    }
 
 
 def parameters_at_rate(model: Any, rates: Rates) -> dict[float, int]:
