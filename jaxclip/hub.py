@@ -16,6 +16,7 @@ from jaxclip.downloads import RELEASED_FILES, cache_folder, fetch
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.preprocess import Preprocess
+from jaxclip.tokenizer import check_vocabulary
 
 EMBEDDED = "emoji"
 # What a CPU is given at once: beyond, the intermediates outgrow its caches (docs/performance.md).
@@ -75,7 +76,9 @@ class Model:
     def encode_text(self, tokens: np.ndarray | jax.Array) -> jax.Array:
         """tokens [n, l], l up to the context length -> text_features [n, e], not normalised.
 
-        Columns beyond the model's context length are cut when they hold nothing but padding.
+        Columns beyond the model's context length are cut when they hold nothing but padding. An id
+        outside of the model's vocabulary is a ValueError. Inside `jax.jit` no value can be checked:
+        there the features of such a text, or of one that is too long, are NaN.
         """
         return self._in_turn("text", self._tokens(tokens))
 
@@ -107,14 +110,23 @@ class Model:
         return jnp.asarray(images)
 
     def _tokens(self, tokens: np.ndarray | jax.Array) -> jax.Array:
-        longest = self.config.text.context_length
+        """Checked, and cut to the context length; inside jit a row that fails becomes NaN."""
+        text = self.config.text
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
-                f"tokens {tokens.shape} {tokens.dtype} came, whole numbers [n, l] expected"
+                f"expected tokens [n, l] of whole numbers, got {tokens.shape} {tokens.dtype}; "
+                "make them with jaxclip.tokenize"
             )
-        if np.any(np.asarray(tokens[:, longest:])):
-            raise ValueError(f"a text is longer than the model's {longest} tokens; shorten it")
-        return jnp.asarray(tokens[:, :longest])
+        kept, cut = tokens[:, : text.context_length], tokens[:, text.context_length :]
+        if isinstance(tokens, jax.core.Tracer):  # -1: no id of any vocabulary
+            return jnp.where((cut != 0).any(axis=1, keepdims=True), -1, kept.astype(jnp.int32))
+        if np.any(np.asarray(cut)):
+            raise ValueError(
+                f"expected at most {text.context_length} tokens, the model's context length, got "
+                "a longer text; shorten it"
+            )
+        check_vocabulary(kept, text.vocab_size)
+        return jnp.asarray(kept)
 
 
 def available_models() -> list[str]:

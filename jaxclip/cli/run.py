@@ -30,6 +30,7 @@ from jaxclip.data.sources import emoji, known
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.named_pictures import Evaluation
+from jaxclip.tokenizer import check_vocabulary, tokenize
 from jaxclip.training import assembly, distributed, loop
 from jaxclip.training.finetune import parameters_at_rate
 from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
@@ -126,7 +127,8 @@ def _place(text: str) -> Place:
 def stream(
     config: TrainConfig, layout: Layout, fed: Fed, data_dir: Path | None, skips: Skips
 ) -> Stream:
-    """What `fed` names, as batches."""
+    """What `fed` names, as batches; ValueError where the model has another vocabulary."""
+    check_vocabulary(tokenize(""), config.model.text.vocab_size)
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "seed": config.seed,

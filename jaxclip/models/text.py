@@ -6,6 +6,7 @@ from flax import nnx
 
 from jaxclip.config import ClipConfig
 from jaxclip.models.layers import LayerNorm, Numerics, Transformer, normal
+from jaxclip.tokenizer import check_vocabulary
 
 Array = jax.Array
 
@@ -17,8 +18,15 @@ class TokenEmbedding(nnx.Module):
         self.embedding = normal(rngs, (vocab_size, width), 0.02)
 
     def __call__(self, tokens: Array) -> Array:
-        """tokens [n, l] -> [n, l, d]."""
-        return self.embedding[...][tokens]
+        """tokens [n, l] -> [n, l, d]; an id outside of the vocabulary is a ValueError.
+
+        Inside jit no value can be checked, and JAX would clamp such an id to the last row, a wrong
+        answer without a word: its row is NaN there.
+        """
+        if not isinstance(tokens, jax.core.Tracer):
+            check_vocabulary(tokens, len(self.embedding))
+        rows = self.embedding[...].at[tokens]
+        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class TextTransformer(nnx.Module):
