@@ -24,7 +24,7 @@ from rich.table import Table
 
 from experiments import common
 from experiments.parts import Parts
-from jaxclip.cli.shared import load_model, print_table
+from jaxclip.cli.shared import load_model, print_table, warn_embedded
 from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
@@ -174,6 +174,7 @@ def described(task: Task, tally: Tally) -> dict[str, Any]:
 
 def show(result: dict[str, Any], out: Path) -> None:
     """The result as people read it, on standard output."""
+    warn_embedded(result["model"])
     table = Table("class", "pictures", "right (%)", title=f"{result['dataset']}, {result['model']}")
     for row in sorted(result["per_class"], key=lambda row: row["accuracy"] or 0)[:20]:
         share = "no picture" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"

@@ -53,8 +53,12 @@ class Model:
         self._jit = jit
         self._towers = {name: hasattr(module, at) for name, at in clip.TOWERS.items()}
         self._rows = CPU_ROWS if self._on_cpu else None
-        functions = {"image": clip.Clip.encode_image, "text": clip.Clip.encode_text}
-        self._functions: dict[str, Any] = functions | {"logits": clip.Clip.__call__}
+        self._functions: dict[str, Any] = {
+            "image": clip.Clip.encode_image,
+            "text": clip.Clip.encode_text,
+            "both": clip.Clip.__call__,
+            "logits": clip.Clip.logits,
+        }
 
     @cached_property
     def _compiled(self) -> dict[str, Any]:
@@ -86,13 +90,35 @@ class Model:
         self, images: np.ndarray | jax.Array, tokens: np.ndarray | jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """-> (logits_per_image [n_i, n_t], logits_per_text [n_t, n_i])."""
-        return self._call("logits", self._images(images), self._tokens(tokens))
+        return self._call("both", self._images(images), self._tokens(tokens))
+
+    def logits(
+        self, image_embeds: np.ndarray | jax.Array, text_embeds: np.ndarray | jax.Array
+    ) -> jax.Array:
+        """logits_per_image [n_i, n_t] of embeddings [n_i, e] and [n_t, e], rows of length one.
+
+        One tower is enough: what is compared may have been embedded before.
+        """
+        width = self.config.embed_dim
+        for embeds in (image_embeds, text_embeds):
+            if embeds.ndim != 2 or embeds.shape[1] != width:
+                raise ValueError(f"expected embeddings [n, {width}], got {embeds.shape}")
+        return self._call("logits", jnp.asarray(image_embeds), jnp.asarray(text_embeds))
+
+    def probabilities(self, logits_per_image: np.ndarray | jax.Array) -> jax.Array:
+        """How likely each text is, by image: logits [n_i, n_t] -> [n_i, n_t].
+
+        One text of all (softmax); each text on its own (sigmoid) where the model was trained with
+        SigLIP's loss, which shows in its config as `logit_bias`.
+        """
+        sigmoid = self.config.logit_bias
+        return clip.probabilities(jnp.asarray(logits_per_image), sigmoid=sigmoid)
 
     def _call(self, name: str, *rows: jax.Array) -> Any:
-        missing = [t for t, there in self._towers.items() if not there and name in (t, "logits")]
+        missing = [t for t, there in self._towers.items() if not there and name in (t, "both")]
         if missing:
             raise ValueError(f"this model was loaded without its {missing[0]} tower; load it whole")
-        # Somebody's own program, of which this is a part, has its own options.
+        # Inside a caller's jit the caller's compiler options apply.
         inside = any(isinstance(each, jax.core.Tracer) for each in rows)
         return (self._functions if inside else self._compiled)[name](self.module, *rows)
 
@@ -184,8 +210,19 @@ def _is_made_from(ours: Path, sha256: str) -> bool:
         notes = checkpoint.load_notes(ours)
     except ValueError:
         return False  # of another version or damaged: it is made anew
-    made = notes.get("converted", {}).get("converter") == convert.CONVERTER
-    return made and sha256 in notes.get("source", {}).get("sha256", {}).values()
+    converted = notes.get("converted")
+    made = isinstance(converted, dict) and converted.get("converter") == convert.CONVERTER
+    return made and sha256 in source_sums(notes)
+
+
+def source_sums(notes: Mapping[str, Any]) -> list[Any]:
+    """The SHA-256 of the files that a model's notes say it was made of; none where they say none.
+
+    Notes are anybody's: other programs write them too.
+    """
+    source = notes.get("source")
+    sums = source.get("sha256") if isinstance(source, dict) else None
+    return list(sums.values()) if isinstance(sums, dict) else []
 
 
 def load(

@@ -129,12 +129,12 @@ def clip(
     text_heads: int,
     activation: str = "quick_gelu",
 ) -> tuple[Array, Array]:
-    """Every image against every text: cosine similarities times exp(logit_scale).
+    """Every image against every text: cosine similarities times exp(logit_scale), plus any bias.
 
     Args:
         images: [n, h, w, c], preprocessed.
         tokens: [m, l], token ids.
-        params: the whole model: `visual`, `text` and `logit_scale`.
+        params: the whole model: `visual`, `text`, `logit_scale` and, if any, `logit_bias`.
         vision_heads, text_heads: attention heads; d / 64 in the released models, where d is what
             the attention sees: of a ResNet 32 times the width of its stem.
         activation: a key of `ACTIVATIONS`; a ResNet has none of them.
@@ -155,8 +155,19 @@ def clip(
         text_features = continuous_bag_of_words(tokens, text)
     image_embeds = l2_normalize(image_features)  # [n, e]
     text_embeds = l2_normalize(text_features)  # [m, e]
-    logits_per_image = image_embeds @ text_embeds.T * np.exp(params["logit_scale"])  # [n, m]
+    logits_per_image = logits(image_embeds, text_embeds, params)  # [n, m]
     return logits_per_image, logits_per_image.T
+
+
+def logits(image_embeds: Array, text_embeds: Array, params: Params) -> Array:
+    """Embeddings [n, e] and [m, e], rows of length one -> logits_per_image [n, m].
+
+    The bias is SigLIP's (arXiv 2303.15343, section 3.2); no released model has one.
+    """
+    logits_per_image = image_embeds @ text_embeds.T * np.exp(params["logit_scale"])  # [n, m]
+    if "logit_bias" in params:
+        logits_per_image = logits_per_image + params["logit_bias"]
+    return logits_per_image
 
 
 def vision_transformer(

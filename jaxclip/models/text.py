@@ -6,7 +6,6 @@ from flax import nnx
 
 from jaxclip.config import ClipConfig
 from jaxclip.models.layers import LayerNorm, Numerics, Transformer, normal
-from jaxclip.tokenizer import check_vocabulary
 
 Array = jax.Array
 
@@ -18,13 +17,11 @@ class TokenEmbedding(nnx.Module):
         self.embedding = normal(rngs, (vocab_size, width), 0.02)
 
     def __call__(self, tokens: Array) -> Array:
-        """tokens [n, l] -> [n, l, d]; an id outside of the vocabulary is a ValueError.
+        """tokens [n, l] -> [n, l, d]; NaN for an id outside of the vocabulary.
 
-        Inside jit no value can be checked, and JAX would clamp such an id to the last row, a wrong
-        answer without a word: its row is NaN there.
+        `tokenizer.check_vocabulary` refuses such ids where their values are known. Inside jit they
+        are not, and JAX would clamp the id to the last row: a wrong answer without a word.
         """
-        if not isinstance(tokens, jax.core.Tracer):
-            check_vocabulary(tokens, len(self.embedding))
         rows = self.embedding[...].at[tokens]
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
