@@ -19,10 +19,12 @@ TEXT = TextConfig(16, layers=12, heads=2, context_length=13, vocab_size=101)
 VIT = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TEXT, 7)
 BAG = dataclasses.replace(VIT, text=dataclasses.replace(TEXT, kind="cbow"))
 RESNET = ClipConfig(ResNetConfig(96, 16, (1, 2, 1, 1)), TEXT, 7)
+DEEP = ClipConfig(ResNetConfig(96, 16, (1, 1, 12, 1)), TEXT, 7)  # narrow and deep, as RN101
 CASES = {
     "vit": (VIT, tiny.params(), 20),
     "bag of words": (BAG, tiny.params(text="cbow"), 20),
     "resnet": (RESNET, {**tiny.params(), "visual": tiny.resnet()}, 96),
+    "deep resnet": (DEEP, {**tiny.params(), "visual": tiny.resnet(layers=DEEP.vision.layers)}, 96),
 }
 
 
@@ -65,8 +67,12 @@ def test_every_rung_of_a_faithful_model_holds(case: str) -> None:
     names = [rung.name for rung in rungs]
     assert names[:2] == ["tokens", "pixels"] and names[-1] == "logits"
     assert set(got) <= set(expected)  # no stage that nobody judges
-    stages = {"vit": "image.block.11", "bag of words": "text.pooled", "resnet": "image.layer4"}
-    assert stages[case] in names and "text.features" in names and "image.stem" in names
+    stages = {"vit": "image.block.11", "bag of words": "text.pooled"}
+    assert (
+        stages.get(case, "image.layer4") in names
+        and "text.features" in names
+        and "image.stem" in names
+    )
 
 
 def test_the_first_rung_that_departs_is_named() -> None:
@@ -103,6 +109,14 @@ def test_another_epsilon_departs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resnet, "BATCH_NORM_EPSILON", 1e-3)
     jax.clear_caches()
     assert departure("resnet") == "image.stem"
+
+
+def test_a_fault_deep_in_a_resnet_departs() -> None:
+    flat = checkpoint.flatten(CASES["deep resnet"][1])
+    variance = "visual.layer3.11.bn2.var"
+    assert departure("deep resnet", {**flat, variance: flat[variance] + 1e-3}) == "image.layer3"
+    query = "visual.attnpool.q_proj.kernel"
+    assert departure("deep resnet", {**flat, query: flat[query] * 1.001}) == "image.pooled"
 
 
 def test_a_bias_of_the_logits_is_judged() -> None:
@@ -166,6 +180,27 @@ def test_tokens_must_be_equal_and_shapes_too() -> None:
         parity.compare(one, {"logits": np.ones((2, 1))}, 1.0)
     with pytest.raises(ValueError, match="share none"):
         parity.compare(one, {"elsewhere": np.ones(1)}, 1.0)
+
+
+def test_a_bound_follows_from_what_float32_does() -> None:
+    double = {"tokens": np.ones((1, 2), np.int32), "image.pooled": np.array([2.0, 1.0])}
+    single = {**double, "image.pooled": np.array([2.0, 1.0 + 2e-5])}  # 1e-5 of the largest
+    bounds = parity.bounds(single, double)
+    assert bounds["image.pooled"] == pytest.approx(4 * 1e-5 + 2e-5)
+    assert bounds["tokens"] == pytest.approx(parity.FLOOR)
+    got = {**double, "image.pooled": np.array([2.0, 1.0 + 1.12e-4])}  # 5.6e-5, RN101's
+    assert parity.first_departure(parity.compare(got, double, bounds)) is None
+    strict = dict.fromkeys(double, parity.allowed(0.0))
+    assert parity.first_departure(parity.compare(got, double, strict)) is not None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_float32_cannot_hold_does_not_pass(value: float) -> None:
+    double, single = {"logits": np.ones(2)}, {"logits": np.array([1.0, value])}
+    assert parity.bounds(single, double) == {"logits": parity.FLOOR}
+    for got, expected in ((single, double), (double, single), (single, single)):
+        rungs = parity.compare(got, expected, parity.bounds(single, expected))
+        assert parity.first_departure(rungs) is not None
 
 
 def test_what_is_not_finite_departs() -> None:
