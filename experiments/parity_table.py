@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "parity.md"
 PICTURES = ("rocket", "cat-face")
 TEXTS = ("a diagram", "a dog", "a cat")
+FLOOR = parity.FLOOR  # of the largest value
 COMMAND = "python -m experiments.parity_table"
 
 
