@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments import common, zero_shot
-from jaxclip.cli.shared import print_line, print_table
+from jaxclip.cli.shared import print_line, print_table, warn_embedded
 from jaxclip.data.labelled import Files, aligned
 from jaxclip.evaluation import prompts
 from jaxclip.files import read_text, split_lines
@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show(found: Sequence[dict[str, Any]], out: Path) -> None:
     """A row a size, on standard output."""
+    warn_embedded(found[0]["model"])
     table = Table("people", "pictures", "top-1 (%)", "95 % interval", "published", title="Table 1")
     for result in found:
         low, high = (100 * x for x in result["interval"])

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from experiments import common, keys, zero_shot
 from experiments.parts import Parts
-from jaxclip.cli.shared import load_model, print_line, print_table
+from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
 from jaxclip.data.captions import caption_file
 from jaxclip.data.pairs import Source, opened
 from jaxclip.data.place import place
@@ -138,6 +138,7 @@ def described(arguments: argparse.Namespace, found: Retrieved, owner: np.ndarray
 
 def show(result: dict[str, Any], out: Path) -> None:
     """The result as people read it, on standard output."""
+    warn_embedded(result["model"])
     title = f"{result['dataset']}, {result['model']}: {result['n']} pictures"
     table = Table("metric", "%", "95 % interval", title=f"{title}, {result['captions']} captions")
     for name, value in result["metrics"].items():

@@ -23,7 +23,7 @@ from rich.table import Table
 from experiments import common, keys
 from experiments.keys import Key
 from experiments.parts import Parts
-from jaxclip.cli.shared import load_model, print_line, print_table
+from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
 from jaxclip.data.labelled import Aligned, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
@@ -203,6 +203,7 @@ def described(task: Task, tally: Tally) -> dict[str, Any]:
 
 def show(result: dict[str, Any], out: Path) -> None:
     """The result as people read it, on standard output."""
+    warn_embedded(result["model"])
     table = Table("class", "pictures", "right (%)", title=f"{result['dataset']}, {result['model']}")
     for row in sorted(result["per_class"], key=lambda row: row["accuracy"] or 0)[:20]:
         share = "no picture" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"

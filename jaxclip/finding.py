@@ -1,7 +1,9 @@
 """From a name or a path to the file of a model; without jax, so that it takes no second."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jaxclip import checkpoint, convert
 from jaxclip.config import RELEASED
@@ -56,5 +58,16 @@ def _is_made_from(ours: Path, sha256: str) -> bool:
         notes = checkpoint.load_notes(ours)
     except ValueError:
         return False  # of another version or damaged: it is made anew
-    made = notes.get("converted", {}).get("converter") == convert.CONVERTER
-    return made and sha256 in notes.get("source", {}).get("sha256", {}).values()
+    converted = notes.get("converted")
+    made = isinstance(converted, dict) and converted.get("converter") == convert.CONVERTER
+    return made and sha256 in source_sums(notes)
+
+
+def source_sums(notes: Mapping[str, Any]) -> list[Any]:
+    """The SHA-256 of the files that a model's notes say it was made of; none where they say none.
+
+    Notes are anybody's: other programs write them too.
+    """
+    source = notes.get("source")
+    sums = source.get("sha256") if isinstance(source, Mapping) else None
+    return list(sums.values()) if isinstance(sums, Mapping) else []

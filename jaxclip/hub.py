@@ -16,6 +16,7 @@ from jaxclip.finding import find as find
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.preprocess import Preprocess
+from jaxclip.tokenizer import check_vocabulary
 
 # What a CPU is given at once: beyond, the intermediates outgrow its caches (docs/performance.md).
 CPU_ROWS = 8
@@ -51,8 +52,12 @@ class Model:
         self._jit = jit
         self._towers = {name: hasattr(module, at) for name, at in clip.TOWERS.items()}
         self._rows = CPU_ROWS if self._on_cpu else None
-        functions = {"image": clip.Clip.encode_image, "text": clip.Clip.encode_text}
-        self._functions: dict[str, Any] = functions | {"logits": clip.Clip.__call__}
+        self._functions: dict[str, Any] = {
+            "image": clip.Clip.encode_image,
+            "text": clip.Clip.encode_text,
+            "both": clip.Clip.__call__,
+            "logits": clip.Clip.logits,
+        }
 
     @cached_property
     def _compiled(self) -> dict[str, Any]:
@@ -74,7 +79,9 @@ class Model:
     def encode_text(self, tokens: np.ndarray | jax.Array) -> jax.Array:
         """tokens [n, l], l up to the context length -> text_features [n, e], not normalised.
 
-        Columns beyond the model's context length are cut when they hold nothing but padding.
+        Columns beyond the model's context length are cut when they hold nothing but padding. An id
+        outside of the model's vocabulary is a ValueError. Inside `jax.jit` no value can be checked:
+        there the features of such a text, or of one that is too long, are NaN.
         """
         return self._in_turn("text", self._tokens(tokens))
 
@@ -82,13 +89,35 @@ class Model:
         self, images: np.ndarray | jax.Array, tokens: np.ndarray | jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """-> (logits_per_image [n_i, n_t], logits_per_text [n_t, n_i])."""
-        return self._call("logits", self._images(images), self._tokens(tokens))
+        return self._call("both", self._images(images), self._tokens(tokens))
+
+    def logits(
+        self, image_embeds: np.ndarray | jax.Array, text_embeds: np.ndarray | jax.Array
+    ) -> jax.Array:
+        """logits_per_image [n_i, n_t] of embeddings [n_i, e] and [n_t, e], rows of length one.
+
+        One tower is enough: what is compared may have been embedded before.
+        """
+        width = self.config.embed_dim
+        for embeds in (image_embeds, text_embeds):
+            if embeds.ndim != 2 or embeds.shape[1] != width:
+                raise ValueError(f"expected embeddings [n, {width}], got {embeds.shape}")
+        return self._call("logits", jnp.asarray(image_embeds), jnp.asarray(text_embeds))
+
+    def probabilities(self, logits_per_image: np.ndarray | jax.Array) -> jax.Array:
+        """How likely each text is, by image: logits [n_i, n_t] -> [n_i, n_t].
+
+        One text of all (softmax); each text on its own (sigmoid) where the model was trained with
+        SigLIP's loss, which shows in its config as `logit_bias`.
+        """
+        sigmoid = self.config.logit_bias
+        return clip.probabilities(jnp.asarray(logits_per_image), sigmoid=sigmoid)
 
     def _call(self, name: str, *rows: jax.Array) -> Any:
-        missing = [t for t, there in self._towers.items() if not there and name in (t, "logits")]
+        missing = [t for t, there in self._towers.items() if not there and name in (t, "both")]
         if missing:
             raise ValueError(f"this model was loaded without its {missing[0]} tower; load it whole")
-        # Somebody's own program, of which this is a part, has its own options.
+        # Inside a caller's jit the caller's compiler options apply.
         inside = any(isinstance(each, jax.core.Tracer) for each in rows)
         return (self._functions if inside else self._compiled)[name](self.module, *rows)
 
@@ -106,14 +135,23 @@ class Model:
         return jnp.asarray(images)
 
     def _tokens(self, tokens: np.ndarray | jax.Array) -> jax.Array:
-        longest = self.config.text.context_length
+        """Checked, and cut to the context length; inside jit a row that fails becomes NaN."""
+        text = self.config.text
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
-                f"tokens {tokens.shape} {tokens.dtype} came, whole numbers [n, l] expected"
+                f"expected tokens [n, l] of whole numbers, got {tokens.shape} {tokens.dtype}; "
+                "make them with jaxclip.tokenize"
             )
-        if np.any(np.asarray(tokens[:, longest:])):
-            raise ValueError(f"a text is longer than the model's {longest} tokens; shorten it")
-        return jnp.asarray(tokens[:, :longest])
+        kept, cut = tokens[:, : text.context_length], tokens[:, text.context_length :]
+        if isinstance(tokens, jax.core.Tracer):  # -1: no id of any vocabulary
+            return jnp.where((cut != 0).any(axis=1, keepdims=True), -1, kept.astype(jnp.int32))
+        if np.any(np.asarray(cut)):
+            raise ValueError(
+                f"expected at most {text.context_length} tokens, the model's context length, got "
+                "a longer text; shorten it"
+            )
+        check_vocabulary(kept, text.vocab_size)
+        return jnp.asarray(kept)
 
 
 def available_models() -> list[str]:

@@ -3,7 +3,8 @@
 A stage is a rung. The rungs of a model are a flat dict, in the order in which they are computed:
 `tokens`, `pixels`, then for each tower `image.stem`, `image.block.0`, ... (or `image.layer1`, ...),
 `image.pooled`, `image.features`, the same of `text`, then `image_embeds`, `text_embeds`, `logits`.
-The judge is `reference` in float64. A recorded ladder is one safetensors file of rungs.
+The judge is `reference` in float64. What counts as rounding follows, stage by stage, from what
+float32 does to the reference. A recorded ladder is one safetensors file of rungs.
 """
 
 import dataclasses
@@ -17,17 +18,19 @@ import numpy as np
 
 from jaxclip import checkpoint, reference
 from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.files import open_regular
 from jaxclip.models import clip
+from jaxclip.tokenizer import check_vocabulary
 
 Rungs = dict[str, np.ndarray]
 FORMAT = "jaxclip-ladder-1"
 
-# Largest error that counts as rounding, over the largest value of the rung, in float32. Torch's own
-# float32 departs from float64 by about a tenth of each; a wrong epsilon or activation, by a hundred
-# times as much. The larger a ResNet, the more its features grow and cancel.
-BOUND_TRANSFORMER = 2e-5
-BOUND_RESNET = 5e-5
-BOUND_WIDE_RESNET = 1.5e-4  # stems wider than RN50's
+# What counts as rounding, over the largest value of a stage: MARGIN times the error of another
+# program's float32 (the reference's here, torch's in experiments/parity_table.py) and FLOOR. Sums
+# in another order, and Winograd's convolutions, cost up to 2.5 times the reference's float32; a
+# wrong epsilon or activation departs by a hundred times as much.
+MARGIN = 4
+FLOOR = 2e-5
 # what the reference calls a stage -> what the Flax modules call it
 SAME_STAGE = {"ln_post": "pooled", "mean": "pooled", "ln_final": "last"}
 
@@ -46,8 +49,10 @@ class Rung:
 
     @property
     def relative(self) -> float:
-        """error / largest; infinite where something is not finite."""
-        return self.error / self.largest if self.largest > 0 else float(self.error > 0)
+        """error / largest; infinite where something is not finite, or where zero is expected."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.largest if self.largest > 0 else float("inf")
 
     @property
     def holds(self) -> bool:
@@ -55,28 +60,48 @@ class Rung:
         return bool(self.relative <= self.bound)
 
 
-def bound(config: ClipConfig) -> float:
-    """The relative error that counts as rounding, for an image tower of this kind."""
-    vision = config.vision
-    if not isinstance(vision, ResNetConfig):
-        return BOUND_TRANSFORMER
-    return BOUND_RESNET if vision.width <= 64 else BOUND_WIDE_RESNET
+def allowed(float32_error: float) -> float:
+    """The relative error that counts as rounding, given that of another program's float32.
+
+    FLOOR alone where that is no number: a stage that float32 cannot hold proves nothing.
+    """
+    return FLOOR + (MARGIN * float32_error if np.isfinite(float32_error) else 0.0)
+
+
+def bounds(single: Mapping[str, np.ndarray], double: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """{stage: `allowed`} from the reference's rungs in float32 and in float64."""
+    rungs = compare(single, double, dict.fromkeys(single, 0.0))
+    return {rung.name: allowed(rung.relative) for rung in rungs}
+
+
+def _run(model: clip.Clip, images: Any, tokens: Any) -> Any:
+    image_features, image = model.visual(images, intermediates=True)
+    text_features, text = model.text(tokens, intermediates=True)
+    image, text = {**image, "features": image_features}, {**text, "features": text_features}
+    embeds, logits = model.embed(images, tokens), model(images, tokens)[0]
+    return image, text, {"image_embeds": embeds[0], "text_embeds": embeds[1], "logits": logits}
 
 
 def model_rungs(model: clip.Clip, images: np.ndarray, tokens: np.ndarray) -> Rungs:
     """Every stage of a Flax model for images [n, h, w, c] and tokens [m, l], as NumPy arrays."""
+    run = jax.jit(lambda *inputs: _run(*inputs))  # a new function: nothing traced before is used
+    image, text, ends = run(model, images, tokens)
+    rungs = {"tokens": tokens, "pixels": images, **_tower("image", image), **_tower("text", text)}
+    rungs |= {name: ends[name] for name in ("image_embeds", "text_embeds", "logits")}
+    return {name: np.asarray(value) for name, value in rungs.items()}
+
+
+def rung_shapes(
+    config: ClipConfig, images: np.ndarray, tokens: np.ndarray
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every stage of `model_rungs`; nothing is computed."""
 
     def run(model: clip.Clip, images: Any, tokens: Any) -> Any:
-        image_features, image = model.visual(images, intermediates=True)
-        text_features, text = model.text(tokens, intermediates=True)
-        image, text = {**image, "features": image_features}, {**text, "features": text_features}
-        embeds, logits = model.embed(images, tokens), model(images, tokens)[0]
-        return image, text, embeds, logits
+        image, text, ends = _run(model, images, tokens)
+        return {**_tower("image", image), **_tower("text", text), **ends}
 
-    image, text, embeds, logits = jax.jit(run)(model, images, tokens)
-    rungs = {"tokens": tokens, "pixels": images, **_tower("image", image), **_tower("text", text)}
-    rungs |= {"image_embeds": embeds[0], "text_embeds": embeds[1], "logits": logits}
-    return {name: np.asarray(value) for name, value in rungs.items()}
+    shapes = jax.eval_shape(run, clip.abstract(config, remat="none"), images, tokens)
+    return {name: shape.shape for name, shape in shapes.items()}
 
 
 def _tower(tower: str, seen: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,18 +117,34 @@ def _tower(tower: str, seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reference_rungs(
-    flat: Mapping[str, np.ndarray], config: ClipConfig, images: np.ndarray, tokens: np.ndarray
+    flat: Mapping[str, np.ndarray],
+    config: ClipConfig,
+    images: np.ndarray,
+    tokens: np.ndarray,
+    dtype: Any = np.float64,
 ) -> Rungs:
-    """Every stage of the NumPy reference in float64.
+    """Every stage of the NumPy reference.
 
     Args:
       flat: parameters by official name, one entry a layer, of any float dtype.
       config: the model's.
       images: [n, h, w, c], preprocessed.
       tokens: [m, l].
+      dtype: that it computes in.
     """
-    params = checkpoint.nest({name: np.asarray(x, np.float64) for name, x in flat.items()})
-    pixels = np.asarray(images, np.float64)
+    with np.errstate(all="ignore"):  # what overflows departs, by its number
+        return _reference_rungs(flat, config, images, tokens, dtype)
+
+
+def _reference_rungs(
+    flat: Mapping[str, np.ndarray],
+    config: ClipConfig,
+    images: np.ndarray,
+    tokens: np.ndarray,
+    dtype: Any,
+) -> Rungs:
+    params = checkpoint.nest({name: np.asarray(x, dtype) for name, x in flat.items()})
+    pixels = np.asarray(images, dtype)
     image: dict[str, np.ndarray] = {}
     text: dict[str, np.ndarray] = {}
     visual, words = params["visual"], params["text"]
@@ -124,30 +165,38 @@ def reference_rungs(
     rungs = {"tokens": tokens, "pixels": pixels}
     for tower, seen in (("image", image), ("text", text)):
         rungs |= {f"{tower}.{SAME_STAGE.get(stage, stage)}": x for stage, x in seen.items()}
-    scale = np.exp(params["logit_scale"])
-    return {**rungs, "image_embeds": I_e, "text_embeds": T_e, "logits": scale * I_e @ T_e.T}
+    if "text.last" in rungs:  # the reference projects these rows without naming them
+        ends = reference.end_of_text(tokens)
+        rungs["text.pooled"] = rungs["text.last"][np.arange(len(tokens)), ends]
+    logits = reference.logits(I_e, T_e, params)
+    return {**rungs, "image_embeds": I_e, "text_embeds": T_e, "logits": logits}
 
 
 def compare(
-    got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], bound: float
+    got: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    bound: float | Mapping[str, float],
 ) -> list[Rung]:
     """The rungs that both ladders have, in the order of `got`; tokens must be equal.
 
-    ValueError when they share no rung, or a shared one has two shapes.
+    `bound` is one for all stages, or one for each. ValueError when the ladders share no rung, or a
+    shared one has two shapes.
     """
     shared = [name for name in got if name in expected]
     if not shared:
         raise ValueError(
-            f"the two ladders share no rung: {', '.join(list(got)[:3])}, ... came and "
-            f"{', '.join(list(expected)[:3])}, ... was expected"
+            f"expected the stages {', '.join(list(expected)[:3])}, ..., got "
+            f"{', '.join(list(got)[:3])}, ...: the two ladders share none"
         )
-    return [_rung(name, got[name], expected[name], bound) for name in shared]
+    bounds = bound if isinstance(bound, Mapping) else dict.fromkeys(shared, bound)
+    return [_rung(name, got[name], expected[name], bounds[name]) for name in shared]
 
 
 def _rung(name: str, got: np.ndarray, expected: np.ndarray, bound: float) -> Rung:
     if got.shape != expected.shape:
-        raise ValueError(f"{name}: shape {got.shape} came, {expected.shape} was expected")
-    difference = np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64)).max()
+        raise ValueError(f"{name}: expected shape {expected.shape}, got {got.shape}")
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        difference = np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64)).max()
     error = float(difference) if np.isfinite(difference) else float("inf")
     largest = float(np.abs(np.asarray(expected, np.float64)).max())
     return Rung(name, largest, error, 0.0 if name == "tokens" else bound)
@@ -166,15 +215,100 @@ def record(path: Path, rungs: Mapping[str, np.ndarray], notes: Mapping[str, Any]
 
 def recorded(path: Path) -> tuple[Rungs, dict[str, Any]]:
     """(rungs, notes) of a file that `record` wrote; ValueError if it is none."""
-    arrays, metadata = checkpoint.load_arrays(path)
+    with open_regular(path):  # a named pipe or a folder is refused here
+        arrays, metadata = checkpoint.load_arrays(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: format {metadata.get('format')!r} came, {FORMAT!r} was expected; record a "
+            f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; record a "
             "ladder with jaxclip verify MODEL --record FILE"
         )
     if "pixels" not in arrays or "tokens" not in arrays:
-        raise ValueError(f"{path} holds no pixels and tokens, so nothing can be run against it")
-    return arrays, json.loads(metadata.get("notes", "{}"))
+        raise ValueError(f"{path}: expected pixels and tokens to run a model on, got neither")
+    return arrays, _notes(path, metadata.get("notes", "{}"))
+
+
+def _notes(path: Path, text: str) -> dict[str, Any]:
+    """The notes of a ladder; of what is read from them, `by` and `texts`, the types are checked."""
+    try:
+        notes = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected notes in JSON, got {error}") from None
+    if not isinstance(notes, dict):
+        raise ValueError(f"{path}: expected notes as a JSON object, got {type(notes).__name__}")
+    texts = notes.get("texts", [])
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise ValueError(f"{path}: expected texts as a list of strings, got something else")
+    if not isinstance(notes.get("by", ""), str):
+        raise ValueError(f"{path}: expected `by` as a string, got {type(notes['by']).__name__}")
+    return notes
+
+
+def check_recorded(
+    rungs: Mapping[str, np.ndarray], notes: Mapping[str, Any], config: ClipConfig
+) -> list[str]:
+    """Refuse a recorded ladder that a model of this config cannot be run on and compared with.
+
+    Returns:
+      The stages of the ladder that such a model does not have; they are not compared.
+
+    Raises:
+      ValueError: names the array, what was expected and what it is.
+    """
+    pixels, tokens = rungs["pixels"], rungs["tokens"]
+    size, length = config.vision.image_size, config.text.context_length
+    _require(
+        _is_float(pixels) and pixels.ndim == 4 and pixels.shape[1:] == (size, size, 3),
+        f"pixels: expected floats [n, {size}, {size}, 3]",
+        pixels,
+    )
+    _require(len(pixels) > 0, "pixels: expected one picture or more", pixels)
+    largest = np.abs(np.asarray(pixels, np.float64)).max()
+    if not largest <= np.finfo(np.float32).max:
+        raise ValueError(f"pixels: expected finite float32 numbers, got up to {largest}")
+    whole = np.issubdtype(tokens.dtype, np.integer) and tokens.ndim == 2 and tokens.size > 0
+    _require(
+        whole and tokens.shape[1] <= length,
+        f"tokens: expected whole numbers [m, l], l up to {length}",
+        tokens,
+    )
+    check_vocabulary(tokens, config.text.vocab_size)
+    if "texts" in notes and len(notes["texts"]) != len(tokens):
+        raise ValueError(f"expected a text a row of tokens, got {len(notes['texts'])} texts")
+    if "picture" in rungs:
+        content = rungs["picture"]
+        good = content.dtype == np.uint8 and content.ndim == 1 and len(pixels) == 1
+        _require(good, "picture: expected the bytes of a file, and pixels of one picture", content)
+    return _check_stages(rungs, rung_shapes(config, *runnable(rungs)))
+
+
+def runnable(rungs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(images float32, tokens int32) of a recorded ladder, as a model takes them."""
+    return np.asarray(rungs["pixels"], np.float32), np.asarray(rungs["tokens"], np.int32)
+
+
+def _check_stages(
+    rungs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    stages = [name for name in rungs if name not in ("pixels", "tokens", "picture")]
+    if not shapes.keys() & set(stages):
+        raise ValueError(
+            f"expected stages of this model, such as {', '.join(list(shapes)[:3])}, got "
+            f"{', '.join(map(repr, stages[:3])) or 'none'}"
+        )
+    for name in stages:
+        if name in shapes:
+            good = _is_float(rungs[name]) and rungs[name].shape == shapes[name]
+            _require(good, f"{name}: expected floats {shapes[name]}", rungs[name])
+    return [name for name in stages if name not in shapes]
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return bool(jax.numpy.issubdtype(array.dtype, np.floating))  # bfloat16 too
+
+
+def _require(good: bool, expected: str, got: np.ndarray) -> None:
+    if not good:
+        raise ValueError(f"{expected}, got {got.dtype} {got.shape}")
 
 
 def in_force() -> str:

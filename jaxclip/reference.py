@@ -5,8 +5,9 @@ Supervision", arXiv 2103.00020. The file opens with its pseudocode (Figure 3), g
 two towers that the pseudocode calls, then their blocks, then the primitives.
 
 Parameters are a nested dict whose keys are the official ones. The dtype of a result is that of
-the inputs. Nothing is written in place and no branch looks at a value, so that the functions also
-run, unchanged, with `np` replaced by `jax.numpy`, under `jax.jit` and `jax.grad`.
+the inputs. Nothing is written in place and no branch looks at a value (but `embed_tokens`, at ids
+in a NumPy array), so that the functions also run, unchanged, with `np` replaced by `jax.numpy`,
+under `jax.jit` and `jax.grad`.
 
 Letters in shapes: n batch, h w c image, p patches, l m tokens, d width, a heads, k per-head
 width, e joint embedding.
@@ -128,12 +129,12 @@ def clip(
     text_heads: int,
     activation: str = "quick_gelu",
 ) -> tuple[Array, Array]:
-    """Every image against every text: cosine similarities times exp(logit_scale).
+    """Every image against every text: cosine similarities times exp(logit_scale), plus any bias.
 
     Args:
         images: [n, h, w, c], preprocessed.
         tokens: [m, l], token ids.
-        params: the whole model: `visual`, `text` and `logit_scale`.
+        params: the whole model: `visual`, `text`, `logit_scale` and, if any, `logit_bias`.
         vision_heads, text_heads: attention heads; d / 64 in the released models, where d is what
             the attention sees: of a ResNet 32 times the width of its stem.
         activation: a key of `ACTIVATIONS`; a ResNet has none of them.
@@ -154,8 +155,19 @@ def clip(
         text_features = continuous_bag_of_words(tokens, text)
     image_embeds = l2_normalize(image_features)  # [n, e]
     text_embeds = l2_normalize(text_features)  # [m, e]
-    logits_per_image = image_embeds @ text_embeds.T * np.exp(params["logit_scale"])  # [n, m]
+    logits_per_image = logits(image_embeds, text_embeds, params)  # [n, m]
     return logits_per_image, logits_per_image.T
+
+
+def logits(image_embeds: Array, text_embeds: Array, params: Params) -> Array:
+    """Embeddings [n, e] and [m, e], rows of length one -> logits_per_image [n, m].
+
+    The bias is SigLIP's (arXiv 2303.15343, section 3.2); no released model has one.
+    """
+    logits_per_image = image_embeds @ text_embeds.T * np.exp(params["logit_scale"])  # [n, m]
+    if "logit_bias" in params:
+        logits_per_image = logits_per_image + params["logit_bias"]
+    return logits_per_image
 
 
 def vision_transformer(
@@ -250,7 +262,7 @@ def text_transformer(
     """
     taps = {} if taps is None else taps
     n, length = tokens.shape
-    x = np.take(params["token_embedding"]["embedding"], tokens, axis=0)  # [n, l, d]
+    x = embed_tokens(tokens, params["token_embedding"]["embedding"])  # [n, l, d]
     x = x + params["positional_embedding"][:length]
     taps["stem"] = x
     mask = np.tri(length, dtype=bool)  # [l, m], true where token l may look at token m <= l
@@ -279,7 +291,7 @@ def continuous_bag_of_words(tokens: Array, params: Params, *, taps: Taps = None)
         text_features [n, e], not normalised.
     """
     taps = {} if taps is None else taps
-    x = np.take(params["token_embedding"]["embedding"], tokens, axis=0)  # [n, l, d]
+    x = embed_tokens(tokens, params["token_embedding"]["embedding"])  # [n, l, d]
     taps["stem"] = x
     in_text = np.arange(tokens.shape[1]) <= end_of_text(tokens)[:, None]  # [n, l]
     x = np.mean(x, axis=1, where=in_text[:, :, None])  # [n, d]
@@ -287,6 +299,21 @@ def continuous_bag_of_words(tokens: Array, params: Params, *, taps: Taps = None)
     x = x @ params["text_projection"]  # [n, e]
     taps["features"] = x
     return x
+
+
+def embed_tokens(tokens: Array, embedding: Array) -> Array:
+    """A row of the embedding [v, d] for every id: tokens [n, l] -> [n, l, d].
+
+    ValueError for an id outside of the vocabulary: NumPy would count a negative one from the end.
+    """
+    if isinstance(tokens, Array):  # no jax array, whose values may be unknown
+        wrong = tokens[(tokens < 0) | (tokens >= len(embedding))]
+        if wrong.size:
+            raise ValueError(
+                f"token id {wrong[0]}: expected an id from 0 to {len(embedding) - 1}, as the "
+                f"vocabulary of the model is {len(embedding)}"
+            )
+    return np.take(embedding, tokens, axis=0)
 
 
 def end_of_text(tokens: Array) -> Array:

@@ -362,6 +362,35 @@ def tokenize(
     return tokens
 
 
+def check_vocabulary(tokens: Any, vocab_size: int) -> None:
+    """Refuse token ids that a text tower has no row for.
+
+    JAX clamps such an id to the last row and NumPy counts a negative one from the end, so both
+    would answer, wrongly. The end of the text, the largest id of a row, would be wrong as well.
+
+    Args:
+        tokens: ids of any shape, concrete whole numbers.
+        vocab_size: rows of the tower's token embedding.
+
+    Raises:
+        ValueError: an id is negative or beyond the vocabulary; names both.
+
+    >>> check_vocabulary(tokenize("a cat"), 1000)
+    Traceback (most recent call last):
+    ValueError: token id 49406: expected an id from 0 to 999, as the vocabulary of the model is \
+1000 (that of CLIP's tokenizer: 49408); use the ids of the tokenizer that the model was trained with
+    """
+    ids = np.asarray(tokens)
+    if ids.size == 0 or (ids.min() >= 0 and ids.max() < vocab_size):
+        return
+    first = int(ids[(ids < 0) | (ids >= vocab_size)][0])
+    raise ValueError(
+        f"token id {first}: expected an id from 0 to {vocab_size - 1}, as the vocabulary of the "
+        f"model is {vocab_size} (that of CLIP's tokenizer: {VOCAB_SIZE}); use the ids of the "
+        "tokenizer that the model was trained with"
+    )
+
+
 def decode(ids: Iterable[int]) -> str:
     """Turn ids back into text: lower case, a space after each word, marks spelled out.
 

@@ -18,6 +18,7 @@ from jaxclip.cli.shared import (
     print_table,
     require_whole_flag,
     stderr,
+    warn_embedded,
 )
 
 
@@ -62,25 +63,28 @@ def classify(
     clip, preprocess = load_model(opened, tower="image")
     images = np.stack([preprocess.safe(open_image(path)) for path in paths])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
-    logits = np.exp(float(clip.module.logit_scale[...])) * image_embeds @ text_embeds.T
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    logits = np.asarray(clip.logits(image_embeds, text_embeds))  # [n, c]
+    probabilities = np.asarray(clip.probabilities(logits))
+    kind = "sigmoid" if clip.config.logit_bias else "softmax"
+    warn_embedded(model)
     for path, row, scores in zip(paths, probabilities, logits, strict=True):
         ranking = [
             {"label": chosen[i], "probability": float(row[i]), "logit": float(scores[i])}
-            for i in np.argsort(-row)
+            for i in np.argsort(-scores)
         ]
-        _show_ranking(path, ranking, model, as_json)
+        record = {"picture": str(path), "model": model, "policy": "safe", "probabilities": kind}
+        _show_ranking(record | {"labels": ranking}, as_json)
     return 0
 
 
-def _show_ranking(path: Path, ranking: list[dict[str, Any]], model: str, as_json: bool) -> None:
+def _show_ranking(record: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        record = {"picture": str(path), "model": model, "policy": "safe", "labels": ranking}
         print(json.dumps(record))
         return
-    table = Table("label", "probability", title=str(path), title_justify="left")
-    for entry in ranking:
+    alone = record["probabilities"] == "sigmoid"
+    column = "probability (each label on its own)" if alone else "probability"
+    table = Table("label", column, title=record["picture"], title_justify="left")
+    for entry in record["labels"]:
         table.add_row(entry["label"], f"{100 * entry['probability']:5.1f} %")
     print_table(table)
 
@@ -157,6 +161,7 @@ def embed(
     embeds = np.concatenate(parts).astype(np.float32)
     with replacing(out) as temporary, open(temporary, "wb") as file:
         np.savez(file, embeds=unit(embeds) if normalize else embeds, files=np.array(kept))
+    warn_embedded(model)
     print_line(
         f"wrote {out}: {len(kept)} embeddings of {embeds.shape[1]}, {broken} pictures left out"
     )

@@ -120,6 +120,18 @@ def load_model(name: Any, **options: Any) -> tuple[Any, Any]:
     return hub.load(name, **options)
 
 
+def warn_embedded(name: str) -> None:
+    """Say on stderr what the embedded model cannot do, where it is the one that answers."""
+    from jaxclip.hub import EMBEDDED
+
+    if name == EMBEDDED:
+        print(
+            "jaxclip: the embedded model knows drawings like emoji only, no photographs; "
+            "for those name a released model: --model ViT-B/32",
+            file=sys.stderr,
+        )
+
+
 def print_table(table: Any) -> None:
     """Print a table on standard output."""
     PlainConsole().print(table)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxclip.cli.shared import (
     print_table,
     stderr,
 )
-from jaxclip.config import RELEASED, Activation, ClipConfig, ResNetConfig
+from jaxclip.config import RELEASED, Activation, ClipConfig, ResNetConfig, TextConfig
 
 DEFAULT_TEXTS = ("a diagram", "a dog", "a cat")  # of the official README
 
@@ -147,16 +148,20 @@ def convert(
 
 
 def _inputs(
-    preprocess: Any, length: int, picture: Path | None, texts: Sequence[str]
+    preprocess: Any, text: TextConfig, picture: Path | None, texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, bytes]:
     """(pixels [n, h, w, c], tokens [m, l], the picture's file) that a model is verified on."""
     from PIL import Image
 
     from jaxclip.files import read_bytes
     from jaxclip.pictures import open_image
-    from jaxclip.tokenizer import tokenize
+    from jaxclip.tokenizer import check_vocabulary, tokenize
 
-    tokens = tokenize(list(texts), length)
+    if texts:
+        tokens = tokenize(list(texts), text.context_length)
+        check_vocabulary(tokens, text.vocab_size)
+    else:
+        tokens = _random_tokens(text)
     if picture is not None:
         return preprocess(open_image(picture))[None], tokens, read_bytes(picture)
     from jaxclip.data.sources import emoji
@@ -166,13 +171,36 @@ def _inputs(
     return pixels, tokens, b""
 
 
+def _random_tokens(text: TextConfig) -> np.ndarray:
+    """Ids [3, l] for a vocabulary that is not CLIP's: random ones, then the largest, then zeros."""
+    rng, length = np.random.default_rng(0), text.context_length
+    tokens = np.zeros((3, length), np.int32)
+    for row, end in zip(tokens, (length - 1, length // 2, 0), strict=True):
+        row[:end] = rng.integers(0, max(1, text.vocab_size - 1), end)
+        row[end] = text.vocab_size - 1
+    return tokens
+
+
 def _released_name(model: str, notes: dict[str, Any]) -> str:
     """Which released model these very weights are, by the SHA-256 of the file they came from."""
     from jaxclip.downloads import RELEASED_FILES
+    from jaxclip.finding import source_sums
 
-    came_from = notes.get("source", {}).get("sha256", {}).values()
+    came_from = source_sums(notes)
     names = [name for name, file in RELEASED_FILES.items() if file.sha256 in came_from]
     return names[0] if names else model
+
+
+def _check_verify(
+    against: Path | None, record: Path | None, picture: Path | None, texts: Any, force: bool
+) -> None:
+    """UsageError where flags of `verify` are no good, before anything is loaded."""
+    if against is not None and (picture is not None or texts != DEFAULT_TEXTS):
+        raise UsageError("--against brings its own pixels and tokens; leave out --picture, --texts")
+    if not texts or not all(text.strip() for text in texts):
+        raise UsageError("--texts holds no text or an empty one; give one or more texts")
+    if record is not None and record.exists() and not force:
+        raise UsageError(f"{record} is there already; add --force or another --record")
 
 
 def verify(
@@ -183,52 +211,54 @@ def verify(
     texts: tuple[str, ...] = DEFAULT_TEXTS,
     activation: Activation | None = None,
     heads: tuple[int, int] | None = None,
-    precision: str = "highest",
+    precision: Literal["default", "high", "highest"] = "highest",
+    force: bool = False,
     as_json: AsJson = False,
 ) -> int:
     """Prove a model: compare it stage by stage with the NumPy reference in float64.
 
-    Prints the largest error of every stage and names the first that departs. Where the weights and
-    the picture are ones that logits were published for, those are compared as well. The exit code
-    is 0 when everything holds and 1 when something departs.
+    Prints the largest error of every stage and names the first that departs. A stage may depart by
+    4 times what float32 costs the reference itself, and by 2e-5 of its largest value: the reference
+    runs twice. Where the weights and the picture are ones that logits were published for, those are
+    compared as well. The exit code is 0 when everything holds and 1 when something departs.
 
     Args:
         model: "emoji", a released model's name, a run folder or a checkpoint file.
         against: Compare with a recorded ladder too: its pixels and tokens are what is run.
         record: Write the stages of this model to a file, for --against elsewhere.
         picture: A picture file to run; two embedded drawings when none is named.
-        texts: Texts to run.
+        texts: Texts to run; random ids where the model has another vocabulary than CLIP's.
         activation: Of a file that does not say which one it needs.
         heads: Attention heads of the image and the text tower, of a file that does not say them.
-        precision: Of matrix products: "default", "high" or "highest".
+        precision: Of matrix products. The bounds are those of float32, which on a GPU or TPU only
+            "highest" is.
+        force: Overwrite what is there.
         as_json: Print one JSON object instead of tables.
     """
     from jaxclip import parity
-    from jaxclip.models import clip
 
+    _check_verify(against, record, picture, texts, force)
     began = time.monotonic()
+    if against is not None:
+        expected, about = parity.recorded(against)
     said: dict[str, Any] = {"activation": activation, "heads": heads}
     loaded, preprocess = load_model(model, **said, precision=precision)
     config = loaded.config
-    length = config.text.context_length
-    expected: dict[str, np.ndarray] = {}
-    about: dict[str, Any] = {}
     content = b""
     if against is not None:
-        expected, about = parity.recorded(against)
-        texts = tuple(about.get("texts", texts))
-        images, tokens = expected["pixels"], expected["tokens"]
+        left_out = parity.check_recorded(expected, about, config)
+        made = _remade(preprocess, expected["tokens"].shape[1], expected, about)
+        if left_out:
+            print(f"not compared: {_some(left_out)}, no stages of this model", file=sys.stderr)
+        texts = tuple(about.get("texts", ()))
+        images, tokens = parity.runnable(expected)
     else:
-        images, tokens, content = _inputs(preprocess, length, picture, texts)
-    stderr.print("running the model ...")
-    got = parity.model_rungs(loaded.module, images, tokens)
-    stderr.print("running the reference in float64 ...")
-    judged = parity.reference_rungs(clip.to_flat(loaded.module), config, images, tokens)
-    bound = parity.bound(config)
-    ladders = {"reference, float64": parity.compare(got, judged, bound)}
+        texts = _texts(config, texts)
+        images, tokens, content = _inputs(preprocess, config.text, picture, texts)
+    got, ladders, bounds = _judged(loaded.module, images, tokens)
     if against is not None:
-        ours = got | _remade(preprocess, length, expected, about)
-        ladders[f"recorded by {about.get('by', against)}"] = parity.compare(ours, expected, bound)
+        ladder = parity.compare(got | made, expected, bounds)
+        ladders[f"recorded by {about.get('by', against)}"] = ladder
     name = _released_name(model, loaded.notes)
     digest = hashlib.sha256(content).hexdigest()
     published = parity.published_rung(name, digest, texts, got["logits"][0]) if content else None
@@ -236,10 +266,48 @@ def verify(
         ladders["published"] = [published]
     if record is not None:
         extra = {"picture": np.frombuffer(content, np.uint8)} if content else {}
-        told = {"texts": texts, "by": f"jaxclip, {parity.in_force()}", "model": model}
+        told: dict[str, Any] = {"by": f"jaxclip, {parity.in_force()}", "model": model}
+        told |= {"texts": texts} if texts else {}
         parity.record(record, got | extra, told)
     numerics = f"{parity.in_force()}; this model's {precision}, {time.monotonic() - began:.0f} s"
     return _show_ladders(model, ladders, numerics, as_json)
+
+
+def _texts(config: ClipConfig, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts to run: none where nobody named any and the tokenizer is not the model's."""
+    from jaxclip.tokenizer import VOCAB_SIZE
+
+    if texts != DEFAULT_TEXTS or config.text.vocab_size >= VOCAB_SIZE:
+        return texts
+    print(
+        f"the vocabulary of the model is {config.text.vocab_size}, that of CLIP's tokenizer "
+        f"{VOCAB_SIZE}: random ids are run instead of texts",
+        file=sys.stderr,
+    )
+    return ()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def _judged(
+    module: Any, images: np.ndarray, tokens: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, float]]:
+    """(the model's rungs, its ladder beside the reference's, the bound of every stage)."""
+    from jaxclip import parity
+    from jaxclip.models import clip
+
+    stderr.print("running the model ...")
+    got = parity.model_rungs(module, images, tokens)
+    flat = clip.to_flat(module)
+    stderr.print("running the reference in float64 ...")
+    double = parity.reference_rungs(flat, module.config, images, tokens)
+    stderr.print("running the reference in float32, for the bounds ...")
+    single = parity.reference_rungs(flat, module.config, images, tokens, np.float32)
+    bounds = parity.bounds(single, double)
+    return got, {"reference, float64": parity.compare(got, double, bounds)}, bounds
 
 
 def _remade(

@@ -18,6 +18,7 @@ from jaxclip.evaluation.retrieval import embedded, unusable, words
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.evaluation.zero_shot import unusable as no_class
 from jaxclip.preprocess import Preprocess
+from jaxclip.tokenizer import check_vocabulary
 
 BLOCK = 256  # pictures or texts at a time, or the next multiple of the number of devices
 
@@ -78,6 +79,7 @@ class HeldOut:
     def _texts(self, model: Any) -> Callable[[Sequence[str]], np.ndarray]:
         def encode(texts: Sequence[str]) -> np.ndarray:
             tokens = self.cutter(texts)
+            check_vocabulary(tokens, model.config.text.vocab_size)
             return in_blocks(lambda t: self.encode_text(model, self._put(t)), tokens, self.block)
 
         return encode

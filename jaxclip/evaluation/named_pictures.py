@@ -11,7 +11,7 @@ from jaxclip.data.sources import Pictures
 from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.preprocess import Preprocess
-from jaxclip.tokenizer import tokenize
+from jaxclip.tokenizer import check_vocabulary, tokenize
 
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
 
@@ -57,6 +57,7 @@ class Evaluation:
 
         def encode(texts: Sequence[str]) -> np.ndarray:
             tokens = tokenize(texts, length, truncate=True)
+            check_vocabulary(tokens, model.config.text.vocab_size)
             return in_blocks(lambda t: self.encode_text(model, t), tokens, 256)
 
         return unit(features), classifier(encode, self.classes, self.prompts)

@@ -29,6 +29,38 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
 INITIAL_LOGIT_BIAS = -10.0  # nearly all pairs of a batch are wrong ones
 
 
+def logits(
+    image_embeds: Array,
+    text_embeds: Array,
+    logit_scale: Array,
+    logit_bias: Array | None = None,
+    *,
+    precision: str | None = None,
+) -> Array:
+    """logits_per_image [n_i, n_t] of embeddings [n_i, e] and [n_t, e]: exp(t) cosines + b.
+
+    Args:
+      image_embeds, text_embeds: rows of length one.
+      logit_scale: the logarithm t of the factor on the cosines.
+      logit_bias: b, of a model that was trained with SigLIP's loss.
+      precision: of the product, jax's.
+    """
+    cosines = jnp.matmul(image_embeds, text_embeds.T, precision=precision)  # [n_i, n_t]
+    scaled = jnp.exp(logit_scale) * cosines
+    return scaled if logit_bias is None else scaled + logit_bias
+
+
+def probabilities(logits_per_image: Array, *, sigmoid: bool) -> Array:
+    """How likely each text is, by image: [n_i, n_t] -> [n_i, n_t].
+
+    One text of all (softmax over a row), or each text on its own where the model was trained so
+    (`sigmoid`: `ClipConfig.logit_bias`).
+    """
+    if sigmoid:
+        return jax.nn.sigmoid(logits_per_image)
+    return jax.nn.softmax(logits_per_image, axis=1)
+
+
 class Clip(nnx.Module):
     """Image tower, text tower and the log temperature; a pytree that goes straight into jax.jit."""
 
@@ -99,13 +131,15 @@ class Clip(nnx.Module):
 
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
         """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
-        I_e, T_e = self.embed(images, tokens)
-        precision = self.visual.numerics.precision
-        cosines = jnp.matmul(I_e, T_e.T, precision=precision)  # [n_i, n_t]
-        logits_per_image = jnp.exp(self.logit_scale[...]) * cosines
-        if self.config.logit_bias:
-            logits_per_image += self.logit_bias[...]
+        logits_per_image = self.logits(*self.embed(images, tokens))
         return logits_per_image, logits_per_image.T
+
+    def logits(self, image_embeds: Array, text_embeds: Array) -> Array:
+        """Embeddings [n_i, e] and [n_t, e], rows of length one -> logits_per_image [n_i, n_t]."""
+        tower = self.visual if hasattr(self, "visual") else self.text
+        temperature = (parameter[...] for parameter in self.temperature())
+        precision = tower.numerics.precision
+        return logits(image_embeds, text_embeds, *temperature, precision=precision)
 
 
 def create(

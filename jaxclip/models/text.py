@@ -17,8 +17,13 @@ class TokenEmbedding(nnx.Module):
         self.embedding = normal(rngs, (vocab_size, width), 0.02)
 
     def __call__(self, tokens: Array) -> Array:
-        """tokens [n, l] -> [n, l, d]."""
-        return self.embedding[...][tokens]
+        """tokens [n, l] -> [n, l, d]; NaN for an id outside of the vocabulary.
+
+        `tokenizer.check_vocabulary` refuses such ids where their values are known. Inside jit they
+        are not, and JAX would clamp the id to the last row: a wrong answer without a word.
+        """
+        rows = self.embedding[...].at[tokens]
+        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class TextTransformer(nnx.Module):
