@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxclip import checkpoint
 from jaxclip.files import read_text, split_lines
 from jaxclip.models import clip
+from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training import assembly, distributed
 from jaxclip.training.checkpoints import Checkpoints, RunState
 from jaxclip.training.finetune import average_model
@@ -170,16 +171,6 @@ def _begin(
     return RunState(model, opt_state, 0, key, None, json.loads(config.to_json()))
 
 
-def _require_known(tokens: np.ndarray, vocab_size: int) -> None:
-    """ValueError where the model has no embedding for a token; jax would take another's."""
-    greatest = int(tokens.max(initial=0))
-    if greatest >= vocab_size:
-        raise ValueError(
-            f"expected token ids below the model's vocabulary of {vocab_size}, got {greatest}; "
-            "train a model of the tokenizer's vocabulary"
-        )
-
-
 def _positions(own: int) -> list[int]:
     """The positions of all processes, which each of them knows only its own of."""
     if jax.process_count() == 1:
@@ -254,7 +245,7 @@ def train(
         key = distributed.everywhere(mesh, state.key)
         for host_batch, position in tell.fed(batches):
             trace(state.step)
-            _require_known(host_batch["tokens"], config.model.text.vocab_size)
+            check_vocabulary(host_batch["tokens"], config.model.text.vocab_size)
             batch = distributed.global_batch(mesh, host_batch)
             step_key = jax.random.fold_in(key, state.step)
             model, opt_state, metrics = step_fn(state.model, state.opt_state, batch, step_key)
