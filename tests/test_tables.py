@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -307,6 +308,20 @@ def test_open_quotes_everywhere_take_bounded_time_and_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(rows) > 20_000 and peak < 100 * path.stat().st_size
+
+
+def test_many_captions_of_one_picture_take_time_in_proportion(tmp_path):
+    path = write(tmp_path / "t.csv", "image,caption\n" + "x.png,a\n" * 50_000)
+    start = time.process_time()
+    (texts,) = captions(pairs.table(path))
+    assert len(texts) == 50_000
+    assert time.process_time() - start < 4  # 20 s where each line copied those before it
+
+
+def test_long_names_of_fields_are_shortened_in_the_message(tmp_path):
+    path = write(tmp_path / "t.jsonl", json.dumps({"k" * 10**6: 1}) + "\n")
+    ((_, why),) = table_rows(path, ("image", "caption"))
+    assert isinstance(why, str) and len(why) < 400
 
 
 @pytest.mark.parametrize("parse", [parse_captions, parse_label, parse_path])

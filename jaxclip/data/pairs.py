@@ -145,7 +145,7 @@ def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
 
     In JSON lines the caption may be a list of several. Lines of one picture are put together.
     """
-    found: dict[Path, tuple[str, ...]] = {}
+    found: dict[Path, list[str]] = {}
     bad: list[tuple[str, Fault]] = []
     for number, row in table_rows(path, (image, caption)):
         try:
@@ -155,8 +155,8 @@ def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
         except ValueError as error:
             bad.append((f"{path}, line {number}", Fault(BAD_ROW, str(error))))
             continue
-        found[picture] = found.get(picture, ()) + captions
-    return Files(found.items(), path, bad)
+        found.setdefault(picture, []).extend(captions)
+    return Files(((picture, tuple(texts)) for picture, texts in found.items()), path, bad)
 
 
 # Tar shards ---------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def _json_rows(lines: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[i
         if not isinstance(row, dict):
             yield number, "expected a JSON object, got another value"
         elif any(name not in row for name in columns):
-            yield number, f"expected the fields {_names(columns)}, got {_names(list(row)[:9])}"
+            got = _names(list(row)[:9])[:200]
+            yield number, f"expected the fields {_names(columns)}, got {got}"
         else:
             yield number, row
 
