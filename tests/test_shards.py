@@ -14,6 +14,7 @@ import pytest
 
 from jaxclip.data.labelled import LabelShards
 from jaxclip.data.pairs import TarShards
+from jaxclip.data.place import place
 from jaxclip.data.tar_headers import Bad, Member, read_headers
 from tests.test_pairs import png, shard
 
@@ -114,14 +115,14 @@ def test_links_and_devices_are_told(tmp_path):
     with open(tmp_path / "s.tar", "rb") as file:
         found = list(read_headers(file))
     assert [type(x) for x in found] == [Bad] * 4
-    with pytest.raises(ValueError, match=r"no pictures in 1 tar files; .*a link or a device"):
+    with pytest.raises(ValueError, match=r"no pictures in it; .*a link or a device"):
         TarShards([tmp_path / "s.tar"])
 
 
 def test_a_compressed_shard_is_refused_as_that(tmp_path, caplog):
     with tarfile.open(tmp_path / "s.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"))
-    with pytest.raises(ValueError, match="no pictures in 1 tar files"):
+    with pytest.raises(ValueError, match="no pictures in it"):
         TarShards([tmp_path / "s.tar"])
     assert "it is compressed, unpack it" in caplog.text
 
@@ -215,3 +216,53 @@ def test_any_bytes_give_records_or_a_value_error(tmp_path, caplog):
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
     assert np.isfinite(len(caplog.messages))
+
+
+# What is left out is told -------------------------------------------------------------------------
+
+
+def test_members_of_one_name_are_told_and_the_last_counts(tmp_path, caplog):
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar(*pairs_of(2), ("0.PNG", PICTURE), ("0.txt", b"again")))
+    source = TarShards([path])
+    assert [source[i].captions for i in range(2)] == [("again",), ("caption 1",)]
+    assert "2 members left out, as their name comes again, the first: '0.PNG'" in caplog.text
+
+
+def test_a_second_picture_of_one_name_is_told(tmp_path, caplog):
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar(*pairs_of(2), ("0.jpg", PICTURE)))
+    assert len(TarShards([path])) == 2
+    assert "1 pictures left out beside another of their name" in caplog.text
+
+
+def test_an_archive_behind_another_is_told(tmp_path, caplog):
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar(*pairs_of(1)) + tar(("9.png", PICTURE)))
+    assert len(TarShards([path])) == 1
+    assert "another archive behind it" in caplog.text
+
+
+def test_a_shard_without_pictures_is_named(tmp_path, caplog):
+    good, empty = tmp_path / "a.tar", tmp_path / "b.tar"
+    good.write_bytes(tar(*pairs_of(1)))
+    empty.write_bytes(b"")
+    assert len(TarShards([good, empty])) == 1
+    assert f"{empty}: no pictures in it" in caplog.text
+    with pytest.raises(ValueError, match=r"b\.tar: no pictures in it"):
+        TarShards([empty])
+
+
+def test_what_lies_beside_shards_is_told(tmp_path, caplog):
+    (tmp_path / "a.tar").write_bytes(tar(*pairs_of(1)))
+    (tmp_path / "a_stats.json").write_text("{}")
+    (tmp_path / "x.jpg").write_bytes(PICTURE)
+    assert place(str(tmp_path)).kind == "tar"
+    assert "left out beside its tar files: .jpg 1" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["s.tar.gz", "s.tgz", "s.zip"])
+def test_a_compressed_file_is_there_and_to_be_unpacked(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=f"{name}': expected .* got another file; unpack it"):
+        place(str(tmp_path / name))

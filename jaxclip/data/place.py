@@ -13,6 +13,7 @@ enough.
 import dataclasses
 import logging
 import stat
+from collections import Counter
 from pathlib import Path
 
 from jaxclip.data.folders import find_pictures, is_hidden
@@ -21,6 +22,8 @@ from jaxclip.files import KINDS
 
 logger = logging.getLogger(__name__)
 PREFIXES = ("classes", "captions", "table", "tar")
+BESIDE_SHARDS = (".json", ".parquet", ".idx", ".txt", ".md")
+COMPRESSED = {".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"}
 EXPECTED = "expected tfds:NAME:SPLIT, a folder, a table (.csv, .tsv, .jsonl) or tar shards"
 
 
@@ -78,6 +81,9 @@ def _looked_at(text: str) -> Place:
         return Place("table", (path,))
     if _is_tar(path):
         return Place("tar", _shards(text, text))
+    if path.is_file():
+        unpack = "; unpack it" if path.suffix.lower() in COMPRESSED else ""
+        raise ValueError(f"{text!r}: {EXPECTED}, got another file{unpack}")
     if not path.is_dir():
         raise ValueError(f"data {text!r} came, and nothing is there; {EXPECTED}")
     if any(_is_tar(child) and child.is_file() for child in path.iterdir()):
@@ -115,7 +121,9 @@ def _shards(where: str, text: str) -> tuple[Path, ...]:
     if path.is_file():
         return (path,)
     if path.is_dir():
-        found = sorted(child for child in path.iterdir() if _is_tar(child))
+        there = [child for child in path.iterdir() if not is_hidden(child.name)]
+        found = sorted(child for child in there if _is_tar(child))
+        _log_others(path, [child for child in there if not _is_tar(child)])
     else:
         found = sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
     regular = tuple(file for file in found if file.is_file())
@@ -125,3 +133,13 @@ def _shards(where: str, text: str) -> tuple[Path, ...]:
         if not file.is_file():
             logger.warning("%s: left out: expected a tar file, got no regular file", file)
     return regular
+
+
+def _log_others(folder: Path, others: list[Path]) -> None:
+    """Count what lies beside the shards of a folder, which are all that is read of it."""
+    kinds = Counter("folder" if x.is_dir() else x.suffix.lower() or "no ending" for x in others)
+    for kind in BESIDE_SHARDS:  # what img2dataset writes there
+        del kinds[kind]
+    if kinds:
+        listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(9))
+        logger.warning("%s: left out beside its tar files: %s", folder, listed)

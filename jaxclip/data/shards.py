@@ -39,7 +39,8 @@ class Shards:
         self.examples = [(path, entry) for path in paths for entry in _scan(path)]
         if not any(entry.members for _, entry in self.examples):
             bad = [f"; {x.where}: {x.fault.detail}" for _, x in self.examples if x.fault]
-            raise ValueError(f"no pictures in {len(paths)} tar files{bad[0] if bad else ''}")
+            more = f" and {len(paths) - 1} other tar files" if len(paths) > 1 else ""
+            raise ValueError(f"{paths[0]}{more}: no pictures in it{bad[0] if bad else ''}")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -83,11 +84,15 @@ def _scan(path: Path) -> list[Entry]:
     found: dict[str, Members] = {}
     bad: list[Entry] = []
     without: Counter[str] = Counter()  # endings of members that belong to no picture
+    again: list[str] = []  # members whose name comes again: the last one counts
+    second = 0  # pictures beside another one of their name: the first one counts
+    whole = True
     with open_regular(path) as file:
         for header in read_headers(file):
             if isinstance(header, Bad) and header.last:
                 message = "%s: damaged (%s); %d examples before it are used"
                 logger.warning(message, path, header.reason, len(found))
+                whole = False
             elif isinstance(header, Bad):
                 fault = Fault("damaged tar entry", header.reason)
                 bad.append(Entry(f"{path}, {header.name}", {}, fault))
@@ -98,13 +103,25 @@ def _scan(path: Path) -> list[Entry]:
                 stem, _, suffix = base.partition(".")
                 extent = header.start, header.size
                 name = f"{directory}/{stem}" if directory else stem
-                found.setdefault(name, {})[suffix.lower()] = extent
+                members = found.setdefault(name, {})
+                if suffix.lower() in members:
+                    again.append(header.name)
+                members[suffix.lower()] = extent
     examples: list[Entry] = []
     for name, members in found.items():
         parts = _with_picture(name, members)
+        for _, own in parts:
+            second += sum(map(_is_picture, own)) - 1
         examples += [Entry(f"{path}, {part}", own) for part, own in parts]
         if not parts:
             without.update(f".{suffix}" if suffix else "no ending" for suffix in members)
+    if again:
+        message = "%s: %d members left out, as their name comes again, the first: %.99r"
+        logger.warning(message, path, len(again), again[0])
+    if second:
+        logger.warning("%s: %d pictures left out beside another of their name", path, second)
+    if whole and not examples and not bad:
+        logger.warning("%s: no pictures in it", path)
     if without:
         listed = ", ".join(f"{ending} {count}" for ending, count in without.most_common(9))
         logger.warning("%s: %d names without picture left out: %s", path, without.total(), listed)

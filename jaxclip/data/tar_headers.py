@@ -42,7 +42,11 @@ def read_headers(file: BinaryIO) -> Iterator[Member | Bad]:
     while at < end:
         file.seek(at)
         header = file.read(BLOCK)
-        if not any(header):
+        if not any(header):  # two such blocks are the end; other readers stop here as well
+            behind = _next_header(file, at, end)
+            if behind < end:
+                reason = f"an end at byte {at}, and another archive behind it"
+                yield Bad(f"byte {behind:,}", reason, last=True)
             return
         if len(header) < BLOCK or not _is_header(header):
             yield Bad(f"byte {at:,}", f"no header at byte {at}{_hint(header)}", last=True)
