@@ -84,3 +84,21 @@ def test_a_file_in_float16_and_one_in_float32_mix_to_float32(files, tmp_path):
     right, mixed = checkpoint.load_stored(Path(after))[0], checkpoint.load_stored(Path(out))[0]
     for name in right:
         assert mixed[name].dtype == np.float32 and mixed[name].tobytes() == right[name].tobytes()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_model_that_is_mixed_is_never_written_over(files, tmp_path, capsys, which):
+    before, after, _ = files
+    content = Path(files[which]).read_bytes()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(files[which])
+    for out in (files[which], str(link)):
+        said = fails(capsys, 2, "interpolate", before, after, "--out", out, "--force")
+        assert "--out: expected another file" in said
+    assert link.is_symlink() and Path(files[which]).read_bytes() == content
+
+
+def test_a_folder_is_no_file_to_write(files, tmp_path, capsys):
+    (tmp_path / "x.safetensors").mkdir()
+    ask = ["interpolate", *files[:2], "--out", str(tmp_path / "x.safetensors"), "--force"]
+    assert "expected the name of a file, got a folder" in fails(capsys, 2, *ask)

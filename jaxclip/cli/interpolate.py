@@ -30,12 +30,18 @@ def interpolate(
         raise UsageError(f"--share: expected a number from 0 to 1, got {share}")
     if out.suffix != ".safetensors":
         raise UsageError(f"--out: expected a file ending in .safetensors, got {out}")
+    if out.is_dir():
+        raise UsageError(f"--out: expected the name of a file, got a folder, {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
-    from jaxclip import checkpoint, convert
+    from jaxclip import checkpoint
+    from jaxclip.convert.loading import Given, load_with_files
     from jaxclip.finding import find
 
-    one, other = (convert.load(find(name)) for name in (before, after))
+    given = Given(None, None)
+    (one, files), (other, more) = (load_with_files(find(n), given) for n in (before, after))
+    if out.exists() and any(out.samefile(file) for file in (*files, *more)):
+        raise UsageError(f"--out: expected another file than those that are mixed, got {out}")
     if one.config != other.config:
         raise ValueError(f"{before} and {after} are models of different shapes; they do not mix")
     from jaxclip.training.finetune import interpolate as mixed  # jax, which takes a second
