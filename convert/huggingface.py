@@ -312,6 +312,15 @@ def _compact(value: Any) -> str:
         return show(value)
 
 
+def _image_settings(data: Mapping[str, Any]) -> Any:
+    """What a `processor_config.json` says about pictures: inside, or beside what it says else."""
+    for key in ("image_processor", "feature_extractor"):
+        if data.get(key) != {} and key in data:
+            return data[key]
+    about = {*preprocessor_json(1), *KIND_KEYS, "processor_class"}
+    return {key: value for key, value in data.items() if key in about}
+
+
 def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -> None:
     """ValueError where pictures are to be prepared in another way than this library prepares them.
 
@@ -319,9 +328,7 @@ def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -
     settings stand under "image_processor".
     """
     if file == PROCESSOR_NAME:
-        data = data.get("image_processor", {})  # transformers 4 keeps them elsewhere
-        if not data and type(data) is dict:
-            return
+        data = _image_settings(data)
     if type(data) is not dict:
         raise ValueError(f"{file}: expected a JSON object as image_processor, got {show(data)}")
     if faults := _kind_faults(data) or _picture_faults(data, config.vision.image_size):

@@ -210,6 +210,23 @@ def test_settings_of_the_released_preprocessing_are_read(folder, changes):
     assert convert.load(folder).config == VIT
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"image_mean": [0.5, 0.5, 0.5]},
+        {"feature_extractor": {"resample": 2}},
+        {"image_processor_type": "SiglipImageProcessor"},
+        {"processor_class": "SiglipProcessor"},
+        {"processor_class": "SiglipProcessor", "image_processor": {}},
+    ],
+)
+def test_settings_in_another_place_of_a_processor_file_count(folder, said):
+    foreign.write_json(folder / "processor_config.json", {"processor_class": "CLIPProcessor"})
+    assert convert.load(folder).config == VIT
+    foreign.write_json(folder / "processor_config.json", said)
+    assert "asks for other pictures" in message_of(convert.load, folder)
+
+
 @pytest.mark.parametrize("inside", [[], None, 7, {"image_processor": 7}, {"image_processor": None}])
 def test_processor_files_that_are_no_settings_are_refused(folder, inside):
     foreign.write_json(folder / "processor_config.json", inside)
