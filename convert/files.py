@@ -48,9 +48,11 @@ def _one(path: Path) -> tuple[Flat, dict[str, str]]:
         head, size = file.read(64), file.seek(0, 2)
     # By the whole magic: the length of a header may begin as a pickle does.
     is_torch = head.startswith((b"PK\3\4", *torch_archive.LEGACY_MAGICS))
-    if not is_torch and (
-        safetensors_file.starts_like_one(head, size) or path.suffix == ".safetensors"
-    ):
+    is_safetensors = safetensors_file.starts_like_one(head, size)
+    if not is_torch and (is_safetensors or path.suffix == ".safetensors"):
+        cause = None if is_safetensors else torch_archive.probable_cause(head)
+        if cause is not None:
+            raise ValueError(f"{path}: no safetensors file: {cause}")
         arrays, metadata = safetensors_file.read(path)
         return prefixes.strip(arrays), metadata
     return torch_archive.read(path), {}

@@ -111,30 +111,38 @@ def _read_legacy(data: memoryview, magic: bytes) -> Flat:
     return views(root.value, data, lambda storage: starts[storage.key])
 
 
+def probable_cause(head: bytes) -> str | None:
+    """What a file that starts so is, where it is no checkpoint of any kind, and what to do."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "the file is empty; get it again"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page came, perhaps an error or a login page; get the file again"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer came and not the file; run `git lfs pull`"
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip file came; unpack it first"
+    return None
+
+
+def _cause_in_torch(head: bytes, size: int) -> str:
+    if head.startswith(b"PK"):
+        return "an empty or split zip came; get the file again"
+    if head[257:262] == b"ustar":
+        return "a tar file came, as very old versions of PyTorch wrote; save it with a newer one"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "a safetensors file came; read it as such"
+    if any(magic.startswith(head[:15]) for magic in LEGACY_MAGICS):
+        return "the file was cut off after a few bytes; get it again"
+    if head.startswith(b"\x80"):
+        return "a pickle came that torch.save did not write; save model.state_dict() with torch"
+    return f"it starts with {show(head[:8])}; get it again from its source"
+
+
 def _explain(data: memoryview) -> NoReturn:
     """ValueError that names what the file probably is."""
     head = bytes(data[:512])
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        cause = "the file is empty; get it again"
-    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        cause = "a web page came, perhaps an error or a login page; get the file again"
-    elif head.startswith(b"version https://git-lfs"):
-        cause = "a Git LFS pointer came and not the file; run `git lfs pull`"
-    elif head.startswith(b"\x1f\x8b"):
-        cause = "a gzip file came; unpack it first"
-    elif head.startswith(b"PK"):
-        cause = "an empty or split zip came; get the file again"
-    elif head[257:262] == b"ustar":
-        cause = "a tar file came, as very old versions of PyTorch wrote; save it with a newer one"
-    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= len(data) - 8:
-        cause = "a safetensors file came; read it as such"
-    elif any(magic.startswith(head[:15]) for magic in LEGACY_MAGICS):
-        cause = "the file was cut off after a few bytes; get it again"
-    elif head.startswith(b"\x80"):
-        cause = "a pickle came that torch.save did not write; save model.state_dict() with torch"
-    else:
-        cause = f"it starts with {show(head[:8])}; get it again from its source"
+    cause = probable_cause(head) or _cause_in_torch(head, len(data))
     raise ValueError(f"no checkpoint of PyTorch: {cause}")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from jaxclip import convert
 from jaxclip.convert.torch_archive import parse, read
 from tests import archives
 from tests.archives import Member, same, zip_bytes
@@ -254,6 +255,23 @@ def test_other_files_are_named(tmp_path: Path, name: str):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"a.pt: no checkpoint of PyTorch: .*{message}"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["empty", "page", "error", "pointer", "gzip"])
+def test_other_files_named_as_safetensors_are_named(tmp_path: Path, name: str):
+    make, message = WRONG[name]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(make())
+    with pytest.raises(ValueError, match=f"a.safetensors: no safetensors file: .*{message}"):
+        convert.read(path)
+
+
+def test_a_header_that_begins_as_a_gzip_file_is_read(tmp_path: Path):
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(0x8B1F)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + np.ones(2, "<f4").tobytes())
+    assert path.read_bytes()[:2] == b"\x1f\x8b"
+    assert np.array_equal(convert.read(path)["a"], [1, 1])
 
 
 def test_paths_that_are_no_file_are_refused(tmp_path: Path):
