@@ -34,6 +34,7 @@ LARGEST = 16 << 20  # bytes of one pickle; that of the largest released model ha
 MOST_STEPS = 1_000_000  # that of the largest released model takes 50,000
 _LONGEST_NAME = 256  # bytes of one line of a GLOBAL
 PROTOCOLS = (2, 3, 4, 5)  # `torch.save(..., pickle_protocol=)`; 2 unless it is given
+_FIRST_OPCODES = b"(c}]FGIJKLMNSTUVX"  # with which a pickle of protocol 0 or 1 begins
 
 
 class Pickle(NamedTuple):
@@ -79,6 +80,11 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         mark, self.protocol = self.take(2)
+        if mark in _FIRST_OPCODES:
+            raise ValueError(
+                "expected a pickle of protocol 2 to 5, got one of protocol 0 or 1; save it anew "
+                "with torch.save, whose protocol is 2 unless another is given"
+            )
         if mark != 0x80 or self.protocol not in PROTOCOLS:
             refuse(f"expected a pickle of protocol 2 to 5 at byte {at}, got another")
         self.actions = _ACTIONS if self.protocol < 4 else _ACTIONS | _ACTIONS_4

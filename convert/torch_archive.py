@@ -32,6 +32,7 @@ LEGACY_MAGICS = tuple(
     bytes([0x80, protocol]) + (_FRAME if protocol > 3 else b"") + _MAGIC
     for protocol in pickles.PROTOCOLS
 )
+OLDEST_MAGIC = b"L%dL\n." % int.from_bytes(_MAGIC[2:12], "little")  # in protocol 0 and 1
 LEGACY_VERSION = 1001
 ALIGNMENT = 64  # bytes; as PyTorch aligns its records
 LARGE = 1 << 30  # bytes from which on sizes are written in 64 bits, well before they must be
@@ -132,6 +133,8 @@ def _cause_in_torch(head: bytes, size: int) -> str:
         return "a tar file came, as very old versions of PyTorch wrote; save it with a newer one"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return "a safetensors file came; read it as such"
+    if head.startswith(OLDEST_MAGIC):
+        return "a pickle of protocol 0 or 1 came, one of 2 to 5 was expected; save it anew"
     if any(magic.startswith(head[:15]) for magic in LEGACY_MAGICS):
         return "the file was cut off after a few bytes; get it again"
     if head.startswith(b"\x80"):

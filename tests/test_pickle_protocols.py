@@ -201,3 +201,12 @@ def test_spoilt_pickles_load_or_are_refused(torch_names, protocol):
         outcomes["loaded"] += 1
         assert all(len(array.tobytes()) <= len(tree) + 64 for array in arrays.values()), i
     assert outcomes["loaded"] > 30 and len(outcomes) > 10
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_older_protocols_are_refused_by_name(torch_names, protocol):
+    tree = pickle.dumps({"a": 1}, protocol)
+    for data in (zipped(tree), pickle.dumps(0x1950A86A20F9469CFC6C, protocol) + tree):
+        with pytest.raises(ValueError, match="protocol 0 or 1") as refusal:
+            parse(data)
+        assert "hostile" not in str(refusal.value) and "save it anew" in str(refusal.value)
