@@ -264,3 +264,11 @@ def test_no_tree_of_files_and_links_ends_in_anything_but_an_answer(tmp_path):
                 assert all(source[i] for i in range(len(source)))
             except ValueError as error:
                 assert "\n" not in str(error)
+
+
+def test_pictures_beside_empty_folders_only_have_no_captions(tmp_path):
+    for name in ("1.png", "2.png"):
+        write(tmp_path / name, png(1))
+    (tmp_path / "thumbs").mkdir()
+    with pytest.raises(ValueError, match="2 of 2 pictures have no caption file beside them"):
+        pairs.opened(place(str(tmp_path)))

@@ -92,11 +92,13 @@ def _looked_at(text: str) -> Place:
 
 
 def _kind_of_folder(root: Path) -> str:
-    """The kind: captions where a picture has a text beside it, else classes if it has folders."""
+    """The kind: captions where a picture has a text beside it, else classes if folders have any."""
     found = find_pictures(root)
     captioned = any(found.text_of(picture) for picture in found.pictures)
     captioned = captioned or (not found.pictures and bool(found.texts))
-    return "classes" if found.folders and not captioned else "captions"
+    in_folders = any(found.class_of(picture) for picture in found.pictures)
+    bare = bool(found.pictures) and not in_folders  # beside empty folders
+    return "classes" if found.folders and not captioned and not bare else "captions"
 
 
 def _refuse_special(path: Path) -> None:
