@@ -90,6 +90,21 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
         prompts.load(str(tmp_path / "own.json"))
 
 
+@pytest.mark.parametrize("content", ["[]", '"a"', '{"template_sets": [1], "templates": ["{}"]}'])
+@pytest.mark.parametrize("template_set", ["", "one"])
+def test_what_is_no_object_is_told_in_plain_words(tmp_path, content, template_set):
+    (tmp_path / "own.json").write_text(content)
+    with pytest.raises(ValueError, match=r"expected .*JSON object.*, got another value"):
+        prompts.load(str(tmp_path / "own.json"), template_set)
+
+
+@pytest.mark.parametrize("name", [" ", "\ud800"])
+def test_a_class_is_more_than_space_and_no_half_character(tmp_path, name):
+    (tmp_path / "own.json").write_text(json.dumps({"classes": [name], "templates": ["{}"]}))
+    with pytest.raises(ValueError, match="classes has to be a list of texts"):
+        prompts.load(str(tmp_path / "own.json"))
+
+
 def test_a_file_of_ones_own_may_have_a_mark_and_other_separators(tmp_path):
     """As Windows writes it; `caption` lists and prompts follow one rule for text."""
     text = '{"classes": ["a\u2028b", "c"], "templates": ["a {}"]}'

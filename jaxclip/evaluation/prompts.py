@@ -70,8 +70,18 @@ def load(name_or_path: str, template_set: str = "") -> Prompts:
         raise ValueError(f"classes and prompts of {name_or_path}: {error}") from None
 
 
-def _read(record: dict[str, Any], template_set: str) -> Prompts:
+def _is_text(value: Any) -> bool:
+    """Whether it is a text of more than space, and of whole characters."""
+    half = isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value)
+    return isinstance(value, str) and bool(value.strip()) and not half
+
+
+def _read(record: Any, template_set: str) -> Prompts:
+    if not isinstance(record, dict):
+        raise ValueError("expected a JSON object with classes and templates, got another value")
     sets = record.get("template_sets", {})
+    if not isinstance(sets, dict):
+        raise ValueError("expected template_sets as a JSON object, got another value")
     if template_set and template_set not in sets:
         raise ValueError(f"no template set {template_set!r}; there are {', '.join(sets) or 'none'}")
     templates = sets[template_set] if template_set else record["templates"]
@@ -80,7 +90,7 @@ def _read(record: dict[str, Any], template_set: str) -> Prompts:
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
     for name, value in (("classes", classes), ("templates", templates), ("folders", folders)):
-        if not isinstance(value, list) or any(not isinstance(x, str) or not x for x in value):
+        if not isinstance(value, list) or not all(map(_is_text, value)):
             raise ValueError(f"{name} has to be a list of texts")
     if folders and len(folders) != len(classes):
         raise ValueError(f"{len(folders)} folders came for {len(classes)} classes")
