@@ -214,6 +214,7 @@ def load(
     >>> model.config.vision.image_size == preprocess.size
     True
     """
+    found: Path | None = None
     if isinstance(name_or_path, convert.Loaded):
         loaded = name_or_path
         convert.agree(convert.Given(activation, heads), loaded.config, "what was loaded")
@@ -241,5 +242,9 @@ def load(
         empty = clip.only(empty, tower)
         others = tuple(f"{at}." for name, at in clip.TOWERS.items() if name != tower)
         flat = {name: array for name, array in flat.items() if not name.startswith(others)}
-    model = Model(clip.from_flat(flat, empty), jit=jit, notes=loaded.notes)
+    try:
+        module = clip.from_flat(flat, empty)
+    except ValueError as error:  # numbers that are not finite
+        raise ValueError(f"{found}: {error}" if found else str(error)) from None
+    model = Model(module, jit=jit, notes=loaded.notes)
     return model, Preprocess(loaded.config.vision.image_size)

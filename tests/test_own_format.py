@@ -291,3 +291,19 @@ def test_spoilt_files_of_ours_load_or_are_refused(tmp_path, spoil):
     tracemalloc.stop()
     assert peak < 20 * len(sound) + (4 << 20)
     assert outcomes["loaded"] > 10 and len(outcomes) > 10
+
+
+def test_numbers_that_are_not_finite_are_told_with_the_file(tmp_path, capsys):
+    name = "text.text_projection"
+    flat, config, notes = checkpoint.load_stored(hub.find("emoji"))
+    file, picture = tmp_path / "bad.safetensors", str(EXAMPLES[0])
+    checkpoint.save(file, {**flat, name: np.full_like(flat[name], np.nan)}, config, notes)
+    assert f"{file}: " in message_of(hub.load, file)
+    ask = ["classify", picture, "--labels", "a", "b", "--model", str(file)]
+    assert f"{file}: {name}" in fails(capsys, 1, *ask)
+
+
+def test_embeddings_are_not_written_to_a_folder(tmp_path, capsys):
+    (tmp_path / "e.npz").mkdir()
+    ask = ["embed", str(EXAMPLES[0]), "--out", str(tmp_path / "e.npz"), "--force"]
+    assert "--out: expected the name of a file, got a folder" in fails(capsys, 2, *ask)

@@ -52,7 +52,7 @@ def classify(
     chosen = _labels(labels)
     paths = _files(pictures)
     opened = open_model(model)
-    clip, _ = load_model(opened, tower="text")
+    clip, _ = load_model(opened, of=model, tower="text")
     from jaxclip.downloads import cache_folder
     from jaxclip.evaluation.compiled import compiled
     from jaxclip.evaluation.zero_shot import in_blocks, unit
@@ -60,7 +60,7 @@ def classify(
 
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
-    clip, preprocess = load_model(opened, tower="image")
+    clip, preprocess = load_model(opened, of=model, tower="image")
     images = np.stack([preprocess.safe(open_image(path)) for path in paths])
     image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
     logits = np.asarray(clip.logits(image_embeds, text_embeds))  # [n, c]
@@ -135,6 +135,8 @@ def embed(
     paths = _files(pictures)
     if out.suffix != ".npz":
         raise UsageError(f"--out {out} came, a file ending in .npz was expected")
+    if out.is_dir():
+        raise UsageError(f"--out: expected the name of a file, got a folder, {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
     require_whole_flag("--batch-size", batch_size, 1, 2**20)

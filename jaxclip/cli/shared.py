@@ -101,11 +101,15 @@ def open_model(name: str) -> Any:
     return convert.load(hub.find(name), check_numbers=False)
 
 
-def load_model(name: Any, **options: Any) -> tuple[Any, Any]:
+def load_model(name: Any, *, of: str = "", **options: Any) -> tuple[Any, Any]:
     """`hub.load`, with compiled programs kept in the cache folder for the next command.
 
     What a command compiles costs more than what it computes. JAX_COMPILATION_CACHE_DIR names
     another folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+
+    Args:
+        name: as `hub.load` takes it.
+        of: what the arrays are from, for messages, where `name` is what `open_model` made.
     """
     _import_jax()
     import jax
@@ -117,7 +121,10 @@ def load_model(name: Any, **options: Any) -> tuple[Any, Any]:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return hub.load(name, **options)
+    try:
+        return hub.load(name, **options)
+    except ValueError as error:
+        raise ValueError(f"{of}: {error}" if of else str(error)) from None
 
 
 def warn_embedded(name: str) -> None:
