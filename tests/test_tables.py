@@ -97,6 +97,28 @@ def test_the_mark_is_no_part_of_the_first_class(tmp_path):
     assert source.names == ("cat", "dog") and [source[i].label for i in range(2)] == [0, 1]
 
 
+@pytest.mark.parametrize("text", ["cat\n\ndog\n", "\ncat\ndog\n", "cat\n \ndog"])
+def test_an_empty_line_among_classes_is_refused_as_it_renumbers_them(tmp_path, text):
+    path = write(tmp_path / "l.csv", "image,label\na.png,1\n")
+    write(tmp_path / "classnames.txt", text)
+    with pytest.raises(
+        ValueError, match=r"classnames\.txt, line [12]: expected a class, got an emp"
+    ):
+        labelled(place(str(path)))
+    write(tmp_path / "classnames.txt", "cat\ndog\n\n \n")
+    assert labelled(place(str(path))).names == ("cat", "dog")
+
+
+def test_a_name_of_two_classes_is_refused_where_the_data_use_it(tmp_path):
+    path = write(tmp_path / "l.csv", "image,label\na.png,crane\nb.png,dog\n")
+    write(tmp_path / "classnames.txt", "crane\ncrane\ndog\n")
+    with pytest.raises(ValueError, match="got 'crane' 2 times; number the classes"):
+        labelled(place(str(path)))
+    write(path, "image,label\na.png,1\nb.png,2\n")
+    source = labelled(place(str(path)))
+    assert [source[i].label for i in range(2)] == [1, 2]
+
+
 def test_names_go_before_places(tmp_path):
     """Classes named 1, 2, 3: label 1 is the first of them."""
     path = write(tmp_path / "l.csv", "image,label\na.png,1\nb.png,3\n")

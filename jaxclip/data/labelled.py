@@ -156,7 +156,11 @@ def _names_beside(path: Path) -> tuple[str, ...]:
     for folder in (path.parent, path.parent.parent):
         file = folder / NAMES_FILE
         if file.exists():
-            return tuple(line.strip() for line in split_lines(read_text(file)) if line.strip())
+            lines = [line.strip() for line in split_lines(read_text(file).rstrip())]
+            if "" in lines:  # without it the classes below would have other numbers
+                where = f"{file}, line {lines.index('') + 1}"
+                raise ValueError(f"{where}: expected a class, got an empty line; remove it")
+            return tuple(lines)
     return ()
 
 
@@ -172,6 +176,13 @@ def _numbered(
     if not (names and known <= set(names)) and all(map(NUMBER.fullmatch, known)):
         return [NO_LABEL if word is None else int(word) for word in words], names
     names = names or tuple(sorted(known))
+    counts = Counter(names)
+    twice = sorted(name for name in known if counts[name] > 1)
+    if twice:
+        raise ValueError(
+            f"{NAMES_FILE}: expected each class that the data name once, got {twice[0]!r} "
+            f"{counts[twice[0]]} times; number the classes in the data instead"
+        )
     place = {name: i for i, name in enumerate(names)}
     return [place.get(word, NO_LABEL) if word is not None else NO_LABEL for word in words], names
 
