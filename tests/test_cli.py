@@ -56,6 +56,10 @@ def test_classify_prints_a_ranked_table(capsys: pytest.CaptureFixture[str]) -> N
         (["classify", "x.png", "--labels", "a", "--colour"], "--colour"),
         (["train", "emoji", "--steps", "many"], "many"),
         (["train", "photos"], "photos"),
+        (["train", "emoji", "--process", "-1"], "--process: expected a whole number from 0 to 0"),
+        (["train", ""], "got an empty text"),
+        (["classify", "", "--labels", "a"], "got an empty text"),
+        (["embed", "x.png", "--out="], "got an empty text"),
         (["dance"], "dance"),
         ([], "subcommand"),
     ],
@@ -64,6 +68,34 @@ def test_usage_errors_take_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     assert says.lower() in fails(capsys, 2, *arguments).lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            "embed x --out x.npz --batch-size 1.5",
+            "--batch-size: expected a whole number, got '1.5'",
+        ),
+        (
+            "embed x --out x.npz --batch-size x'y",
+            """--batch-size: expected a whole number, got "x'y\"""",
+        ),
+        ("train x --learning-rate abc", "--learning-rate: expected a number, got 'abc'"),
+        ("train x --weights 1 b", "--weights: expected a number, got '1', 'b'"),
+        ("convert emoji x --image-size a", "--image-size: expected a whole number, got 'a'"),
+        ("convert emoji x --heads 3", "--heads: expected 2 whole numbers, got '3'"),
+        ("convert emoji x --heads a b", "--heads: expected 2 whole numbers, got 'a', 'b'"),
+        (
+            "train x --model.vision.layers a b c d",
+            "--model.vision.layers: expected 4 whole numbers, got 'a', 'b', 'c', 'd'",
+        ),
+    ],
+)
+def test_a_flag_that_takes_numbers_says_so(
+    capsys: pytest.CaptureFixture[str], arguments: str, says: str
+) -> None:
+    assert fails(capsys, 2, *arguments.split(" ")) == f"jaxclip: {says}\n"
 
 
 def test_failures_take_one_line_and_exit_1(

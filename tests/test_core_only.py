@@ -1,4 +1,4 @@
-"""With the core dependencies alone every experiment explains itself, or names the extra it needs."""
+"""With the core alone every experiment explains itself, or names the extra that it needs."""
 
 import os
 import subprocess

@@ -134,7 +134,7 @@ def embed(
     """
     paths = _files(pictures)
     if out.suffix != ".npz":
-        raise UsageError(f"--out {out} came, a file ending in .npz was expected")
+        raise UsageError(f"--out: expected a file ending in .npz, got {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
     require_whole_flag("--batch-size", batch_size, 1, 2**20)

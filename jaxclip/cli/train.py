@@ -101,6 +101,7 @@ def train(
         raise UsageError("--resume: expected --out, the folder of the run to go on with; got none")
     require_whole_flag("--skip-limit", skip_limit, 0)
     require_whole_flag("--processes", processes, 1, 2**20)
+    require_whole_flag("--process", process, 0, processes - 1)
     out = out or Path("runs", "emoji" if data == ("emoji",) else "pairs")
     from jaxclip.cli import begin, run  # they import jax
     from jaxclip.data.stream import Skips
