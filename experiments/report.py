@@ -24,7 +24,7 @@ from experiments import report_pictures as pictures
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model, print_line
 from jaxclip.evaluation import results
-from jaxclip.files import read_text
+from jaxclip.files import read_text, require_writable
 
 Lines = list[dict[str, Any]]
 WORST = 40  # classes in the table
@@ -288,6 +288,7 @@ def work(arguments: argparse.Namespace) -> None:
     """Write the page."""
     if arguments.out.exists() and not arguments.force:
         raise ValueError(f"{arguments.out} is there already; add --force or another --out")
+    require_writable(arguments.out)
     page = report(arguments.folders, arguments.data, arguments.data_dir)
     with replacing(arguments.out) as temporary:
         temporary.write_text(page, encoding="utf-8")

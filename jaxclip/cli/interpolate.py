@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from jaxclip.cli.shared import UsageError, print_line
+from jaxclip.files import require_writable
 
 
 def interpolate(
@@ -32,6 +33,7 @@ def interpolate(
         raise UsageError(f"--out: expected a file ending in .safetensors, got {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
+    require_writable(out)
     from jaxclip import checkpoint, convert
     from jaxclip.finding import find
 
