@@ -24,8 +24,10 @@ from jaxclip.tokenizer import VOCAB_SIZE
 from jaxclip.training import assembly, loop
 from jaxclip.training.recipe import Layout, TrainConfig
 
-FILES = ("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors")
-FILES += ("result.json", "loss.png", "answers.png", "similarity.png")
+FILES = (
+    *("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors"),
+    *("result.json", "loss.png", "answers.png", "similarity.png"),
+)
 FOLDERS = ("state", "state-damaged", "profile", "tensorboard")
 MOST_BYTES = 2**20  # of config.json and data.json
 
