@@ -129,6 +129,27 @@ def test_preset_gives_every_flag_its_default(capsys: pytest.CaptureFixture[str])
     assert f"default: {PRESETS['full'].steps})" in capsys.readouterr().out
 
 
+def test_the_last_of_two_presets_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--preset", "quick", "--preset=full", "--help"])
+    assert f"default: {PRESETS['full'].steps})" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_command_is_imported_takes_one_line() -> None:
+    program = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jaxclip.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from jaxclip.__main__ import main
+sys.exit(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (1, "jaxclip: interrupted\n")
+
+
 def test_train_refuses_a_folder_that_holds_something(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

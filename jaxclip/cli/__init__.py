@@ -54,8 +54,8 @@ _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 
 def _preset(arguments: Sequence[str]) -> Flags:
     """The recipe that --preset names, which gives every other flag of `train` its default."""
-    found = re.search(r"--preset[= ](\S+)", " ".join(arguments))
-    return Flags.of(PRESETS.get(found[1] if found else "quick", PRESETS["quick"]))
+    found = re.findall(r"--preset[= ](\S+)", " ".join(arguments))  # the parser takes the last
+    return Flags.of(PRESETS.get(found[-1] if found else "quick", PRESETS["quick"]))
 
 
 def _given(arguments: Sequence[str]) -> frozenset[str]:
