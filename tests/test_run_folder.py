@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxclip.cli.begin import FILES, FOLDERS, Fed, _prepare_folder
+from jaxclip.cli.begin import FILES, FOLDERS, Fed, _prepare_folder, lock_folder
 from jaxclip.cli.shared import UsageError
 from jaxclip.training.recipe import TrainConfig
 
@@ -45,6 +45,16 @@ def test_a_run_folder_that_its_states_cannot_be_written_to_is_refused(tmp_path: 
         _prepare_folder(tmp_path / os.fsdecode(b"\xff"), CONFIG, FED, force=False)
     (tmp_path / "file").write_text("mine")
     for name in ("file", "file/run", "a\0b"):
-        with pytest.raises(ValueError, match="expected a"):
-            _prepare_folder(tmp_path / name, CONFIG, FED, force=True)
+        with pytest.raises(ValueError, match="expected a"), lock_folder(tmp_path / name):
+            pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_one_program_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "run"):
+        with pytest.raises(UsageError, match="no other program"), lock_folder(tmp_path / "run"):
+            pass
+        with lock_folder(tmp_path / "other"):
+            pass
+    with lock_folder(tmp_path / "run"):
+        assert list((tmp_path / "run").iterdir()) == []

@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,6 +23,11 @@ from jaxclip.files import read_text, require_writable
 from jaxclip.tokenizer import VOCAB_SIZE
 from jaxclip.training import assembly, loop
 from jaxclip.training.recipe import Layout, TrainConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
 
 FILES = (
     *("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors"),
@@ -254,6 +259,30 @@ def prepare_folder(out: Path, config: TrainConfig, fed: Fed, resume: bool, force
     multihost_utils.sync_global_devices("the run folder is there")
 
 
+@contextlib.contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """One program at a time trains in a run folder, where the system has locks; UsageError else."""
+    require_writable(out / "config.json")
+    if fcntl is None or jax.process_index() > 0:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"--out: expected a folder that no other program trains in, got {out}; wait for "
+                "it, or name another"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _require_run(out: Path) -> None:
     """UsageError where --force would delete files of somebody's own, named as those of a run."""
     readers = {"config.json": TrainConfig.from_json, "data.json": Fed.from_json}
@@ -270,7 +299,6 @@ def _require_run(out: Path) -> None:
 
 
 def _prepare_folder(out: Path, config: TrainConfig, fed: Fed, force: bool) -> None:
-    require_writable(out / "config.json")
     try:
         str(out.absolute()).encode()
     except UnicodeEncodeError:  # Orbax could not save there

@@ -120,21 +120,22 @@ def train(
     evaluation = run.validation(config, mesh, fed)
     if tensorboard:
         run.require_tensorboard()
-    begin.prepare_folder(out, config, fed, resume, force)
-    model = run.run(
-        config,
-        layout,
-        stream,
-        out,
-        skips=skips,
-        mesh=mesh,
-        evaluate=evaluation,
-        start=flat,
-        resume=resume,
-        sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
-        profile=profile,
-        again=begin.to_go_on(out, layout, tensorboard, coordinator, processes, process),
-    )
+    with begin.lock_folder(out):
+        begin.prepare_folder(out, config, fed, resume, force)
+        model = run.run(
+            config,
+            layout,
+            stream,
+            out,
+            skips=skips,
+            mesh=mesh,
+            evaluate=evaluation,
+            start=flat,
+            resume=resume,
+            sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
+            profile=profile,
+            again=begin.to_go_on(out, layout, tensorboard, coordinator, processes, process),
+        )
     if model is None:
         return FAILED
     if run.is_first():
