@@ -1,7 +1,7 @@
 """How fast: jaxclip beside PyTorch, both sides in turn in one run.
 
 Question:  is each thing that people wait for faster here than with the best PyTorch program?
-Command:   pip install -e '.[parity]' && python -m experiments.bench SUITE [--help]
+Command:   pip install -e '.[test,parity]' && python -m experiments.bench SUITE [--help]
 Result:    rows as JSON lines; with --write also docs/bench.json, and from it the tables of
            docs/performance.md and of the README (`python -m experiments.bench tables`).
 
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common import missing_package
 from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def _work() -> int:
     try:
         return main(sys.argv[1:])
     except ImportError as error:
-        raise ValueError(f"{error}; pip install -e '.[parity]'") from error
+        raise missing_package(error) from error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,19 @@ from jaxclip.cli.shared import warnings_on_stderr
 from jaxclip.terminal import complain, run_program
 
 PUBLISHED = Path(__file__).with_name("published.json")
+PARITY = "test,parity"  # the helpers that the parity tests share need pytest
+EXTRAS = {  # the extra that brings a package which the core lacks
+    "sklearn": "test",
+    **dict.fromkeys(("pytest", "torch", "torchvision", "open_clip", "transformers"), PARITY),
+}
+
+
+def missing_package(error: ImportError) -> ValueError:
+    """One line that names the extra; raises the error again where no extra brings the package."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    return ValueError(f"expected the package {package}; pip install -e '.[{EXTRAS[package]}]'")
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,8 +76,11 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequen
 
     def parse_and_work() -> int:
         arguments = parser.parse_args(given)
-        with warnings_on_stderr():
-            work(arguments)
+        try:
+            with warnings_on_stderr():
+                work(arguments)
+        except ImportError as error:
+            raise missing_package(error) from error
         return 0
 
     told = "interrupted; the same command goes on from here"

@@ -33,7 +33,7 @@ from rich.progress import track
 from experiments import common
 from jaxclip.cli.shared import print_line, stderr
 from jaxclip.evaluation import prompts
-from jaxclip.evaluation.features import decoded
+from jaxclip.pictures import decode_image
 
 SIDE = 28  # pixels
 SPLITS = {"train": "train", "test": "t10k"}  # split -> how its two files begin
@@ -209,7 +209,7 @@ def check_classes(split: Split, folder: Path) -> None:
 
 def _is_picture(path: Path, picture: np.ndarray) -> bool:
     try:
-        return np.array_equal(np.asarray(decoded(path.read_bytes())), picture)
+        return np.array_equal(np.asarray(decode_image(path.read_bytes())), picture)
     except ValueError:
         return False
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common import Parser
+
 SIZES = (4096, 8192, 16384, 32768, 65536)
 LARGEST = {"dense": 16384, "gathered": 16384}  # beyond these the logits take too much
 WAYS = ("dense", "gathered", "ring", "chunked")
@@ -154,7 +156,8 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) == 4 and sys.argv[1] in WAYS:  # of `in_a_process`
         measure(sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3])))
     else:
+        Parser(prog="loss_memory", description=__doc__.splitlines()[0]).parse_args()
         main()

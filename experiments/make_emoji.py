@@ -28,7 +28,7 @@ from rich.progress import track
 try:
     import resvg_py
 except ImportError:
-    raise SystemExit("make_emoji needs resvg-py: pip install 'jaxclip[recipes]'") from None
+    raise SystemExit("make_emoji needs resvg-py: pip install -e '.[recipes]'") from None
 
 TRAINING = {"noto": "1.2.9", "noto-v1": "1.2.5", "twemoji": "1.2.5", "emojione": "1.2.3"}
 TEST = {"fluent-emoji-flat": "1.2.6"}

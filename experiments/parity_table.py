@@ -1,7 +1,7 @@
 """All nine architectures at full size against the official PyTorch code.
 
 Question:  do our models equal the official ones, given the same weights, at their true sizes?
-Command:   pip install -e '.[parity]' && python -m experiments.parity_table [NAME ...]
+Command:   pip install -e '.[test,parity]' && python -m experiments.parity_table [NAME ...]
 Result:    docs/parity.md and the README's table, one row a model; exit code 1 if one departs.
            Every row is kept in docs/parity.json; --rewrite makes the tables from it alone.
 
@@ -11,7 +11,6 @@ Judge is the official code in float64. Ours may depart from it by four times wha
 float32 departs, and by 2e-5 of the largest value, as in `jaxclip verify` (jaxclip/parity.py).
 """
 
-import argparse
 import gc
 import json
 import tempfile
@@ -27,7 +26,7 @@ import numpy as np
 
 import jaxclip
 from experiments import pages
-from experiments.common import machine
+from experiments.common import Parser, machine, missing_package, seed
 from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
 from jaxclip.config import RELEASED
@@ -35,7 +34,6 @@ from jaxclip.convert.conversion import theirs
 from jaxclip.models import clip
 from jaxclip.pictures import open_image
 from jaxclip.terminal import run_program
-from tests import archives, official
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "parity.md"
@@ -66,6 +64,8 @@ def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
 
 def measure(name: str, seed: int = 0) -> dict[str, Any]:
     """One row: parameters, cosines, errors of ours and of torch's float32 against float64."""
+    from tests import archives, official  # here: --help and --rewrite need no extra
+
     config = RELEASED[name]
     model = official.model(config, seed)
     arrays = official.arrays(model)
@@ -185,7 +185,10 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
-        rows[name] = measure(name, seed)
+        try:
+            rows[name] = measure(name, seed)
+        except ImportError as error:
+            raise missing_package(error) from error
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
@@ -197,14 +200,16 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="parity_table", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
     parser.add_argument("--out", type=Path, default=PAGE, help="a .md file; a .json goes beside it")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in RELEASED]:
+        parser.error(f"expected names among {', '.join(RELEASED)}, got {unknown[0]!r}")
     if arguments.out.suffix != ".md":
-        parser.error(f"--out {arguments.out} came, a file ending in .md was expected")
+        parser.error(f"--out: expected a file ending in .md, got {arguments.out}")
     names = [] if arguments.rewrite else arguments.names
     work = partial(main, names, arguments.out, arguments.seed)
     raise SystemExit(run_program("parity_table", work))

@@ -90,7 +90,9 @@ def main(given: Sequence[str]) -> int:
     """The command line; the exit code."""
     made = common.Parser(prog="probe_speed", description=__doc__.splitlines()[0])
     made.add_argument("folder", type=Path, help="where Fashion-MNIST's four .gz files are")
-    made.add_argument("--pictures", type=int, default=10_000, help="training pictures to fit")
+    made.add_argument(
+        "--pictures", type=common.positive, default=10_000, help="training pictures to fit"
+    )
     return common.run(made, work, given)
 
 

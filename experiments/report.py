@@ -24,7 +24,8 @@ from experiments import report_pictures as pictures
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model, print_line
 from jaxclip.evaluation import results
-from jaxclip.files import read_text
+from jaxclip.files import read_text, require_writable
+from jaxclip.terminal import printable
 
 Lines = list[dict[str, Any]]
 WORST = 40  # classes in the table
@@ -200,7 +201,7 @@ def confusion(result: dict[str, Any], counts: np.ndarray) -> str:
     axes.set(xlabel="answer", ylabel="label")
     if c <= 30:
         # $ begins a formula in matplotlib, and a class may be called anything
-        short = [name[:24].replace("$", r"\$") for name in classes]
+        short = [printable(name[:24]).replace("$", r"\$") for name in classes]
         axes.set_xticks(range(c), short, rotation=90)
         axes.set_yticks(range(c), short)
     wrong = counts.copy()
@@ -288,9 +289,11 @@ def work(arguments: argparse.Namespace) -> None:
     """Write the page."""
     if arguments.out.exists() and not arguments.force:
         raise ValueError(f"{arguments.out} is there already; add --force or another --out")
+    require_writable(arguments.out)
     page = report(arguments.folders, arguments.data, arguments.data_dir)
     with replacing(arguments.out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        # a class folder may have a name that is not UTF-8
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     print_line(f"wrote {arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB")
 
 

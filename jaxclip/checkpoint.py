@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxclip.config import ClipConfig, ResNetConfig, show
-from jaxclip.files import open_regular
+from jaxclip.files import open_regular, require_writable
 from jaxclip.parameters import parameters
 
 FORMAT = "jaxclip-1"
@@ -209,7 +209,11 @@ def release(array: np.ndarray) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    ValueError where `path` is no place for a file: a folder, a device, below a file.
+    """
+    require_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,7 +53,37 @@ def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise ValueError(f"{os.fspath(path)!r}: expected at most {limit:,} bytes, got {size:,}")
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:  # of a bad disk; it names no file
+            reason = f"an error ({error.strerror})"
+            raise ValueError(
+                f"{os.fspath(path)!r}: expected readable bytes, got {reason}"
+            ) from None
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """ValueError unless a regular file can be made at `path`, or is there; nothing is written.
+
+    A folder above it that is missing is one that can be made.
+    """
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ValueError(f"{name!r}: expected a file name, got one with a null byte")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(name).st_mode
+        if not stat.S_ISREG(mode):
+            kind = KINDS.get(stat.S_IFMT(mode), "something else")
+            raise ValueError(f"{name!r}: expected a regular file or nothing, got {kind}")
+    folder = Path(name).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"{name!r}: expected a folder, got the file {str(folder)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name!r}: expected a folder to write to, got {str(folder)!r}, which is none"
+        )
 
 
 def decode_text(content: bytes, where: str) -> str:

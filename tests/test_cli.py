@@ -56,6 +56,10 @@ def test_classify_prints_a_ranked_table(capsys: pytest.CaptureFixture[str]) -> N
         (["classify", "x.png", "--labels", "a", "--colour"], "--colour"),
         (["train", "emoji", "--steps", "many"], "many"),
         (["train", "photos"], "photos"),
+        (["train", "emoji", "--process", "-1"], "--process: expected a whole number from 0 to 0"),
+        (["train", ""], "got an empty text"),
+        (["classify", "", "--labels", "a"], "got an empty text"),
+        (["embed", "x.png", "--out="], "got an empty text"),
         (["dance"], "dance"),
         ([], "subcommand"),
     ],
@@ -64,6 +68,34 @@ def test_usage_errors_take_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     assert says.lower() in fails(capsys, 2, *arguments).lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            "embed x --out x.npz --batch-size 1.5",
+            "--batch-size: expected a whole number, got '1.5'",
+        ),
+        (
+            "embed x --out x.npz --batch-size x'y",
+            """--batch-size: expected a whole number, got "x'y\"""",
+        ),
+        ("train x --learning-rate abc", "--learning-rate: expected a number, got 'abc'"),
+        ("train x --weights 1 b", "--weights: expected a number, got '1', 'b'"),
+        ("convert emoji x --image-size a", "--image-size: expected a whole number, got 'a'"),
+        ("convert emoji x --heads 3", "--heads: expected 2 whole numbers, got '3'"),
+        ("convert emoji x --heads a b", "--heads: expected 2 whole numbers, got 'a', 'b'"),
+        (
+            "train x --model.vision.layers a b c d",
+            "--model.vision.layers: expected 4 whole numbers, got 'a', 'b', 'c', 'd'",
+        ),
+    ],
+)
+def test_a_flag_that_takes_numbers_says_so(
+    capsys: pytest.CaptureFixture[str], arguments: str, says: str
+) -> None:
+    assert fails(capsys, 2, *arguments.split(" ")) == f"jaxclip: {says}\n"
 
 
 def test_failures_take_one_line_and_exit_1(
@@ -95,6 +127,27 @@ def test_preset_gives_every_flag_its_default(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         cli.main(["train", "--preset", "full", "--help"])
     assert f"default: {PRESETS['full'].steps})" in capsys.readouterr().out
+
+
+def test_the_last_of_two_presets_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--preset", "quick", "--preset=full", "--help"])
+    assert f"default: {PRESETS['full'].steps})" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_command_is_imported_takes_one_line() -> None:
+    program = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jaxclip.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from jaxclip.__main__ import main
+sys.exit(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (1, "jaxclip: interrupted\n")
 
 
 def test_train_refuses_a_folder_that_holds_something(

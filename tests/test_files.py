@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from jaxclip.files import decode_text, open_regular, read_bytes, read_text, split_lines
+from jaxclip.checkpoint import replacing
+from jaxclip.files import (
+    decode_text,
+    open_regular,
+    read_bytes,
+    read_text,
+    require_writable,
+    split_lines,
+)
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
@@ -61,3 +69,42 @@ def test_lines_end_where_editors_end_them() -> None:
     assert split_lines(f"{odd}\r\nx\ry\n\nz") == [odd, "x", "y", "", "z"]
     assert split_lines("") == []
     assert decode_text(b"", "nowhere") == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_file_that_cannot_be_read_to_its_end_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'/proc/self/mem': expected readable bytes"):
+        read_bytes("/proc/self/mem")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pipe", "expected a regular file or nothing, got a named pipe"),
+        ("link", "expected a regular file or nothing, got a named pipe"),
+        ("folder", "expected a regular file or nothing, got a directory"),
+        ("file/a.npz", "expected a folder, got the file"),
+        ("file/b/a.npz", "expected a folder, got the file"),
+        ("a\0b", "null byte"),
+    ],
+)
+def test_what_is_no_place_for_a_file_is_refused_and_stays(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = {path: path.lstat().st_mode for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=says):
+        require_writable(tmp_path / name)
+    with pytest.raises(ValueError, match=says), replacing(tmp_path / name) as temporary:
+        temporary.write_text("other")
+    assert {path: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_and_a_missing_folder_are_places_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    require_writable(tmp_path / "file")
+    require_writable(tmp_path / "a" / "b" / "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

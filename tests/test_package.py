@@ -124,7 +124,7 @@ def test_wheel_installs_nothing_beside_jaxclip(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_carries_command_and_licences(wheel: zipfile.ZipFile) -> None:
     info = {n.split(".dist-info/")[1]: n for n in wheel.namelist() if ".dist-info/" in n}
-    assert "jaxclip = jaxclip.cli:main" in wheel.read(info["entry_points.txt"]).decode()
+    assert "jaxclip = jaxclip.__main__:main" in wheel.read(info["entry_points.txt"]).decode()
     texts = {f"licenses/licenses/{f.name}" for f in ROOT.glob("licenses/*")}
     assert {"licenses/LICENSE", "licenses/NOTICE"} | texts <= set(info)
 

@@ -231,7 +231,7 @@ def test_mistakes_take_one_line(
     assert "ViT-B/33" in fails(capsys, 2, "train", folder, "--preset", "ViT-B/33", *out)
     assert "tfds:NAME:SPLIT" in fails(capsys, 2, "train", "tfds:mnist", *out)
     assert "no_such_set" in fails(capsys, 1, "train", "tfds:no_such_set:train", *out)
-    assert "--process 2" in fails(
+    assert "--process: expected a whole number from 0 to 0" in fails(
         capsys, 2, "train", folder, "--coordinator", "localhost:1", "--process", "2", *out
     )
     assert not (tmp_path / "run").exists()

@@ -44,10 +44,18 @@ _OF_A_CONFIG = re.compile(
 )
 
 
+# How tyro tells that a value is no number.
+_OF_A_NUMBER = re.compile(
+    r"Error parsing (--\S+?): .*?(?:base 10:|to float:|instantiated from|arguments:?) "
+    r"""('.*?'|".*?"|\[.*?\])\.? (?:into |Got |Argument ).*?helptext: \S+ .*?((?:INT ?)+|FLOAT)"""
+)
+_NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
+
+
 def _preset(arguments: Sequence[str]) -> Flags:
     """The recipe that --preset names, which gives every other flag of `train` its default."""
-    found = re.search(r"--preset[= ](\S+)", " ".join(arguments))
-    return Flags.of(PRESETS.get(found[1] if found else "quick", PRESETS["quick"]))
+    found = re.findall(r"--preset[= ](\S+)", " ".join(arguments))  # the parser takes the last
+    return Flags.of(PRESETS.get(found[-1] if found else "quick", PRESETS["quick"]))
 
 
 def _given(arguments: Sequence[str]) -> frozenset[str]:
@@ -59,6 +67,10 @@ def _given(arguments: Sequence[str]) -> frozenset[str]:
 def _one_line(boxed: str) -> str:
     """What the flag parser drew as boxes, as one line."""
     words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
+    if found := _OF_A_NUMBER.search(words):
+        kinds = found[3].split()
+        wanted = _NUMBERS[kinds[0]] if len(kinds) == 1 else f"{len(kinds)} whole numbers"
+        return f"{found[1]}: expected {wanted}, got {found[2].strip('[]')}"
     found = _OF_A_CONFIG.search(words)
     if found is None:
         return words
@@ -68,6 +80,10 @@ def _one_line(boxed: str) -> str:
 
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
     """What to do, parsed; SystemExit 2 after one line about a usage error, 0 after --help."""
+    if "tokenize" not in arguments[:1] and any(
+        re.fullmatch(r"(--[\w.-]+=)?", x) for x in arguments
+    ):
+        raise UsageError("expected a value, got an empty text; give one or leave its flag out")
     train.__kwdefaults__ = None
     defaults = train.__defaults__ or ()
     train.__defaults__ = (_preset(arguments), *defaults[1:-1], _given(arguments))

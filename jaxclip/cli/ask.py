@@ -20,6 +20,7 @@ from jaxclip.cli.shared import (
     stderr,
     warn_embedded,
 )
+from jaxclip.files import require_writable
 
 
 def _labels(labels: Sequence[str]) -> list[str]:
@@ -134,11 +135,12 @@ def embed(
     """
     paths = _files(pictures)
     if out.suffix != ".npz":
-        raise UsageError(f"--out {out} came, a file ending in .npz was expected")
+        raise UsageError(f"--out: expected a file ending in .npz, got {out}")
     if out.is_dir():
         raise UsageError(f"--out: expected the name of a file, got a folder, {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
+    require_writable(out)
     require_whole_flag("--batch-size", batch_size, 1, 2**20)
     require_whole_flag("--skip-limit", skip_limit, 0)
     clip, preprocess = load_model(model, tower="image")

@@ -1,12 +1,13 @@
 """What a run begins or goes on with: recipe, data and first weights, from flags or its folder."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,12 +19,20 @@ from jaxclip import convert, hub
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import UsageError, flag_error
 from jaxclip.config import ClipConfig
-from jaxclip.files import read_text
+from jaxclip.files import read_text, require_writable
 from jaxclip.tokenizer import VOCAB_SIZE
 from jaxclip.training import assembly, loop
 from jaxclip.training.recipe import Layout, TrainConfig
 
-FILES = ("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors")
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
+
+FILES = (
+    *("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors"),
+    *("result.json", "loss.png", "answers.png", "similarity.png"),
+)
 FOLDERS = ("state", "state-damaged", "profile", "tensorboard")
 MOST_BYTES = 2**20  # of config.json and data.json
 
@@ -250,14 +259,59 @@ def prepare_folder(out: Path, config: TrainConfig, fed: Fed, resume: bool, force
     multihost_utils.sync_global_devices("the run folder is there")
 
 
-def _prepare_folder(out: Path, config: TrainConfig, fed: Fed, force: bool) -> None:
-    if out.exists() and any(out.iterdir()) and not force:
-        raise UsageError(f"{out} is there already; add --resume, --force or another --out")
+@contextlib.contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """One program at a time trains in a run folder, where the system has locks; UsageError else."""
+    require_writable(out / "config.json")
+    if fcntl is None or jax.process_index() > 0:
+        yield
+        return
     out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"--out: expected a folder that no other program trains in, got {out}; wait for "
+                "it, or name another"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _require_run(out: Path) -> None:
+    """UsageError where --force would delete files of somebody's own, named as those of a run."""
+    readers = {"config.json": TrainConfig.from_json, "data.json": Fed.from_json}
+    for name, read in readers.items():
+        with contextlib.suppress(ValueError, OSError):
+            read(read_text(out / name, MOST_BYTES))
+            return
+    found = [name for name in (*FILES, *FOLDERS) if os.path.lexists(out / name)]
+    if found:
+        raise UsageError(
+            f"--force: expected the folder of a run in {out}, got {found[0]} and neither "
+            "config.json nor data.json of a run; delete it or name another --out"
+        )
+
+
+def _prepare_folder(out: Path, config: TrainConfig, fed: Fed, force: bool) -> None:
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:  # Orbax could not save there
+        raise UsageError(f"--out: expected a name in UTF-8, got {out}") from None
+    if out.exists() and any(out.iterdir()):
+        if not force:
+            raise UsageError(f"{out} is there already; add --resume, --force or another --out")
+        _require_run(out)
+    out.mkdir(parents=True, exist_ok=True)
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
+    for name in reversed(FILES):  # config.json, by which the folder is known as a run's, last
+        (out / name).unlink(missing_ok=True)
     for name, text in {"config.json": config.to_json(), "data.json": fed.to_json()}.items():
         with replacing(out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from jaxclip.cli.shared import UsageError, print_line
+from jaxclip.files import require_writable
 
 
 def interpolate(
@@ -34,6 +35,7 @@ def interpolate(
         raise UsageError(f"--out: expected the name of a file, got a folder, {out}")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; add --force or another --out")
+    require_writable(out)
     from jaxclip import checkpoint
     from jaxclip.convert.loading import Given, load_with_files
     from jaxclip.finding import find

@@ -101,6 +101,7 @@ def train(
         raise UsageError("--resume: expected --out, the folder of the run to go on with; got none")
     require_whole_flag("--skip-limit", skip_limit, 0)
     require_whole_flag("--processes", processes, 1, 2**20)
+    require_whole_flag("--process", process, 0, processes - 1)
     out = out or Path("runs", "emoji" if data == ("emoji",) else "pairs")
     from jaxclip.cli import begin, run  # they import jax
     from jaxclip.data.stream import Skips
@@ -119,21 +120,22 @@ def train(
     evaluation = run.validation(config, mesh, fed)
     if tensorboard:
         run.require_tensorboard()
-    begin.prepare_folder(out, config, fed, resume, force)
-    model = run.run(
-        config,
-        layout,
-        stream,
-        out,
-        skips=skips,
-        mesh=mesh,
-        evaluate=evaluation,
-        start=flat,
-        resume=resume,
-        sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
-        profile=profile,
-        again=begin.to_go_on(out, layout, tensorboard, coordinator, processes, process),
-    )
+    with begin.lock_folder(out):
+        begin.prepare_folder(out, config, fed, resume, force)
+        model = run.run(
+            config,
+            layout,
+            stream,
+            out,
+            skips=skips,
+            mesh=mesh,
+            evaluate=evaluation,
+            start=flat,
+            resume=resume,
+            sinks=[run.tensorboard_sink(out / "tensorboard")] if tensorboard else [],
+            profile=profile,
+            again=begin.to_go_on(out, layout, tensorboard, coordinator, processes, process),
+        )
     if model is None:
         return FAILED
     if run.is_first():

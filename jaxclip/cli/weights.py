@@ -23,6 +23,7 @@ from jaxclip.cli.shared import (
     stderr,
 )
 from jaxclip.config import RELEASED, Activation, ClipConfig, ResNetConfig, TextConfig
+from jaxclip.files import require_writable
 
 DEFAULT_TEXTS = ("a diagram", "a dog", "a cat")  # of the official README
 
@@ -201,6 +202,8 @@ def _check_verify(
         raise UsageError("--texts holds no text or an empty one; give one or more texts")
     if record is not None and record.exists() and not force:
         raise UsageError(f"{record} is there already; add --force or another --record")
+    if record is not None:
+        require_writable(record)
 
 
 def verify(

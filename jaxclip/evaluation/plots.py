@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxclip.checkpoint import replacing
 from jaxclip.data.sources import Pictures
+from jaxclip.terminal import printable
 
 
 def _figure(width: float, height: float) -> Any:
@@ -51,6 +52,11 @@ def loss_curve(metrics: Path, chance: float, out: Path) -> None:
     _save(figure, out)
 
 
+def _shorten(name: str, width: int) -> str:
+    """A name as a label of an axis: printable, with no formula, which "$" begins in matplotlib."""
+    return textwrap.shorten(printable(name), width, placeholder="...").replace("$", r"\$")
+
+
 def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, out: Path) -> None:
     """Cosines [n, n] of n pictures (across) with n captions (down)."""
     n = len(names)
@@ -62,7 +68,7 @@ def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, ou
         axes.axis("off")
     axes = figure.add_subplot(grid[1, :])
     axes.imshow(cosines.T, cmap="viridis", aspect="auto")
-    axes.set_yticks(range(n), [textwrap.shorten(name, 28) for name in names])
+    axes.set_yticks(range(n), [_shorten(name, 28) for name in names])
     axes.set_xticks([])
     for i, j in np.ndindex(n, n):
         axes.text(i, j, f"{cosines[i, j]:.2f}", ha="center", va="center", color="white")
@@ -105,7 +111,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], out: Path) -> None:
     axes.set(xlabel="answer", ylabel="label")
     figure.colorbar(drawn, label="share of the label's pictures")
     if named:
-        short = [textwrap.shorten(name, 24, placeholder="...") for name in classes]
+        short = [_shorten(name, 24) for name in classes]
         axes.set_xticks(range(c), short, rotation=90)
         axes.set_yticks(range(c), short)
         for i, j in np.argwhere(counts > 0):
