@@ -27,7 +27,7 @@ from experiments.keys import Key
 from experiments.parts import Parts
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model
-from jaxclip.data.labelled import Aligned, aligned, labelled
+from jaxclip.data.labelled import NAMES_FILE, Aligned, Labelled, aligned, labelled
 from jaxclip.data.place import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import linear_probe, plots, prompts, results
@@ -135,6 +135,15 @@ def held_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     return chosen
 
 
+def require_names(raw: Labelled, training: Labelled, data: str, trained_on: str) -> None:
+    """ValueError for labels that are numbers, beside training pictures whose classes have names."""
+    if not raw.names and getattr(training, "sorted_names", False):
+        raise ValueError(
+            f"{data}: expected classes by name, as {trained_on} has them, got numbers; put "
+            f"{NAMES_FILE}, a class a line, beside the data, or name a --dataset"
+        )
+
+
 def split(features: Features, arguments: argparse.Namespace) -> tuple[Split, Split, Any]:
     """(training set, validation set, test arrays); --data is cut in two if need be."""
     known = prompts.load(arguments.dataset)
@@ -143,6 +152,8 @@ def split(features: Features, arguments: argparse.Namespace) -> tuple[Split, Spl
         raw = labelled(
             place(data), arguments.data_dir, image=arguments.image, label=arguments.label
         )
+        if classes and not known.classes:
+            require_names(raw, training.source, data, arguments.data)
         return aligned(raw, classes, folders)
 
     training = source(arguments.data, known.classes, known.folders)

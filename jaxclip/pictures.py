@@ -228,8 +228,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Training reads every picture so, and so does evaluation by the policy `safe`.
 
     - EXIF orientation is applied; an EXIF block that cannot be read tells none.
-    - Deep grey is scaled to 8 bits: from 0..65535 if it is 16-bit, else from the first of 0..1
-      (if float), 0..255 and 0..65535 that holds all values, else from its least and greatest value.
+    - Deep grey is scaled to 8 bits: from 0..65535 if it is 16-bit (a PGM too), else from the first
+      of 0..1 (if float), 0..255 and 0..65535 that holds all values, else from its extremes.
     - What is transparent, by an alpha channel, a palette or a key colour, is laid on white.
     - Palettes, CMYK, YCbCr, LAB and the like become RGB by Pillow's conversion. ICC profiles are
       ignored, as the released code ignores them.
@@ -280,7 +280,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if not np.isfinite(values).all():
         raise ValueError("values that are not finite numbers")
     low, high = float(values.min()), float(values.max())
-    ranges = [65535.0] if image.mode.startswith("I;16") else [255.0, 65535.0]
+    known = image.mode.startswith("I;16") or image.format == "PPM"  # Pillow scales a deep PGM so
+    ranges = [65535.0] if known else [255.0, 65535.0]
     if image.mode == "F":
         ranges.insert(0, 1.0)
     fitting = [top for top in ranges if low >= 0 and high <= top]

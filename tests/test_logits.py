@@ -136,3 +136,25 @@ def test_the_embedded_model_says_once_what_it_does_not_know(
         notes = [line for line in said.err.splitlines() if "no photographs" in line]
         assert len(notes) == 1 and "--model ViT-B/32" in notes[0]
         assert "photograph" not in said.out
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e38])
+def test_features_without_a_direction_are_refused(
+    capsys: pytest.CaptureFixture[str], biased: Path, factor: float
+) -> None:
+    """Zero features gave NaN for every label, those too large a cosine of 0, and exit code 0."""
+    flat, config, _ = checkpoint.load(biased / "plain.safetensors")
+    proj = np.clip(flat["visual.proj"].astype(np.float64) * factor, -3e38, 3e38)
+    path = biased / f"{factor}.safetensors"
+    checkpoint.save(path, flat | {"visual.proj": proj.astype(np.float32)}, config, {})
+    asked = [str(biased / "red.png"), "--model", str(path)]
+    out = biased / f"{factor}.npz"
+    for command in (
+        ["classify", *asked, "--labels", *COLOURS],
+        ["embed", *asked, "--out", str(out)],
+    ):
+        capsys.readouterr()
+        assert cli.main(command) == 1
+        said, told = capsys.readouterr()
+        assert said == "" and "zero, too large or no numbers" in told
+    assert not out.exists()

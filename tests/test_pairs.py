@@ -160,6 +160,22 @@ def test_the_unusable_is_counted_logged_and_skipped(caplog):
     assert "empty caption: empty.png" in caplog.text
 
 
+def test_processes_say_once_that_what_is_left_out_may_repeat_pairs(caplog):
+    """Each moves its own later pairs up; of 8 pairs a batch of 8 then holds some twice."""
+    source = Memory(8, {3: BROKEN, 5: BROKEN})
+    with caplog.at_level(logging.WARNING):
+        halves = [read([source], 6, rows, 8, limit=9) for rows in (slice(0, 4), slice(4, 8))]
+    pairs = [
+        np.concatenate([x["index"][:, 1] for x in batch]) for batch in zip(*halves, strict=True)
+    ]
+    assert any(len(set(batch)) < 8 for batch in map(np.ndarray.tolist, pairs))
+    assert caplog.text.count("two of them may have one pair in a batch") == 2  # one a process
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        read([Memory(20, {3: BROKEN})], 6, slice(0, 8), 8, limit=9)
+    assert "skipped" in caplog.text and "two of them" not in caplog.text
+
+
 def test_too_many_unusable_pairs_end_the_run():
     wrong = {i: BROKEN for i in range(0, 12, 2)}
     with pytest.raises(TooManySkipped, match="more than 2 pairs skipped: 3 times broken picture"):

@@ -191,6 +191,26 @@ def test_a_bound_follows_from_what_float32_does() -> None:
     assert parity.first_departure(parity.compare(got, double, strict)) is not None
 
 
+def test_other_signs_of_an_error_before_sharp_attention_are_allowed_for() -> None:
+    """One head is at a tie: an error of layer4 departs much or not at all, by its signs."""
+    config, params, size = CASES["resnet"]
+    pool = {**params["visual"]["attnpool"]}
+    for name in ("q_proj", "k_proj"):
+        pool[name] = {**pool[name], "kernel": 30 * pool[name]["kernel"]}
+    flat = checkpoint.flatten({**params, "visual": {**params["visual"], "attnpool": pool}})
+    double = parity.reference_rungs(flat, config, *inputs(size))
+    layer4 = double["image.layer4"]
+    error = 1e-6 * np.abs(layer4)
+    single = {**double, "image.layer4": layer4 + error}
+    more = parity.pooled_anew(flat, config, single, double)
+    plain, wide = parity.bounds(single, double), parity.bounds(single, double, more)
+    assert plain["image.pooled"] == parity.FLOOR < wide["image.pooled"]
+    rungs = parity.pooled_anew(flat, config, {"image.layer4": layer4 - error}, double, draws=1)[0]
+    assert parity.first_departure(parity.compare(rungs, double, wide)) is None
+    assert wide["image.layer4"] == plain["image.layer4"]
+    assert parity.pooled_anew(flat, VIT, single, double) == []
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_float32_cannot_hold_does_not_pass(value: float) -> None:
     double, single = {"logits": np.ones(2)}, {"logits": np.array([1.0, value])}

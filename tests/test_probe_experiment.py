@@ -161,4 +161,44 @@ def test_broken_pictures_are_counted_and_labels_out_of_range_too(model, train, t
 @pytest.mark.parametrize("share", ["0", "1", "nan"])
 def test_a_senseless_share_is_refused(model, train, test, tmp_path, share, capsys):
     given = command(model, train, test, tmp_path / "out", "--held-out", share)
-    assert "between 0 and 1" in fails(given, capsys)
+    with pytest.raises(SystemExit, match="2"):
+        linear_probe.main(given)
+    assert "between 0 and 1" in capsys.readouterr().err
+
+
+def write_labels(path: Path, labels: list[object]) -> Path:
+    """A table of one picture of every colour, twice."""
+    for colour in NAMES:
+        (path.parent / f"{colour}.png").write_bytes(planted.png(colour))
+    rows = [f"{name}.png,{label}" for name, label in zip(NAMES * 2, labels, strict=True)]
+    path.write_text("image,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_numbers_are_no_places_among_names_that_were_sorted(model, tmp_path, capsys):
+    """One table has names, the other numbers in another order: it was 12.5 %, without a word."""
+    order = list(planted.COLOURS)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    names = write_labels(tmp_path / "a" / "train.csv", [*NAMES, *NAMES])
+    numbers = write_labels(tmp_path / "b" / "test.csv", [order.index(x) for x in NAMES * 2])
+    given = command(model, names, numbers, tmp_path / "out")
+    told = fails(given, capsys)
+    assert "test.csv: expected classes by name" in told and "classnames.txt" in told
+    told = fails(command(model, names, names, tmp_path / "v", "--validation", str(numbers)), capsys)
+    assert "test.csv: expected classes by name" in told
+    (tmp_path / "b" / "classnames.txt").write_text("\n".join(order))
+    assert linear_probe.main(given) == 0
+    assert results.load(tmp_path / "out")[0]["value"] == 1
+
+
+def test_numbers_stay_places_where_the_classes_have_an_order(model, tmp_path):
+    """Both are numbers, and a list beside the training table names them for both."""
+    order = list(planted.COLOURS)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    labels = [order.index(x) for x in NAMES * 2]
+    train, test = (write_labels(tmp_path / x / "t.csv", labels) for x in "ab")
+    (tmp_path / "a" / "classnames.txt").write_text("\n".join(order))
+    assert linear_probe.main(command(model, train, test, tmp_path / "out")) == 0
+    assert results.load(tmp_path / "out")[0]["value"] == 1

@@ -82,3 +82,12 @@ def test_transparency_is_white() -> None:
         encoded(Image.new("I;16", (9, 9), 500), "PNG", transparency=500),
     ):
         assert (random_square(content, 9, np.random.default_rng(0)) == 255).all()
+
+
+def test_a_dark_16_bit_picture_is_dark_in_every_format() -> None:
+    """Of a PGM, Pillow's mode "I", all values fit into 0..255; they count in 65,535ths too."""
+    dark = np.linspace(0, 200, 1024).reshape(32, 32)
+    png = encoded(Image.fromarray(dark.astype(np.uint16)), "PNG")
+    pgm = encoded(Image.fromarray(dark.astype("i4")), "PPM")
+    shown = [np.asarray(to_rgb(decode_image(content))) for content in (png, pgm)]
+    assert np.array_equal(*shown) and shown[0].max() == 1

@@ -56,14 +56,15 @@ def classify(
     clip, _ = load_model(opened, of=model, tower="text")
     from jaxclip.downloads import cache_folder
     from jaxclip.evaluation.compiled import compiled
-    from jaxclip.evaluation.zero_shot import in_blocks, unit
+    from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
     from jaxclip.pictures import open_image
 
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
     clip, preprocess = load_model(opened, of=model, tower="image")
     images = np.stack([preprocess.safe(open_image(path)) for path in paths])
-    image_embeds = unit(in_blocks(clip.encode_image, images, min(len(images), 32)))
+    features = in_blocks(clip.encode_image, images, min(len(images), 32))
+    image_embeds = unit(sound(features, "the pictures"))
     logits = np.asarray(clip.logits(image_embeds, text_embeds))  # [n, c]
     probabilities = np.asarray(clip.probabilities(logits))
     kind = "sigmoid" if clip.config.logit_bias else "softmax"
@@ -145,7 +146,7 @@ def embed(
     require_whole_flag("--skip-limit", skip_limit, 0)
     clip, preprocess = load_model(model, tower="image")
     from jaxclip.checkpoint import replacing
-    from jaxclip.evaluation.zero_shot import in_blocks, unit
+    from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
 
     to_pixels = preprocess.safe if policy == "safe" else preprocess
     parts: list[np.ndarray] = []
@@ -158,7 +159,8 @@ def embed(
         if broken > skip_limit:
             raise ValueError(f"{broken} pictures are broken, --skip-limit is {skip_limit}")
         if names:
-            parts.append(in_blocks(clip.encode_image, pixels, min(batch_size, len(paths))))
+            features = in_blocks(clip.encode_image, pixels, min(batch_size, len(paths)))
+            parts.append(sound(features, f"{names[0]} or after"))
             kept += names
     if not kept:
         raise ValueError(f"none of the {len(paths)} pictures could be read; nothing was written")

@@ -309,7 +309,8 @@ def _judged(
     double = parity.reference_rungs(flat, module.config, images, tokens)
     stderr.print("running the reference in float32, for the bounds ...")
     single = parity.reference_rungs(flat, module.config, images, tokens, np.float32)
-    bounds = parity.bounds(single, double)
+    more = parity.pooled_anew(flat, module.config, single, double)
+    bounds = parity.bounds(single, double, more)
     return got, {"reference, float64": parity.compare(got, double, bounds)}, bounds
 
 

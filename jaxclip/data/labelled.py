@@ -39,7 +39,11 @@ class Example:
 
 
 class Labelled(Protocol):
-    """A sequence of examples. `names` is empty where the labels are bare numbers."""
+    """A sequence of examples. `names` is empty where the labels are bare numbers.
+
+    One that took its names from its own labels or folders has `sorted_names`, True: they have no
+    order but the alphabet's, so that numbers elsewhere do not mean places in them.
+    """
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -60,6 +64,7 @@ class Files:
     ) -> None:
         self.entries, self.names, self.bad = entries, names, bad
         self.labels = [label for _, label in entries]
+        self.sorted_names = False
 
     def __len__(self) -> int:
         return len(self.entries) + len(self.bad)
@@ -79,7 +84,9 @@ def class_folders(root: Path) -> Files:
     if not pictures:
         raise ValueError(f"{root}: no pictures in class folders, such as cat/1.jpg")
     place = {name: i for i, name in enumerate(names)}
-    return Files([(file, place[name]) for file, name in pictures], names)
+    found = Files([(file, place[name]) for file, name in pictures], names)
+    found.sorted_names = True
+    return found
 
 
 def label_table(path: Path, image: str = "image", label: str = "label") -> Files:
@@ -99,8 +106,11 @@ def label_table(path: Path, image: str = "image", label: str = "label") -> Files
         values.append(value)
     if not files:
         raise ValueError(none_left(path, "no pictures in it", bad))
-    labels, names = _numbered(values, _names_beside(path))
-    return Files(list(zip(files, labels, strict=True)), names, bad)
+    beside = _names_beside(path)
+    labels, names = _numbered(values, beside)
+    found = Files(list(zip(files, labels, strict=True)), names, bad)
+    found.sorted_names = bool(names and not beside)
+    return found
 
 
 class LabelShards:
@@ -113,7 +123,9 @@ class LabelShards:
         self.shards = Shards(paths)
         found = [self._read_class(i) for i in range(len(self.shards))]
         self.faults = [fault for _, fault in found]
-        self.labels, self.names = _numbered([value for value, _ in found], _names_beside(paths[0]))
+        beside = _names_beside(paths[0])
+        self.labels, self.names = _numbered([value for value, _ in found], beside)
+        self.sorted_names = bool(self.names and not beside)
 
     def _read_class(self, i: int) -> tuple[str | int | None, Fault | None]:
         fault = self.shards.entry(i).fault

@@ -170,11 +170,19 @@ def batches(
     if not start:
         _tell_repeats(order)
 
+    warn_once = iter([True]) if rows.stop - rows.start < batch_size else iter(())
+
     def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
         place, source, index = item
         rng = np.random.default_rng([seed, place])
         found = usable(sources[source][index], size, rng, skips, (source, index))
         if found is None:
+            if next(warn_once, False):
+                logger.warning(
+                    "each process fills the place of what it leaves out by itself: two of them may "
+                    "have one pair in a batch, which then counts as its own wrong answer; remove "
+                    "what cannot be used from the data"
+                )
             return None
         where = {"place": np.int64(place), "index": np.array([source, index])}
         return {"image": found[0], "caption": found[1], **where}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data.pairs import Pair
-from jaxclip.evaluation.zero_shot import unit
+from jaxclip.evaluation.zero_shot import sound, unit
 
 
 def words(pair: Pair) -> list[str]:
@@ -41,5 +41,5 @@ def embedded(
         raise ValueError("no picture with a caption could be used")
     owner = np.repeat(np.arange(len(texts)), [len(captions) for captions in texts])
     flat = [caption for captions in texts for caption in captions]
-    T_e = unit(np.asarray(encode_text(flat), np.float32))
+    T_e = unit(sound(np.asarray(encode_text(flat), np.float32), "the captions"))
     return unit(np.concatenate(features)), T_e, owner

@@ -31,11 +31,13 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def sound(features: np.ndarray, what: str) -> np.ndarray:
-    """The features [n, d], unless a row is zero or no number: then ValueError, naming `what`."""
-    sizes = np.abs(features).sum(axis=-1)
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
+    """The features [n, d], unless a row has no direction: then ValueError, naming `what`."""
+    with np.errstate(over="ignore"):  # a length that overflows makes every cosine zero
+        lengths = np.linalg.norm(features, axis=-1)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise ValueError(
-            f"features of {what} are zero or no numbers; the weights are damaged or have diverged"
+            f"features of {what} are zero, too large or no numbers; the weights are damaged or "
+            "have diverged"
         )
     return features
 
