@@ -44,7 +44,7 @@ def state(step: int, where: Any) -> RunState:
         return jax.tree.unflatten(jax.tree.structure(tree), arrays)
 
     model, opt_state = jax.device_put(tuple(map(filled, shapes())), where)
-    return RunState(model, opt_state, step, jax.random.key(step), {"at": step}, {"seed": 1})
+    return RunState(model, opt_state, step, jax.random.key(step), [step], {"seed": 1})
 
 
 def assert_same(got: RunState | None, expected: RunState) -> None:

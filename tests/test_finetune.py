@@ -93,7 +93,7 @@ def test_interpolation_runs_from_one_checkpoint_to_the_other():
     assert max(departure(at(0.5)[n] - start[n], 0.5 + 0 * start[n]) for n in start) < 1e-5
     with pytest.raises(ValueError, match=r"\+ more \(\)"):
         finetune.interpolate(start, {**end, "more": np.zeros(())}, 0.5)
-    with pytest.raises(ValueError, match=r"a share between 0 and 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"share: expected a number from 0 to 1, got 1\.5"):
         at(1.5)
 
 
