@@ -7,6 +7,7 @@ does not count, and if the newest cannot be read, the one before it is taken, wh
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,15 @@ class Checkpoints:
     """The checkpoints of a run in one folder, of which the newest `keep` stay.
 
     All processes of a run make and call it together.
+
+    ValueError where the folder's name is taken by something else: Orbax would wait for minutes.
     """
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ValueError(
+                f"{folder}: expected a folder of checkpoints, got a file; move it away"
+            )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=True
         )
