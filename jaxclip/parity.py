@@ -9,7 +9,7 @@ float32 does to the reference. A recorded ladder is one safetensors file of rung
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,24 @@ def _pooled_anew(
         rungs = {"image.pooled": taps["pooled"], "image.features": features, "image_embeds": I_e}
         found.append(rungs | {"logits": reference.logits(I_e, double["text_embeds"], params)})
     return found
+
+
+def judge(
+    flat: Mapping[str, np.ndarray],
+    config: ClipConfig,
+    images: np.ndarray,
+    tokens: np.ndarray,
+    tell: Callable[[str], object] = lambda line: None,
+) -> tuple[Rungs, dict[str, float]]:
+    """(the reference's rungs in float64, the bound of every stage), for a model's flat parameters.
+
+    The arguments are those of `reference_rungs`; `tell` is called with what is done next.
+    """
+    tell("running the reference in float64 ...")
+    double = reference_rungs(flat, config, images, tokens)
+    tell("running the reference in float32, for the bounds ...")
+    single = reference_rungs(flat, config, images, tokens, np.float32)
+    return double, bounds(single, double, pooled_anew(flat, config, single, double))
 
 
 def _run(model: clip.Clip, images: Any, tokens: Any) -> Any:

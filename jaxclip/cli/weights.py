@@ -305,12 +305,7 @@ def _judged(
     stderr.print("running the model ...")
     got = parity.model_rungs(module, images, tokens)
     flat = clip.to_flat(module)
-    stderr.print("running the reference in float64 ...")
-    double = parity.reference_rungs(flat, module.config, images, tokens)
-    stderr.print("running the reference in float32, for the bounds ...")
-    single = parity.reference_rungs(flat, module.config, images, tokens, np.float32)
-    more = parity.pooled_anew(flat, module.config, single, double)
-    bounds = parity.bounds(single, double, more)
+    double, bounds = parity.judge(flat, module.config, images, tokens, stderr.print)
     return got, {"reference, float64": parity.compare(got, double, bounds)}, bounds
 
 
