@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"models", "losses", "data", "tokenizer", "preprocess", "checkpoint", "config"}
     | {"terminal"},
     "evaluation": {"models", "losses", "data", "tokenizer", "checkpoint", "config"}
-    | {"pictures", "preprocess"},
+    | {"pictures", "preprocess", "terminal"},
     "hub": BASE | MIDDLE | {"finding"},
     "parity": BASE | MIDDLE,
     "cli": BASE | MIDDLE | {"finding", "hub", "parity", "terminal"},

@@ -78,12 +78,20 @@ def _one_line(boxed: str) -> str:
     return f"--{path}.{field.replace('_', '-')}{said}" if field else f"--{path}: {said}"
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """UsageError that names the flag of an empty argument: a path "" would be this folder."""
+    flag = ""
+    for text in arguments:
+        flag = text.partition("=")[0] if text.startswith("--") else flag
+        if not text or text == f"{flag}=":
+            what = f"{flag}: " if flag else ""
+            raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
+
+
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
     """What to do, parsed; SystemExit 2 after one line about a usage error, 0 after --help."""
-    if "tokenize" not in arguments[:1] and any(
-        re.fullmatch(r"(--[\w.-]+=)?", x) for x in arguments
-    ):
-        raise UsageError("expected a value, got an empty text; give one or leave its flag out")
+    if "tokenize" not in arguments[:1]:
+        _refuse_empty(arguments)
     train.__kwdefaults__ = None
     defaults = train.__defaults__ or ()
     train.__defaults__ = (_preset(arguments), *defaults[1:-1], _given(arguments))
