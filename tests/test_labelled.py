@@ -252,3 +252,12 @@ def test_a_class_list_that_does_not_match_is_refused(names, classes, says):
 def test_an_example_is_what_the_source_said_but_for_its_label():
     found = aligned(source("b", "a", "c"), ["a", "b", "c"])
     assert found[0] == Example(b"", 1, "x.png")
+
+
+@pytest.mark.parametrize("other", ["Red", "RED", "red_", "red "])
+def test_two_classes_of_one_text_are_refused(tmp_path: Path, other: str) -> None:
+    for name in ("red", other, "blue"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "1.png")
+    with pytest.raises(ValueError, match=f"'red' and '{other}'|'{other}' and 'red'"):
+        aligned(labelled(place(str(tmp_path))))

@@ -347,7 +347,16 @@ def _places_of_numbers(source: Labelled, classes: Sequence[str]) -> dict[int, in
 
 
 def _readable(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
+    """The names as words; ValueError where two are one text: the first would always win."""
+    words = [name.replace("_", " ") for name in names]
+    first: dict[str, str] = {}
+    for name, text in zip(names, words, strict=True):
+        other = first.setdefault(" ".join(text.lower().split()), name)
+        if other != name:
+            raise ValueError(
+                f"expected classes of different texts, got {other!r} and {name!r}; rename one"
+            )
+    return words
 
 
 def _mismatch(names: Sequence[str], classes: Sequence[str]) -> str:
