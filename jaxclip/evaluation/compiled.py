@@ -116,7 +116,7 @@ def _write(path: Path, name: str, matrix: np.ndarray) -> None:
     metadata = {"format": FORMAT, "key": name, "content": fingerprint({"matrix": matrix}, name)}
     try:
         save_arrays(path, {"matrix": matrix}, metadata)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: no folder can be made there
         logger.warning("the classifier is not kept: %s", error)
 
 
