@@ -84,7 +84,7 @@ def bounds(
     return found
 
 
-def pooled_anew(
+def perturb_pool(
     flat: Mapping[str, np.ndarray],
     config: ClipConfig,
     single: Mapping[str, np.ndarray],
@@ -99,10 +99,10 @@ def pooled_anew(
     if not isinstance(config.vision, ResNetConfig):
         return []
     with np.errstate(all="ignore"):  # what float32 cannot hold is judged by its own run
-        return _pooled_anew(flat, config.vision.heads, single, double, draws)
+        return _perturb_pool(flat, config.vision.heads, single, double, draws)
 
 
-def _pooled_anew(
+def _perturb_pool(
     flat: Mapping[str, np.ndarray],
     heads: int,
     single: Mapping[str, np.ndarray],
@@ -139,7 +139,7 @@ def judge(
     double = reference_rungs(flat, config, images, tokens)
     tell("running the reference in float32, for the bounds ...")
     single = reference_rungs(flat, config, images, tokens, np.float32)
-    return double, bounds(single, double, pooled_anew(flat, config, single, double))
+    return double, bounds(single, double, perturb_pool(flat, config, single, double))
 
 
 def _run(model: clip.Clip, images: Any, tokens: Any) -> Any:

@@ -194,13 +194,13 @@ def test_other_signs_of_an_error_before_sharp_attention_are_allowed_for() -> Non
     layer4 = double["image.layer4"]
     error = 1e-6 * np.abs(layer4)
     single = {**double, "image.layer4": layer4 + error}
-    more = parity.pooled_anew(flat, config, single, double)
+    more = parity.perturb_pool(flat, config, single, double)
     plain, wide = parity.bounds(single, double), parity.bounds(single, double, more)
     assert plain["image.pooled"] == parity.FLOOR < wide["image.pooled"]
-    rungs = parity.pooled_anew(flat, config, {"image.layer4": layer4 - error}, double, draws=1)[0]
+    rungs = parity.perturb_pool(flat, config, {"image.layer4": layer4 - error}, double, draws=1)[0]
     assert parity.first_departure(parity.compare(rungs, double, wide)) is None
     assert wide["image.layer4"] == plain["image.layer4"]
-    assert parity.pooled_anew(flat, VIT, single, double) == []
+    assert parity.perturb_pool(flat, VIT, single, double) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

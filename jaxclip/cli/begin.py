@@ -88,7 +88,7 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def begun(
+def begin_run(
     flags: TrainConfig, start: str, given: Container[str]
 ) -> tuple[TrainConfig, dict[str, Any] | None]:
     """The recipe of a new run, and the weights that it begins with, if a checkpoint has them.
@@ -152,7 +152,7 @@ def _said(value: Any) -> str:
     return " ".join(str(word) for word in words) or "none"
 
 
-def stored(
+def resume_run(
     out: Path, flags: TrainConfig, fed: Fed, given: frozenset[str]
 ) -> tuple[TrainConfig, Fed, dict[str, Any] | None]:
     """Recipe and data of the run in `out`, and weights to begin with if it has no state yet.

@@ -23,7 +23,7 @@ from jaxclip.training.recipe import PRESETS, Layout, TrainConfig
 
 
 class Flags(TrainConfig):
-    """A recipe as flags say it, not checked: `begin.begun` does so once its model is known."""
+    """A recipe as flags say it, not checked: `begin.begin_run` does so once its model is known."""
 
     def __post_init__(self) -> None:
         pass
@@ -109,10 +109,10 @@ def train(
     run.join(coordinator, processes, process)
     fed = begin.Fed(data, weights, start, zero_shot, retrieval, str(data_dir or ""), skip_limit)
     if resume:
-        config, fed, flat = begin.stored(out, flags, fed, given)
+        config, fed, flat = begin.resume_run(out, flags, fed, given)
     else:
         fed.require_weights()
-        config, flat = begin.begun(flags, start, given)
+        config, flat = begin.begin_run(flags, start, given)
     skips, mesh = Skips(fed.skip_limit), run.devices(layout)
     begin.require_layout(config, layout, mesh)
     begin.require_room(config, mesh)
