@@ -29,7 +29,7 @@ from experiments.lib.resumable import Parts
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model
 from jaxclip.data.labelled import NAMES_FILE, Aligned, Labelled, aligned, labelled
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import linear_probe, plots, prompts, results
 from jaxclip.evaluation.features import Block
@@ -151,7 +151,7 @@ def split(features: Features, arguments: argparse.Namespace) -> tuple[Split, Spl
 
     def source(data: str, classes: Sequence[str], folders: Sequence[str]) -> Aligned:
         raw = labelled(
-            place(data), arguments.data_dir, image=arguments.image, label=arguments.label
+            parse_spec(data), arguments.data_dir, image=arguments.image, label=arguments.label
         )
         if classes and not known.classes:
             require_names(raw, training.source, data, arguments.data)

@@ -25,7 +25,7 @@ from experiments.lib.resumable import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
 from jaxclip.data.captions import caption_file
 from jaxclip.data.pairs import Source, opened
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import prompts, results
 from jaxclip.evaluation.features import Block
@@ -43,7 +43,7 @@ def source(arguments: argparse.Namespace) -> Source:
     if arguments.captions is None:
         if arguments.split or arguments.only:
             raise ValueError("--split and --only belong to --captions, which was not given")
-        return opened(place(arguments.data), arguments.data_dir)
+        return opened(parse_spec(arguments.data), arguments.data_dir)
     folder = Path(arguments.data)
     if not folder.is_dir():
         raise ValueError(f"--data {folder} came, the folder of the pictures was expected")

@@ -25,7 +25,7 @@ from experiments.lib.keys import Key
 from experiments.lib.resumable import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
 from jaxclip.data.labelled import Aligned, aligned, labelled
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import plots, prompts, results
 from jaxclip.evaluation.classifier_cache import compiled, weights_checksum
@@ -242,7 +242,7 @@ def task(arguments: argparse.Namespace, dataset: str, experiment: str) -> Task:
     known = prompts.load(dataset, arguments.template_set)
     templates = prompts.checked(arguments.prompts) if arguments.prompts else known.templates
     source = labelled(
-        place(arguments.data), arguments.data_dir, image=arguments.image, label=arguments.label
+        parse_spec(arguments.data), arguments.data_dir, image=arguments.image, label=arguments.label
     )
     return Task(
         experiment=experiment,

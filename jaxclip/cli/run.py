@@ -23,7 +23,7 @@ from jaxclip.cli.shared import UsageError, flag_error, stderr
 from jaxclip.data.emoji.pictures import emoji, known
 from jaxclip.data.labelled import labelled
 from jaxclip.data.pairs import opened
-from jaxclip.data.spec import Place, place
+from jaxclip.data.spec import DataSpec, parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.held_out import HeldOut
@@ -59,9 +59,9 @@ def is_first() -> bool:
     return bool(jax.process_index() == 0)
 
 
-def _place(text: str) -> Place:
+def _parse_spec(text: str) -> DataSpec:
     try:
-        return place(text)
+        return parse_spec(text)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -79,8 +79,8 @@ def stream(config: TrainConfig, layout: Layout, fed: Fed, skips: Skips) -> Strea
     }
     if "emoji" in fed.data and fed.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
-    places = [] if fed.data == EMOJI else [_place(text) for text in fed.data]
-    sources = [opened(found, _folder(fed)) for found in places]
+    specs = [] if fed.data == EMOJI else [_parse_spec(text) for text in fed.data]
+    sources = [opened(spec, _folder(fed)) for spec in specs]
     try:
         if fed.data == EMOJI:
             return Drawings(emoji("train"), **common)
@@ -111,8 +111,8 @@ def validation(config: TrainConfig, mesh: Mesh, fed: Fed) -> Callable[[Any], dic
             mesh,
             config.model.vision.image_size,
             config.model.text.context_length,
-            labelled=labelled(_place(fed.zero_shot), _folder(fed)) if fed.zero_shot else None,
-            pairs=opened(_place(fed.retrieval), _folder(fed)) if fed.retrieval else None,
+            labelled=labelled(_parse_spec(fed.zero_shot), _folder(fed)) if fed.zero_shot else None,
+            pairs=opened(_parse_spec(fed.retrieval), _folder(fed)) if fed.retrieval else None,
             skip_limit=fed.skip_limit,
         )
     if fed.data != EMOJI:

@@ -15,7 +15,7 @@ from typing import Protocol
 from jaxclip.data.pairs import BAD_ROW, class_pictures, drawings, none_left, telling
 from jaxclip.data.records import Fault, parse_label, parse_path, read_picture
 from jaxclip.data.shards import Extent, Read, Shards, picture_of
-from jaxclip.data.spec import Place
+from jaxclip.data.spec import DataSpec
 from jaxclip.data.tables import table_rows
 from jaxclip.files import decode_text, parse_json, read_text, split_lines
 
@@ -245,7 +245,7 @@ class NamedDrawings:
 
 
 def labelled(
-    found: Place, data_dir: Path | None = None, *, image: str = "image", label: str = "label"
+    found: DataSpec, data_dir: Path | None = None, *, image: str = "image", label: str = "label"
 ) -> Labelled:
     """The examples of a place.
 

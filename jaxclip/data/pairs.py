@@ -24,7 +24,7 @@ from jaxclip.data.records import (
     read_picture,
 )
 from jaxclip.data.shards import Members, Read, Shards, picture_of
-from jaxclip.data.spec import Place
+from jaxclip.data.spec import DataSpec
 from jaxclip.data.tables import table_rows
 from jaxclip.files import decode_text, parse_json, read_text, split_lines
 
@@ -279,7 +279,7 @@ def drawings(split: str) -> Drawings:
 
 
 @contextlib.contextmanager
-def telling(found: Place) -> Iterator[None]:
+def telling(found: DataSpec) -> Iterator[None]:
     """What tensorflow-datasets raises when a set cannot be opened, as one ValueError."""
     try:
         yield
@@ -293,7 +293,7 @@ def telling(found: Place) -> Iterator[None]:
         raise ValueError(message + "prepared, as array_record files, in --data-dir") from None
 
 
-def opened(found: Place, data_dir: Path | None = None) -> Source:
+def opened(found: DataSpec, data_dir: Path | None = None) -> Source:
     """The pairs of a place; the names of classes are put into the template TEMPLATE.
 
     Raises:

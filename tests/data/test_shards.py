@@ -14,7 +14,7 @@ import pytest
 
 from jaxclip.data.labelled import LabelShards
 from jaxclip.data.pairs import TarShards
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.tar_headers import Bad, Member, read_headers
 from tests.data.test_pairs import png, shard
 
@@ -257,7 +257,7 @@ def test_what_lies_beside_shards_is_told(tmp_path, caplog):
     (tmp_path / "a.tar").write_bytes(tar(*pairs_of(1)))
     (tmp_path / "a_stats.json").write_text("{}")
     (tmp_path / "x.jpg").write_bytes(PICTURE)
-    assert place(str(tmp_path)).kind == "tar"
+    assert parse_spec(str(tmp_path)).kind == "tar"
     assert "left out beside its tar files: .jpg 1" in caplog.text
 
 
@@ -265,4 +265,4 @@ def test_what_lies_beside_shards_is_told(tmp_path, caplog):
 def test_a_compressed_file_is_there_and_to_be_unpacked(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x1f\x8b")
     with pytest.raises(ValueError, match=f"{name}': expected .* got another file; unpack it"):
-        place(str(tmp_path / name))
+        parse_spec(str(tmp_path / name))

@@ -13,7 +13,7 @@ import pytest
 from jaxclip.data import pairs
 from jaxclip.data.labelled import NO_LABEL, Labelled, aligned, labelled
 from jaxclip.data.records import parse_captions, parse_label, parse_path
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.tables import table_rows
 from tests.data.test_pairs import png
 
@@ -85,7 +85,7 @@ def test_other_separators_never_split_a_caption(tmp_path, separator):
     if separator >= " ":  # JSON has no raw control characters
         assert captions(pairs.table(write(tmp_path / "t.jsonl", line))) == [(text,)]
     write(tmp_path / "classnames.txt", f"tabby{separator}cat\nowl\n")
-    source = labelled(place(str(write(tmp_path / "l.csv", "image,label\nx.png,1\n"))))
+    source = labelled(parse_spec(str(write(tmp_path / "l.csv", "image,label\nx.png,1\n"))))
     assert source.names == (f"tabby{separator}cat", "owl")
 
 
@@ -93,7 +93,7 @@ def test_the_mark_is_no_part_of_the_first_class(tmp_path):
     """It lost the first class, and the others' 100 % were the answer."""
     write(tmp_path / "classnames.txt", "cat\ndog\n".encode("utf-8-sig"))
     path = write(tmp_path / "l.csv", "image,label\n0.png,cat\n1.png,dog\n")
-    source = labelled(place(str(path)))
+    source = labelled(parse_spec(str(path)))
     assert source.names == ("cat", "dog") and [source[i].label for i in range(2)] == [0, 1]
 
 
@@ -104,33 +104,33 @@ def test_an_empty_line_among_classes_is_refused_as_it_renumbers_them(tmp_path, t
     with pytest.raises(
         ValueError, match=r"classnames\.txt, line [12]: expected a class, got an emp"
     ):
-        labelled(place(str(path)))
+        labelled(parse_spec(str(path)))
     write(tmp_path / "classnames.txt", "cat\ndog\n\n \n")
-    assert labelled(place(str(path))).names == ("cat", "dog")
+    assert labelled(parse_spec(str(path))).names == ("cat", "dog")
 
 
 def test_a_name_of_two_classes_is_refused_where_the_data_use_it(tmp_path):
     path = write(tmp_path / "l.csv", "image,label\na.png,crane\nb.png,dog\n")
     write(tmp_path / "classnames.txt", "crane\ncrane\ndog\n")
     with pytest.raises(ValueError, match="got 'crane' 2 times; number the classes"):
-        labelled(place(str(path)))
+        labelled(parse_spec(str(path)))
     write(path, "image,label\na.png,1\nb.png,2\n")
-    source = labelled(place(str(path)))
+    source = labelled(parse_spec(str(path)))
     assert [source[i].label for i in range(2)] == [1, 2]
 
 
 def test_names_go_before_places(tmp_path):
     """Classes named 1, 2, 3: label 1 is the first of them."""
     path = write(tmp_path / "l.csv", "image,label\na.png,1\nb.png,3\n")
-    bare = labelled(place(str(path)))
+    bare = labelled(parse_spec(str(path)))
     by_name, by_place = aligned(bare, ["1", "2", "3"]), aligned(bare, ["a", "b", "c", "d"])
     assert [by_name[i].label for i in range(2)] == [0, 2]
     assert [by_place[i].label for i in range(2)] == [1, 3]
     write(tmp_path / "classnames.txt", "1\n2\n3\n")
-    named = labelled(place(str(path)))
+    named = labelled(parse_spec(str(path)))
     assert [named[i].label for i in range(2)] == [0, 2]
     write(tmp_path / "classnames.txt", "cat\n2\ndog\nowl\n")
-    places = labelled(place(str(path)))
+    places = labelled(parse_spec(str(path)))
     assert [places[i].label for i in range(2)] == [1, 3]
     negative = aligned(bare, ["-1", "1", "3"])
     assert [negative[i].label for i in range(2)] == [1, 2]
@@ -144,7 +144,7 @@ def test_a_list_in_another_encoding_is_refused_by_name_and_byte(tmp_path, name):
     path = write(tmp_path / name, "image,caption\n0.png,K\xe4tzchen\n".encode("latin-1"))
     with pytest.raises(ValueError, match=rf"{name}: expected UTF-8 text .*got byte 0xe4"):
         if name == "classnames.txt":
-            labelled(place(str(tmp_path / "l.csv")))
+            labelled(parse_spec(str(tmp_path / "l.csv")))
         else:
             pairs.table(path)
 
@@ -249,14 +249,14 @@ def test_columns_of_no_interest_do_no_harm(tmp_path):
 def test_a_bad_class_costs_itself_only(tmp_path, value, says):
     lines = '{"image": "a.png", "label": 1.0}\n{"image": "b.png", "label": ' + value + "}\n"
     write(tmp_path / "classnames.txt", "cat\ndog\n")
-    source = labelled(place(str(write(tmp_path / "t.jsonl", lines))))
+    source = labelled(parse_spec(str(write(tmp_path / "t.jsonl", lines))))
     assert len(source) == 2 and source[0].label == 1 and source[1].label == NO_LABEL
     assert source[1].fault.kind == "bad row" and says in source[1].fault.detail
 
 
 def test_labels_that_only_look_like_numbers_are_names(tmp_path):
     text = "image,label\na.png,--5\nb.png,٣\nc.png," + "9" * 5000 + "\n"
-    source = labelled(place(str(write(tmp_path / "t.csv", text))))
+    source = labelled(parse_spec(str(write(tmp_path / "t.csv", text))))
     assert len(source.names) == 3
 
 
@@ -282,7 +282,7 @@ PIECES += [
 
 
 def read_labels(path: Path) -> Labelled:
-    return labelled(place(str(path)))
+    return labelled(parse_spec(str(path)))
 
 
 def mutated(rng: random.Random, text: bytes) -> bytes:

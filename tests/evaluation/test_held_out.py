@@ -11,7 +11,7 @@ import pytest
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.labelled import labelled
 from jaxclip.data.pairs import opened
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import random_square
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.zero_shot import unit
@@ -50,9 +50,9 @@ def held_out(folders: Path, devices: int, fsdp: int, tensor: int) -> dict[str, f
         mesh,
         16,
         16,
-        labelled=labelled(place(str(folders / "classes"))),
+        labelled=labelled(parse_spec(str(folders / "classes"))),
         templates=("a {}.", "one more {}."),
-        pairs=opened(place(str(folders / "captions"))),
+        pairs=opened(parse_spec(str(folders / "captions"))),
     )
     return asked(model)
 
