@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments import zero_shot
 from experiments.lib import common
 from jaxclip.cli.shared import print_line, print_table, warn_embedded
-from jaxclip.data.labelled import Files, aligned
+from jaxclip.data.labelled import LabelledFiles, align_labels
 from jaxclip.evaluation import prompts
 from jaxclip.files import read_text, split_lines
 from jaxclip.images.open import is_picture
@@ -66,10 +66,10 @@ def drawn(there: Mapping[str, list[str]], size: int, seed: int) -> list[str]:
     return sorted(names[i] for i in order[:size])
 
 
-def source(pictures: Path, there: Mapping[str, list[str]], names: Sequence[str]) -> Files:
+def source(pictures: Path, there: Mapping[str, list[str]], names: Sequence[str]) -> LabelledFiles:
     """All pictures of these people; the label is the place in `names`."""
     entries = [(pictures / file, i) for i, name in enumerate(names) for file in there[name]]
-    return Files(entries, tuple(names))
+    return LabelledFiles(entries, tuple(names))
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             data=arguments.data,
             dataset=f"celeba_{size}",
             model=arguments.model,
-            source=aligned(source(pictures, there, names)),
+            source=align_labels(source(pictures, there, names)),
             templates=prompts.checked(arguments.prompts) if arguments.prompts else templates,
             policy=arguments.policy,
             batch_size=arguments.batch_size,

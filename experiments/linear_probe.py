@@ -28,7 +28,7 @@ from experiments.lib.keys import Key
 from experiments.lib.resumable import Parts
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model
-from jaxclip.data.labelled import NAMES_FILE, Aligned, Labelled, aligned, labelled
+from jaxclip.data.labelled import NAMES_FILE, Labelled, Relabelled, align_labels, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import linear_probe, plots, prompts, results
@@ -50,7 +50,7 @@ class Features:
         self.skip_limit, self.force = arguments.skip_limit, arguments.force
         self.skipped: collections.Counter[str] = collections.Counter()
 
-    def of(self, source: Aligned, data: str, role: str) -> dict[str, np.ndarray]:
+    def of(self, source: Relabelled, data: str, role: str) -> dict[str, np.ndarray]:
         """features [n, d], labels int [n], where str [n], of the pictures that can be used.
 
         role: "train", "validation" or "test"; it names the file.
@@ -69,7 +69,7 @@ class Features:
         return arrays
 
     def _encode_all(
-        self, source: Aligned, data: str, path: Path, key: Key
+        self, source: Relabelled, data: str, path: Path, key: Key
     ) -> dict[str, np.ndarray]:
         """The arrays of `of`, and `skipped`, read and kept."""
         skips, blocks = Skips(self.skip_limit), keys.of_values(batch_size=self.batch_size)
@@ -81,7 +81,7 @@ class Features:
         parts.remove()
         return arrays
 
-    def _read(self, source: Aligned, data: str, parts: Parts) -> dict[str, np.ndarray]:
+    def _read(self, source: Relabelled, data: str, parts: Parts) -> dict[str, np.ndarray]:
         parts.fill(
             source,
             self.preprocess,
@@ -149,13 +149,13 @@ def split(features: Features, arguments: argparse.Namespace) -> tuple[Split, Spl
     """(training set, validation set, test arrays); --data is cut in two if need be."""
     known = prompts.load(arguments.dataset)
 
-    def source(data: str, classes: Sequence[str], folders: Sequence[str]) -> Aligned:
-        raw = labelled(
+    def source(data: str, classes: Sequence[str], folders: Sequence[str]) -> Relabelled:
+        raw = open_labelled(
             parse_spec(data), arguments.data_dir, image=arguments.image, label=arguments.label
         )
         if classes and not known.classes:
             require_names(raw, training.source, data, arguments.data)
-        return aligned(raw, classes, folders)
+        return align_labels(raw, classes, folders)
 
     training = source(arguments.data, known.classes, known.folders)
     folders = known.folders if known.classes else ()

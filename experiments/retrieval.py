@@ -23,8 +23,8 @@ from experiments import zero_shot
 from experiments.lib import common, keys
 from experiments.lib.resumable import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
-from jaxclip.data.captions import caption_file
-from jaxclip.data.pairs import Source, opened
+from jaxclip.data.captions import read_caption_file
+from jaxclip.data.pairs import Source, open_pairs
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import prompts, results
@@ -43,11 +43,11 @@ def source(arguments: argparse.Namespace) -> Source:
     if arguments.captions is None:
         if arguments.split or arguments.only:
             raise ValueError("--split and --only belong to --captions, which was not given")
-        return opened(parse_spec(arguments.data), arguments.data_dir)
+        return open_pairs(parse_spec(arguments.data), arguments.data_dir)
     folder = Path(arguments.data)
     if not folder.is_dir():
         raise ValueError(f"--data {folder} came, the folder of the pictures was expected")
-    return caption_file(arguments.captions, folder, arguments.split, arguments.only)
+    return read_caption_file(arguments.captions, folder, arguments.split, arguments.only)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from experiments.lib import common, keys
 from experiments.lib.keys import Key
 from experiments.lib.resumable import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
-from jaxclip.data.labelled import Aligned, aligned, labelled
+from jaxclip.data.labelled import Relabelled, align_labels, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import plots, prompts, results
@@ -48,7 +48,7 @@ class Task:
     data: str
     dataset: str
     model: str
-    source: Aligned
+    source: Relabelled
     templates: tuple[str, ...]
     image: str = "image"
     label: str = "label"
@@ -241,7 +241,7 @@ def task(arguments: argparse.Namespace, dataset: str, experiment: str) -> Task:
     """What the flags ask for, on one of the data sets by name or file."""
     known = prompts.load(dataset, arguments.template_set)
     templates = prompts.checked(arguments.prompts) if arguments.prompts else known.templates
-    source = labelled(
+    source = open_labelled(
         parse_spec(arguments.data), arguments.data_dir, image=arguments.image, label=arguments.label
     )
     return Task(
@@ -249,7 +249,7 @@ def task(arguments: argparse.Namespace, dataset: str, experiment: str) -> Task:
         data=arguments.data,
         dataset=dataset,
         model=arguments.model,
-        source=aligned(source, known.classes, known.folders),
+        source=align_labels(source, known.classes, known.folders),
         templates=templates,
         image=arguments.image,
         label=arguments.label,

@@ -19,7 +19,7 @@ import jax
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import Run, say
 from experiments.bench.training import DTYPES, MODELS, ours
-from jaxclip.data.pairs import folder
+from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop
 from jaxclip.training.input_pipeline import Pairs, ahead
@@ -97,7 +97,7 @@ def measured(recipe: TrainConfig, pictures: Path, readers: int, run: Path) -> di
 
 def _stream(recipe: TrainConfig, pictures: Path, readers: int) -> Pairs:
     return Pairs(
-        [folder(pictures)],
+        [read_caption_folder(pictures)],
         size=recipe.model.vision.image_size,
         batch_size=recipe.batch_size,
         seed=0,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.report import markup
-from jaxclip.data.labelled import Labelled, labelled
+from jaxclip.data.labelled import Labelled, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation.attention import attention_map
 from jaxclip.evaluation.zero_shot import unit
@@ -97,7 +97,7 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
 def opened(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
     """The labelled pictures that --data names; `columns` as in result.json, or empty."""
     image, label = (str(columns.get(name, name)) for name in ("image", "label"))
-    return labelled(parse_spec(data), data_dir, image=image, label=label)
+    return open_labelled(parse_spec(data), data_dir, image=image, label=label)
 
 
 def answers_section(shown: Sequence[Shown]) -> str:

@@ -19,8 +19,8 @@ import optax
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.data.emoji.batches import Batches
-from jaxclip.data.emoji.pictures import Pictures
+from jaxclip.data.emoji.batches import EmojiBatches
+from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
@@ -81,7 +81,7 @@ def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class LabelledArrays:
     """Pictures to learn from and to ask about.
 
     images: uint8 [n, h, w, 3], of the tower's size; labels: int [n], into `classes`, the names.
@@ -101,17 +101,17 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn(Labelled):
+class DrawnArrays(LabelledArrays):
     """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
 
     A batch holds no name twice: `data.loader`.
     """
 
-    drawings: Pictures
+    drawings: EmojiPictures
     prepare: ClassVar[Any] = staticmethod(steps.augmented)
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        batches = Batches(self.drawings, size, seed)
+        batches = EmojiBatches(self.drawings, size, seed)
         for step in itertools.count():
             batch = batches.at(step)
             inputs = {
@@ -143,7 +143,7 @@ def label_gradients(model: Clip, images: Array, labels: Array) -> tuple[Clip, An
 def _train(
     config: ClipConfig,
     recipe: Recipe,
-    data: Labelled,
+    data: LabelledArrays,
     targets: Callable[[np.ndarray, np.random.Generator], np.ndarray],
     gradients: steps.Gradients,
     progress: Callable[[int, float], None],
@@ -177,7 +177,7 @@ def _train(
 
 def from_captions(
     recipe: Recipe,
-    data: Labelled,
+    data: LabelledArrays,
     templates: Sequence[str],
     embed_dim: int = 64,
     progress: Callable[[int, float], None] = lambda *_: None,
@@ -200,7 +200,7 @@ def from_captions(
 
 
 def from_labels(
-    recipe: Recipe, data: Labelled, progress: Callable[[int, float], None] = lambda *_: None
+    recipe: Recipe, data: LabelledArrays, progress: Callable[[int, float], None] = lambda *_: None
 ) -> Clip:
     """The tower alone, trained on labels: `encode_image` gives logits [n, classes].
 

@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxclip.cli.begin import Fed
 from jaxclip.cli.shared import UsageError, flag_error, stderr
-from jaxclip.data.emoji.pictures import emoji, known
-from jaxclip.data.labelled import labelled
-from jaxclip.data.pairs import opened
+from jaxclip.data.emoji.pictures import load_emoji, select_names
+from jaxclip.data.labelled import open_labelled
+from jaxclip.data.pairs import open_pairs
 from jaxclip.data.spec import DataSpec, parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
@@ -80,10 +80,10 @@ def stream(config: TrainConfig, layout: Layout, fed: Fed, skips: Skips) -> Strea
     if "emoji" in fed.data and fed.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
     specs = [] if fed.data == EMOJI else [_parse_spec(text) for text in fed.data]
-    sources = [opened(spec, _folder(fed)) for spec in specs]
+    sources = [open_pairs(spec, _folder(fed)) for spec in specs]
     try:
         if fed.data == EMOJI:
-            return Drawings(emoji("train"), **common)
+            return Drawings(load_emoji("train"), **common)
         return Pairs(
             sources,
             size=config.model.vision.image_size,
@@ -111,14 +111,16 @@ def validation(config: TrainConfig, mesh: Mesh, fed: Fed) -> Callable[[Any], dic
             mesh,
             config.model.vision.image_size,
             config.model.text.context_length,
-            labelled=labelled(_parse_spec(fed.zero_shot), _folder(fed)) if fed.zero_shot else None,
-            pairs=opened(_parse_spec(fed.retrieval), _folder(fed)) if fed.retrieval else None,
+            labelled=open_labelled(_parse_spec(fed.zero_shot), _folder(fed))
+            if fed.zero_shot
+            else None,
+            pairs=open_pairs(_parse_spec(fed.retrieval), _folder(fed)) if fed.retrieval else None,
             skip_limit=fed.skip_limit,
         )
     if fed.data != EMOJI:
         return None
-    training = emoji("train")
-    return Evaluation(known(emoji("validation"), training.names), training.names)
+    training = load_emoji("train")
+    return Evaluation(select_names(load_emoji("validation"), training.names), training.names)
 
 
 def require_tensorboard() -> None:

@@ -165,12 +165,12 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
 def _unseen_artist(
     model: Any, text_embeds: Callable[[Sequence[str]], np.ndarray] | None = None
 ) -> tuple[dict[str, Any], Any]:
-    from jaxclip.data.emoji.pictures import emoji, unseen_artist
+    from jaxclip.data.emoji.pictures import load_emoji, load_unseen_artist
     from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
 
-    test = unseen_artist()
+    test = load_unseen_artist()
     evaluation = Evaluation(test, test.names)
-    floor = nearest_pixels(test, emoji("train"))
+    floor = nearest_pixels(test, load_emoji("train"))
     count = len(evaluation.classes)
     chance = {"top1": 1 / count, "top5": 5 / count}
     chance |= {

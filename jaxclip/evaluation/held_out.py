@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.data.labelled import Aligned, Labelled, aligned
+from jaxclip.data.labelled import Labelled, Relabelled, align_labels
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
@@ -50,7 +50,7 @@ class HeldOut:
         pairs: Source | None = None,
         skip_limit: int = 1000,
     ) -> None:
-        self.labelled = None if labelled is None else aligned(labelled)
+        self.labelled = None if labelled is None else align_labels(labelled)
         self.templates, self.pairs = templates, pairs
         self.preprocess = Preprocess(size).safe  # the pictures as training sees them
         self.skips = Skips(skip_limit), Skips(skip_limit)  # of what is classified, of the pairs
@@ -96,7 +96,7 @@ class HeldOut:
             block=self.block,
         )
 
-    def _zero_shot(self, model: Any, labelled: Aligned) -> dict[str, float]:
+    def _zero_shot(self, model: Any, labelled: Relabelled) -> dict[str, float]:
         names = labelled.names
         T_e = classifier(self._texts(model), names, self.templates)  # [c, e]
 

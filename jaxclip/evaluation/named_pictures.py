@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.emoji.pictures import Pictures
+from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.images.preprocess import Preprocess
@@ -16,7 +16,7 @@ from jaxclip.tokenizer import check_vocabulary, tokenize
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
 
 
-def pixels(pictures: Pictures, size: int) -> np.ndarray:
+def pixels(pictures: EmojiPictures, size: int) -> np.ndarray:
     """What a person's picture file would become: `safe` policy -> float32 [n, size, size, 3]."""
     preprocess = Preprocess(size)
     return np.stack([preprocess.safe(Image.fromarray(x)) for x in pictures.images])
@@ -32,7 +32,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, pictures: Pictures, classes: Sequence[str], prompts: Sequence[str] = ("{}",)
+        self, pictures: EmojiPictures, classes: Sequence[str], prompts: Sequence[str] = ("{}",)
     ) -> None:
         self.pictures, self.classes, self.prompts = pictures, sorted(set(classes)), prompts
         place = {name: i for i, name in enumerate(self.classes)}
@@ -77,7 +77,7 @@ class Evaluation:
         return {name: scores[name] for name in ("top1", "top5")} | between.metrics()
 
 
-def nearest_pixels(pictures: Pictures, training: Pictures) -> dict[str, float]:
+def nearest_pixels(pictures: EmojiPictures, training: EmojiPictures) -> dict[str, float]:
     """The floor without learning: the name of the training picture with the nearest pixels.
 
     top-5 counts the first five different names. Distance is Euclidean over RGB on white.

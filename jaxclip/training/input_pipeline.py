@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxclip.data.emoji.batches import Batches
-from jaxclip.data.emoji.pictures import Pictures
+from jaxclip.data.emoji.batches import EmojiBatches
+from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips, batches
 from jaxclip.data.texts import Cutter
@@ -46,8 +46,10 @@ class Drawings:
 
     prepare = staticmethod(augmented)
 
-    def __init__(self, pictures: Pictures, batch_size: int, seed: int, text_length: int) -> None:
-        self.batches = Batches(pictures, batch_size, seed)
+    def __init__(
+        self, pictures: EmojiPictures, batch_size: int, seed: int, text_length: int
+    ) -> None:
+        self.batches = EmojiBatches(pictures, batch_size, seed)
         self.cutter = Cutter(text_length, "captions")
         self.rows, self.step = own_rows(batch_size), 0
 
@@ -111,7 +113,7 @@ class Pairs:
     def __next__(self) -> HostBatch:
         batch = next(self.iterator)
         share = self.rows.stop - self.rows.start
-        whole, row = divmod(int(batch["place"][-1]), self.batch_size)
+        whole, row = divmod(int(batch["position"][-1]), self.batch_size)
         self.read = whole * share + row - self.rows.start + 1
         return {"image": batch["image"], "tokens": self.cutter(batch["caption"])}
 

@@ -13,7 +13,7 @@ import pytest
 from jaxclip import cli
 from jaxclip.data import pairs
 from jaxclip.data.folders import find_pictures
-from jaxclip.data.labelled import labelled
+from jaxclip.data.labelled import open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.images.open import SUFFIXES
 from tests.data.test_pairs import png
@@ -53,9 +53,9 @@ def test_hidden_names_are_left_out_and_never_a_class(tmp_path, caplog):
     write(tmp_path / "cat/.ipynb_checkpoints/1-checkpoint.png")
     write(tmp_path / "cat/Thumbs.db", "thumbs")
     assert parse_spec(str(tmp_path)).kind == "classes"
-    source = labelled(parse_spec(str(tmp_path)))
+    source = open_labelled(parse_spec(str(tmp_path)))
     assert source.names == ("cat",) and len(source) == 1
-    assert len(pairs.classes(tmp_path)) == 1
+    assert len(pairs.caption_class_folders(tmp_path)) == 1
     assert ".db 1; also hidden 4" in caplog.messages[0]
 
 
@@ -67,8 +67,8 @@ def test_links_to_files_and_folders_count_in_every_command(tmp_path):
     (tmp_path / "root/dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root/cat/link.png").symlink_to(tmp_path / "elsewhere/0.png")
     root = tmp_path / "root"
-    assert len(find_pictures(root).pictures) == len(pairs.classes(root)) == 7
-    source = labelled(parse_spec(str(root)))
+    assert len(find_pictures(root).pictures) == len(pairs.caption_class_folders(root)) == 7
+    source = open_labelled(parse_spec(str(root)))
     assert [source[i].label for i in range(7)] == [0, 0, 1, 1, 1, 1, 1]
     assert source.names == ("cat", "dog")
 
@@ -80,7 +80,7 @@ def test_links_in_a_circle_end_and_no_folder_counts_twice(tmp_path, caplog):
     (tmp_path / "cat/other").symlink_to(tmp_path / "dog")
     (tmp_path / "self").symlink_to(tmp_path)
     (tmp_path / "around.png").symlink_to(tmp_path / "around.png")
-    source = labelled(parse_spec(str(tmp_path)))
+    source = open_labelled(parse_spec(str(tmp_path)))
     assert source.names == ("cat", "dog")
     assert [Path(source[i].where).name for i in range(2)] == ["1.png", "2.png"]
     assert (
@@ -102,7 +102,7 @@ def test_a_named_pipe_among_pictures_is_counted_and_never_waited_for(tmp_path, c
     write(tmp_path / "b.png")
     for name in ("p.png", "b.txt"):
         os.mkfifo(tmp_path / name)
-    source = pairs.folder(tmp_path)
+    source = pairs.read_caption_folder(tmp_path)
     assert len(source) == 1 and source[0].captions == ("a cat",)
     assert "named pipe 2" in caplog.text
     assert "1 of 2 pictures have no caption file beside them" in caplog.text
@@ -119,7 +119,7 @@ def test_a_pipe_a_device_and_a_folder_are_refused_as_a_table_or_shard(tmp_path):
         parse_spec(str(tmp_path / "d.tar"))
     (tmp_path / "f.csv").mkdir()
     with pytest.raises(ValueError, match="got a directory"):
-        pairs.table(tmp_path / "f.csv")
+        pairs.read_caption_table(tmp_path / "f.csv")
     with pytest.raises(ValueError, match="got a named pipe"):
         pairs.TarShards([tmp_path / "s.tar"])
 
@@ -127,7 +127,7 @@ def test_a_pipe_a_device_and_a_folder_are_refused_as_a_table_or_shard(tmp_path):
 def test_a_picture_that_is_a_pipe_or_a_folder_is_a_broken_one(tmp_path):
     os.mkfifo(tmp_path / "p.png")
     (tmp_path / "t.csv").write_text("image,caption\np.png,a pipe\n.,a folder\n/dev/zero,a device\n")
-    source = pairs.table(tmp_path / "t.csv")
+    source = pairs.read_caption_table(tmp_path / "t.csv")
     details = [source[i].fault.detail for i in range(3)]
     assert all(source[i].fault.kind == "broken picture" for i in range(3))
     assert [detail.split("got ")[1] for detail in details] == [
@@ -144,7 +144,7 @@ def test_captions_pair_by_name_whatever_the_case_of_the_endings(tmp_path):
         write(tmp_path / name, name)
     write(tmp_path / "c.TXT", "the other one")
     assert parse_spec(str(tmp_path)).kind == "captions"
-    source = pairs.folder(tmp_path)
+    source = pairs.read_caption_folder(tmp_path)
     found = {Path(source[i].where).name: source[i].captions for i in range(len(source))}
     assert found == {
         "A.JPG": ("A.TXT",),
@@ -160,8 +160,10 @@ def test_a_folder_is_the_same_by_any_name(tmp_path, monkeypatch, root):
     write(tmp_path / "in/a.jpg")
     write(tmp_path / "in/a.txt", "a cat")
     monkeypatch.chdir(tmp_path)
-    assert parse_spec(root).kind == "captions" and pairs.folder(Path(root))[0].captions == ("a cat",)
-    assert labelled(parse_spec(f"classes:{root}")).names == ("in",)
+    assert parse_spec(root).kind == "captions" and pairs.read_caption_folder(Path(root))[
+        0
+    ].captions == ("a cat",)
+    assert open_labelled(parse_spec(f"classes:{root}")).names == ("in",)
 
 
 @pytest.mark.parametrize("name", ["LICENSE.txt", "README.txt", "cat/notes.txt"])
@@ -170,14 +172,14 @@ def test_a_text_beside_class_folders_makes_no_captions_of_them(tmp_path, name, c
         write(tmp_path / picture)
     write(tmp_path / name, "words")
     assert parse_spec(str(tmp_path)).kind == "classes"
-    assert len(pairs.classes(tmp_path)) == 2
+    assert len(pairs.caption_class_folders(tmp_path)) == 2
     assert "left out 1 file that is no picture: .txt 1" in caplog.text
 
 
 def test_pictures_beside_class_folders_are_counted(tmp_path, caplog):
     for name in ("cat/1.png", "stray.png", "stray2.png"):
         write(tmp_path / name)
-    assert len(labelled(parse_spec(str(tmp_path)))) == 1
+    assert len(open_labelled(parse_spec(str(tmp_path)))) == 1
     assert "pictures beside the class folders 2" in caplog.text
 
 
@@ -195,9 +197,9 @@ def test_pictures_without_captions_are_told_at_once(tmp_path, caplog):
         write(tmp_path / f"{i}.png")
     message = "25 of 25 pictures have no caption file beside them: expected x.txt beside x.jpg"
     with pytest.raises(ValueError, match=message):
-        pairs.folder(tmp_path)
+        pairs.read_caption_folder(tmp_path)
     write(tmp_path / "7.txt", "seven")
-    assert len(pairs.folder(tmp_path)) == 1
+    assert len(pairs.read_caption_folder(tmp_path)) == 1
     assert "24 of 25 pictures have no caption file" in caplog.text
 
 
@@ -258,7 +260,10 @@ def test_no_tree_of_files_and_links_ends_in_anything_but_an_answer(tmp_path):
             else:
                 path.write_bytes(rng.randbytes(20))
             made.append(path)
-        for read in (lambda p: pairs.opened(parse_spec(p)), lambda p: labelled(parse_spec(p))):
+        for read in (
+            lambda p: pairs.open_pairs(parse_spec(p)),
+            lambda p: open_labelled(parse_spec(p)),
+        ):
             try:
                 source = read(str(root))
                 assert all(source[i] for i in range(len(source)))
@@ -271,4 +276,4 @@ def test_pictures_beside_empty_folders_only_have_no_captions(tmp_path):
         write(tmp_path / name, png(1))
     (tmp_path / "thumbs").mkdir()
     with pytest.raises(ValueError, match="2 of 2 pictures have no caption file beside them"):
-        pairs.opened(parse_spec(str(tmp_path)))
+        pairs.open_pairs(parse_spec(str(tmp_path)))

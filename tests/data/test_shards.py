@@ -226,7 +226,7 @@ def test_members_of_one_name_are_told_and_the_last_counts(tmp_path, caplog):
     path.write_bytes(tar(*pairs_of(2), ("0.PNG", PICTURE), ("0.txt", b"again")))
     source = TarShards([path])
     assert [source[i].captions for i in range(2)] == [("again",), ("caption 1",)]
-    assert "2 members left out, as their name comes again, the first: '0.PNG'" in caplog.text
+    assert "2 members left out, as later ones have their name, the first: '0.PNG'" in caplog.text
 
 
 def test_a_second_picture_of_one_name_is_told(tmp_path, caplog):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.data.labelled import labelled
-from jaxclip.data.pairs import opened
+from jaxclip.data.labelled import open_labelled
+from jaxclip.data.pairs import open_pairs
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import random_square
 from jaxclip.evaluation.held_out import HeldOut
@@ -50,9 +50,9 @@ def held_out(folders: Path, devices: int, fsdp: int, tensor: int) -> dict[str, f
         mesh,
         16,
         16,
-        labelled=labelled(parse_spec(str(folders / "classes"))),
+        labelled=open_labelled(parse_spec(str(folders / "classes"))),
         templates=("a {}.", "one more {}."),
-        pairs=opened(parse_spec(str(folders / "captions"))),
+        pairs=open_pairs(parse_spec(str(folders / "captions"))),
     )
     return asked(model)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import celeba_identity, retrieval
-from jaxclip.data.captions import caption_file
+from jaxclip.data.captions import read_caption_file
 from jaxclip.evaluation import results
 from tests.support import planted
 
@@ -203,10 +203,10 @@ def test_mistakes_of_retrieval_take_one_line(model, tmp_path, capsys):
 def test_a_caption_file_of_another_kind_is_refused(tmp_path, text, says):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ValueError, match=says):
-        caption_file(tmp_path / "c.json", tmp_path)
+        read_caption_file(tmp_path / "c.json", tmp_path)
     (tmp_path / "c.token").write_text("1.jpg a caption without a mark")
     with pytest.raises(ValueError, match="line 1: expected NAME#NUMBER"):
-        caption_file(tmp_path / "c.token", tmp_path)
+        read_caption_file(tmp_path / "c.token", tmp_path)
 
 
 def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
@@ -222,7 +222,7 @@ def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
         ],
     }
     (tmp_path / "c.json").write_text(json.dumps(coco))
-    source = caption_file(tmp_path / "c.json", tmp_path)
+    source = read_caption_file(tmp_path / "c.json", tmp_path)
     assert [texts for _, texts in source.entries] == [("one",)]
     assert [where.split(", ")[1] for where, _ in source.bad] == [
         "images[1]",
@@ -232,10 +232,10 @@ def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
     karpathy = {"images": [{"filename": "1.png", "split": "test", "sentences": [{"raw": "one"}]}]}
     karpathy["images"] += [{"filename": 5, "split": "test", "sentences": []}, [], {"split": "test"}]
     (tmp_path / "k.JSON").write_text(json.dumps(karpathy))
-    source = caption_file(tmp_path / "k.JSON", tmp_path, "test")
+    source = read_caption_file(tmp_path / "k.JSON", tmp_path, "test")
     assert (len(source.entries), len(source.bad)) == (1, 3)
     (tmp_path / "r.token").write_text("1.png#0\ta\u2028b\nno mark\n2.png#1\tc\n")
-    source = caption_file(tmp_path / "r.token", tmp_path)
+    source = read_caption_file(tmp_path / "r.token", tmp_path)
     assert [texts for _, texts in source.entries] == [("a\u2028b",), ("c",)]
     assert source.bad[0][0].endswith("line 2")
 
@@ -243,7 +243,7 @@ def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
 def test_a_split_that_is_not_there_leaves_nothing(tmp_path):
     write_layouts(tmp_path)
     with pytest.raises(ValueError, match="no pictures with captions"):
-        caption_file(tmp_path / "karpathy.json", tmp_path, "restval")
+        read_caption_file(tmp_path / "karpathy.json", tmp_path, "restval")
 
 
 # CelebA -------------------------------------------------------------------------------------------

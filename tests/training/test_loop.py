@@ -23,7 +23,7 @@ import pytest
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.data.emoji.pictures import emoji
+from jaxclip.data.emoji.pictures import load_emoji
 from jaxclip.training import assembly, loop
 from jaxclip.training.checkpoints import Checkpoints
 from jaxclip.training.input_pipeline import Drawings
@@ -54,7 +54,7 @@ CONFIG = TrainConfig(
 CHILD = """
 import sys
 from pathlib import Path
-from jaxclip.data.pairs import folder
+from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import checkpoints, loop
 from jaxclip.training.recipe import TrainConfig
@@ -66,7 +66,8 @@ def told(self, state):
     print("saving", state.step, flush=True)
     save(self, state)
 checkpoints.Checkpoints.save = told
-pairs = Pairs([folder(pictures)], size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
+source = read_caption_folder(pictures)
+pairs = Pairs([source], size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
 tell = lambda values: print("step", values["step"], flush=True)
 loop.train(config, pairs, run, resume=True, progress=tell)
 """
@@ -162,7 +163,7 @@ ONE_DEVICE = data_mesh(jax.devices()[:1])
 
 
 def stream(config: TrainConfig = CONFIG) -> Drawings:
-    return Drawings(emoji("validation"), config.batch_size, config.seed, config.text_length)
+    return Drawings(load_emoji("validation"), config.batch_size, config.seed, config.text_length)
 
 
 def run_here(run: Path, config: TrainConfig = CONFIG, **options: object) -> object:
