@@ -13,8 +13,8 @@ from experiments.report import markup
 from jaxclip.data.labelled import Labelled, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation.attention import attention_map
-from jaxclip.evaluation.zero_shot import unit
 from jaxclip.images.open import decode_image, to_rgb
+from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 
 SHOWN = 96  # pixels a side at most
@@ -121,8 +121,8 @@ def similarity_section(
     template = templates[0] if templates else "{}"
     length = model.config.text.context_length
     tokens = tokenize([template.format(name) for name in names], length, truncate=True)
-    I_e = unit(np.asarray(model.encode_image(_pixels(preprocess, shown))))
-    T_e = unit(np.asarray(model.encode_text(tokens)))
+    I_e = l2_normalize(np.asarray(model.encode_image(_pixels(preprocess, shown))))
+    T_e = l2_normalize(np.asarray(model.encode_text(tokens)))
     caption = markup.note(f"Cosine of each picture with each name, as {template!r}.")
     return caption + markup.matrix([x.small for x in shown], names, I_e @ T_e.T)
 

@@ -21,7 +21,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.data.emoji.batches import EmojiBatches
 from jaxclip.data.emoji.pictures import EmojiPictures
-from jaxclip.evaluation.zero_shot import in_blocks
+from jaxclip.evaluation.features import map_batches
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
 from jaxclip.tokenizer import tokenize
@@ -217,7 +217,7 @@ def from_labels(
 def encoded(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what its last projection gives, [n, e] or [n, classes]."""
     encode = jax.jit(lambda model, images: model.encode_image(pixels(images)))
-    return in_blocks(partial(encode, model), images, block)
+    return map_batches(partial(encode, model), images, block)
 
 
 def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
@@ -226,7 +226,7 @@ def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray
     def before(model: Clip, images: Array) -> Array:
         return model.visual(pixels(images), intermediates=True)[1]["pooled"]
 
-    return in_blocks(partial(jax.jit(before), model), images, block)
+    return map_batches(partial(jax.jit(before), model), images, block)
 
 
 def pixels(images: Array) -> Array:

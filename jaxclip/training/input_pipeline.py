@@ -5,15 +5,13 @@ counts what this process has read up to the batch that came out last; `seek` tak
 all. `prepare` makes pixels of a batch inside the step.
 """
 
-import contextlib
-import queue
-import threading
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from jaxclip.data.ahead import read_ahead
 from jaxclip.data.emoji.batches import EmojiBatches
 from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.data.pairs import Source
@@ -131,31 +129,5 @@ class Pairs:
 
 
 def ahead(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
-    """(batch, position after it), `steps` times, made in a thread while the caller computes."""
-    results: queue.Queue[Any] = queue.Queue(depth)
-    ended = threading.Event()
-
-    def put(item: Any) -> None:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                return results.put(item, timeout=0.1)
-
-    def work() -> None:
-        try:
-            for _ in range(steps):
-                batch = next(stream)
-                put(((batch, stream.position), None))
-                if ended.is_set():
-                    return
-        except BaseException as error:  # handed to the caller, who raises it
-            put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(steps):
-            item, error = results.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        ended.set()
+    """(batch, position after it), `steps` times, produced in a thread while the caller computes."""
+    return read_ahead(((next(stream), stream.position) for _ in range(steps)), depth)

@@ -242,7 +242,7 @@ def test_without_a_list_the_classes_are_the_sources_own():
     [
         (("a", "b", "x"), ["a", "b", "c"], "1 of the data's 3 classes .* 'x'"),
         (("0", "1", "3"), ["a", "b", "c"], "'0', '1', '3'"),
-        (("missile", "b", "c"), ["missile", "b", "c", "missile"], "stands twice"),
+        (("missile", "b", "c"), ["missile", "b", "c", "missile"], "a name twice"),
         (("n01440764", "dog", "1"), ["dog", "tench", "owl"], "2 of the data's 3"),
     ],
 )

@@ -165,11 +165,11 @@ def test_half_a_run_of_another_kind_and_a_result_are_not_overwritten(model, data
 def test_mistakes_take_one_line(model, data, tmp_path, capsys):
     out = tmp_path / "out"
     given = command(model, data, out)
-    assert "needs exactly one slot" in fails(capsys, [*given, "--prompts", "a photo"])
-    assert "needs exactly one slot" in fails(capsys, [*given, "--prompts", "{} {x}"])
+    assert "expected exactly one slot" in fails(capsys, [*given, "--prompts", "a photo"])
+    assert "expected exactly one slot" in fails(capsys, [*given, "--prompts", "{} {x}"])
     assert "are not among the 10 that" in fails(capsys, [*given, "--dataset", "cifar10"])
-    assert "none of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
-    assert "no template set 'x'" in fails(capsys, [*given, "--template-set", "x"])
+    assert "one of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
+    assert "got 'x'" in fails(capsys, [*given, "--template-set", "x"])
     assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"], 2)
     assert "nothing is there" in fails(capsys, command(model, tmp_path / "no", out))
     assert "no model is named" in fails(capsys, command(Path("no-such"), data, out))
