@@ -147,8 +147,9 @@ def evaluate(flags: Flags = EvaluateFlags()) -> int:
     flags.check(task)
     run = _open_task(flags, task)
     model, preprocess = load_model(flags.model)
-    # half a run without --out: the folder's name is a digest of the command, to be found again
-    given = {name: str(value) for name, value in flags.given().items() if name != "force"}
+    # without --out half a run is in a folder named by the flags that change the answer
+    same_answer = ("force", "as_json", "skip_limit")
+    given = {name: str(flag) for name, flag in flags.given().items() if name not in same_answer}
     setup = Setup(
         model,
         preprocess,

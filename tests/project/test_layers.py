@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"models", "hardware", "losses", "data", "tokenizer", "images", "checkpoint"}
     | {"config", "terminal"},
     "evaluation": {"models", "losses", "data", "tokenizer", "checkpoint", "config", "images"}
-    | {"terminal"},
+    | {"terminal", "reference"},
     "hub": BASE | {"checkpoint", "models", "hardware", "convert", "terminal"},
     "parity": BASE | MIDDLE,
     "cli": BASE | MIDDLE | {"hub", "parity", "terminal"},
