@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from jaxclip.cli.parsing import parse_flags
@@ -26,9 +24,6 @@ def missing_package(error: ImportError) -> ValueError:
     if package not in EXTRAS:
         raise error
     return ValueError(f"expected the package {package}; pip install -e '.[{EXTRAS[package]}]'")
-
-
-F = TypeVar("F", bound="Flags")
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,20 +51,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 positive = whole(1, 2**20)  # a batch, a count
-natural = whole(0, 2**31 - 1)  # a limit
 seed = whole(0, 2**32 - 1)
-
-
-def share(text: str) -> float:
-    """A flag's number between 0 and 1, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < 1:
-        message = f"expected a number between 0 and 1, got {text!r}"
-        raise argparse.ArgumentTypeError(message)
-    return number
 
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
@@ -84,26 +66,29 @@ class Flags(Protocol):
         """UsageError for a value out of range."""
 
 
-def parse(flags: type[F], module: ModuleType, given: Sequence[str]) -> F:
-    """The flags of an experiment, from its command line; its docstring is the help."""
-    return parse_flags(flags, _program(module), module.__doc__ or "", given)
+F = TypeVar("F", bound=Flags)
+
+
+def parse(flags: type[F], name: str, header: str | None, given: Sequence[str]) -> F:
+    """The flags of a command line; the first line of `header` describes the program in --help."""
+    return parse_flags(flags, name, (header or "").partition("\n")[0], given)
 
 
 def run_flags(
-    flags: type[F], work: Callable[[F], Any], module: ModuleType, given: Sequence[str]
+    flags: type[F],
+    work: Callable[[F], Any],
+    name: str,
+    header: str | None,
+    given: Sequence[str],
 ) -> int:
     """Parse, check, work, and print a failure in one line: the exit code, 2 for usage errors."""
 
     def parse_and_work() -> None:
-        parsed = parse(flags, module, given)
+        parsed = parse(flags, name, header, given)
         parsed.check()
         work(parsed)
 
-    return _run_program(_program(module), parse_and_work)
-
-
-def _program(module: ModuleType) -> str:
-    return Path(str(module.__file__)).stem
+    return _run_program(name, parse_and_work)
 
 
 def _run_program(program: str, work: Callable[[], Any]) -> int:

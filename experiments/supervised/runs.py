@@ -29,8 +29,8 @@ EMOJI_BLOCK = 250  # pictures at once
 NEAREST_SIZE = 32  # pixels a side at which drawings are compared for the floor
 SEARCHED, SEARCH_MOST = 10_000, 200
 Arrays = dict[str, np.ndarray]
-Told = Callable[[float, str], None]  # how far a run is: share, a few words
-Work = Callable[[Told], Arrays]
+Report = Callable[[float, str], None]  # how far a run is: share, a few words
+Work = Callable[[Report], Arrays]
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,19 @@ class Plan:
 # The runs -----------------------------------------------------------------------------------------
 
 
-def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
+def training_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     """Train one model, keep its weights beside the result: `answers` on the test pictures."""
     vision = data.towers[tower]
     recipe = towers.Recipe(vision, plan.seen(data), seed=seed)
     name = f"{side}-{tower}-{seed}"
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         """Train; the weights go to a file, answers, losses and seconds are returned."""
         losses: list[float] = []
 
         def progress(step: int, loss: float) -> None:
             losses.append(loss)
-            told(step / recipe.steps, f"loss {loss:.3f}")
+            report(step / recipe.steps, f"loss {loss:.3f}")
 
         training, test = (data.at(split, vision.image_size) for split in ("train", "test"))
         began = time.monotonic(), time.process_time()
@@ -85,19 +85,21 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         else:
             model = towers.from_labels(recipe, training, progress=progress)
         seconds = time.monotonic() - began[0], time.process_time() - began[1]
-        scores = towers.encoded(model, test.images)
+        scores = towers.encode_all(model, test.images)
         if side == "clip":
-            scores = l2_normalize(scores) @ named(model, data.classes, data.templates).T
+            scores = (
+                l2_normalize(scores) @ build_name_classifier(model, data.classes, data.templates).T
+            )
         notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
-        checkpoint.save(weights(plan, name), clip.to_flat(model), model.config, notes)
+        checkpoint.save(weights_file(plan, name), clip.to_flat(model), model.config, notes)
         answers = data.answers(scores)
         return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
 
     key = {"recipe": asdict(recipe), "side": side, "templates": data.templates}
-    return Run(name, key, work, (weights(plan, name),))
+    return Run(name, key, work, (weights_file(plan, name),))
 
 
-def named(
+def build_name_classifier(
     model: Any,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -109,7 +111,7 @@ def named(
     )
 
 
-def weights(plan: Plan, name: str) -> Path:
+def weights_file(plan: Plan, name: str) -> Path:
     """The file of a trained model: `--model` of the other experiments takes it."""
     return plan.out / f"{name}.safetensors"
 
@@ -117,7 +119,7 @@ def weights(plan: Plan, name: str) -> Path:
 # Probes -------------------------------------------------------------------------------------------
 
 
-def few(
+def few_shot_answers(
     train: linear_probe.Split, test: np.ndarray, shots: int, seed: int, classes: int
 ) -> np.ndarray:
     """Answers int16 [n] of a probe on `shots` training pictures a class, drawn by the seed."""
@@ -127,11 +129,11 @@ def few(
     chosen = np.concatenate([rows[:shots] for rows in orders])
     if len(chosen) < shots * classes:
         raise ValueError(f"{shots} pictures a class were asked for; a class has fewer")
-    scores = unsearched((features[chosen], labels[chosen]), test, classes)
+    scores = fixed_penalty_scores((features[chosen], labels[chosen]), test, classes)
     return scores.argmax(axis=1).astype(np.int16)
 
 
-def unsearched(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.ndarray:
+def fixed_penalty_scores(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.ndarray:
     """Scores [n, classes] of a probe whose penalty is not searched for: it is 1.
 
     Features are scaled to a root mean square of one, by a single number, so that one penalty suits
@@ -143,7 +145,7 @@ def unsearched(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.
     return probe.scores(test / scale)[0]
 
 
-def full(
+def full_probe(
     train: linear_probe.Split, test: np.ndarray, classes: int, seed: int = 0
 ) -> tuple[np.ndarray, float]:
     """(answers int16 [n], penalty) of a probe on all pictures of the training set.
@@ -166,7 +168,7 @@ def full(
     return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int16), penalty
 
 
-def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
+def probe_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     """Probes on a trained model: `shots_1` ... and, on all training pictures, `full`.
 
     Where there are pictures enough, `full` is of CLIP only, with its `penalty`, found by a search.
@@ -174,29 +176,31 @@ def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     name = f"{side}-{tower}-{seed}"
     size = data.towers[tower].image_size
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         """Probe the features of a trained tower, for each number of shots."""
-        flat, config, _ = checkpoint.load(weights(plan, name))
+        flat, config, _ = checkpoint.load(weights_file(plan, name))
         model = clip.from_flat(flat, clip.abstract(config, remat="none"))
         training, test = (data.at(split, size) for split in ("train", "test"))
-        encode = clip_features if side == "clip" else towers.penultimate
-        told(0.1, "features")
+        encode = clip_features if side == "clip" else towers.encode_penultimate
+        report(0.1, "features")
         train = encode(model, training.images), training.labels
         asked, arrays = encode(model, test.images), {}
         for shots in data.shots:
-            told(0.3, f"{shots} a class")
-            arrays[f"shots_{shots}"] = few(train, asked, shots, seed, len(data.classes))
-        told(0.4, "all pictures")
+            report(0.3, f"{shots} a class")
+            arrays[f"shots_{shots}"] = few_shot_answers(
+                train, asked, shots, seed, len(data.classes)
+            )
+        report(0.4, "all pictures")
         if not data.shots:
-            arrays["full"] = data.answers(unsearched(train, asked, len(data.classes)))
+            arrays["full"] = data.answers(fixed_penalty_scores(train, asked, len(data.classes)))
         elif side == "clip":
-            arrays["full"], penalty = full(train, asked, len(data.classes))
+            arrays["full"], penalty = full_probe(train, asked, len(data.classes))
             arrays["penalty"] = np.array(penalty)
         return arrays
 
     recipe = asdict(towers.Recipe(data.towers[tower], plan.seen(data), seed=seed))
     key = {"recipe": recipe, "side": side, "shots": data.shots}
-    return Run(f"probe-{name}", key, work, (weights(plan, name),))
+    return Run(f"probe-{name}", key, work, (weights_file(plan, name),))
 
 
 def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
@@ -213,27 +217,27 @@ def _features(model: clip.Clip, images: jax.Array) -> jax.Array:
     return linear_probe.probe_features(model, towers.pixels(images))
 
 
-def pixels(data: FashionMnist, seed: int) -> Run:
+def pixel_floor(data: FashionMnist, seed: int) -> Run:
     """The floor: the same probes on bare pixels."""
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         train, test = (data.splits[name] for name in ("train", "test"))
         flat = [images.reshape(len(images), -1) / 255 for images, _ in (train, test)]
         return {
-            f"shots_{shots}": few((flat[0], train[1]), flat[1], shots, seed, 10)
+            f"shots_{shots}": few_shot_answers((flat[0], train[1]), flat[1], shots, seed, 10)
             for shots in data.shots
         }
 
     return Run(f"pixels-{seed}", {"shots": data.shots, "seed": seed}, work)
 
 
-def nearest(data: Emoji) -> Run:
+def nearest_floor(data: Emoji) -> Run:
     """The floor without learning: the name of the drawing with the `nearest` pixels.
 
     Distance is Euclidean over RGB on white; names that may not be answered are left out.
     """
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         train, test = (data.at(split, NEAREST_SIZE) for split in ("train", "test"))
         there, asked = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
         there = there[np.isin(train.labels, data.candidates)]
@@ -244,28 +248,28 @@ def nearest(data: Emoji) -> Run:
     return Run("nearest-pixels", {"size": NEAREST_SIZE}, work)
 
 
-def emoji(plan: Plan, data: FashionMnist) -> Run:
+def emoji_run(plan: Plan, data: FashionMnist) -> Run:
     """The embedded model, which never saw a photograph: `zero_shot`, `zero_shot_photo`, probes.
 
     It learned names without a template, so `zero_shot` asks with the bare class name;
     `zero_shot_photo` asks with "a photo of a {}.".
     """
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         """Features once, then the prompts and the probes on them."""
         model, preprocess = hub.load(EMBEDDED)
         encode = jax.jit(linear_probe.probe_features)
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
-            told(0.1, what)
+            report(0.1, what)
             return map_batches(
-                lambda x: encode(model.module, sized(x, preprocess)), images, EMOJI_BLOCK
+                lambda x: encode(model.module, resize_all(x, preprocess)), images, EMOJI_BLOCK
             )
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
         asked, arrays = features(test[0], "test pictures"), {}
         for name, template in (("zero_shot", "{}"), ("zero_shot_photo", "a photo of a {}.")):
-            classes = named(model, fashion_mnist.CLASSES, [template], 32)
+            classes = build_name_classifier(model, fashion_mnist.CLASSES, [template], 32)
             arrays[name] = data.answers(l2_normalize(asked) @ classes.T)
         for seed in plan.seeds:
             rng = np.random.default_rng([seed, 2])  # the rows that `few` will draw
@@ -274,7 +278,7 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
             sparse = np.zeros((len(labels), asked.shape[1]), np.float32)
             sparse[rows] = features(pictures[rows], "training pictures")
             for shots in data.shots:
-                answers = few((sparse, labels), asked, shots, seed, 10)
+                answers = few_shot_answers((sparse, labels), asked, shots, seed, 10)
                 arrays[f"shots_{shots}_{seed}"] = answers
         return arrays
 
@@ -282,24 +286,24 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
     return Run("emoji", key, work, (find(EMBEDDED),))
 
 
-def sized(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+def resize_all(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     """uint8 [n, h, w] -> what the official preprocessing makes of them, [n, s, s, 3]."""
     return np.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
 
 
-def runs(plan: Plan, data: Data) -> Iterator[Run]:
+def list_runs(plan: Plan, data: Data) -> Iterator[Run]:
     """All of them, a seed after the other, so that what is there early is comparable."""
     for seed in plan.seeds:
         for tower in plan.towers:
             for side in SIDES:
-                yield trained(plan, data, tower, side, seed)
+                yield training_run(plan, data, tower, side, seed)
     for seed in plan.seeds:
         for tower in plan.towers:
             for side in SIDES:
-                yield probed(plan, data, tower, side, seed)
+                yield probe_run(plan, data, tower, side, seed)
     if isinstance(data, FashionMnist):
         for seed in plan.seeds:
-            yield pixels(data, seed)
-        yield emoji(plan, data)
+            yield pixel_floor(data, seed)
+        yield emoji_run(plan, data)
     if isinstance(data, Emoji):
-        yield nearest(data)
+        yield nearest_floor(data)

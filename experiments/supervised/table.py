@@ -89,7 +89,7 @@ class Answers:
         return np.stack(found)
 
 
-def wanted(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[str]]]:
+def table_lines(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[str]]]:
     """(what, tower, runs, their arrays) of every line."""
     n = len(plan.seeds)
     for tower in plan.towers:
@@ -104,25 +104,25 @@ def wanted(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[s
             yield NAMES[f"{side}_full"], tower, probes[side], ["full"] * n
         for shots in data.shots:
             for side in SIDES:
-                yield few(side, shots), tower, probes[side], [f"shots_{shots}"] * n
+                yield few_shot_line(side, shots), tower, probes[side], [f"shots_{shots}"] * n
     for shots in data.shots:
         pixels = [f"pixels-{seed}" for seed in plan.seeds]
-        yield few("pixels", shots), "", pixels, [f"shots_{shots}"] * n
+        yield few_shot_line("pixels", shots), "", pixels, [f"shots_{shots}"] * n
         arrays = [f"shots_{shots}_{seed}" for seed in plan.seeds]
-        yield few("emoji", shots), "embedded", ["emoji"] * n, arrays
+        yield few_shot_line("emoji", shots), "embedded", ["emoji"] * n, arrays
     yield NAMES["nearest"], "", ["nearest-pixels"], ["nearest"]
     yield NAMES["emoji_zero"], "embedded", ["emoji"], ["zero_shot"]
     yield NAMES["emoji_zero_photo"], "embedded", ["emoji"], ["zero_shot_photo"]
 
 
-def few(side: str, shots: int) -> str:
+def few_shot_line(side: str, shots: int) -> str:
     """The name of a line of few-shot probes."""
     return f"probe on {shots} a class, features: {KINDS[side]}"
 
 
 def table(plan: Plan, data: Data, answers: Answers) -> list[Row]:
     """All lines whose runs are there."""
-    found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in wanted(plan, data))
+    found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in table_lines(plan, data))
     return [row(what, tower, hits) for what, tower, hits in found if hits is not None]
 
 
@@ -164,7 +164,7 @@ def picture(rows: Sequence[Row], data: Data, out: Path) -> None:
     colours = iter(["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:grey", "tab:purple"])
     lines = [(side, tower) for tower in data.towers for side in SIDES]
     for side, tower in [*lines, ("pixels", ""), ("emoji", "embedded")]:
-        points = [by_name.get((few(side, shots), tower)) for shots in data.shots]
+        points = [by_name.get((few_shot_line(side, shots), tower)) for shots in data.shots]
         if any(point is None for point in points):
             continue
         colour = next(colours)

@@ -64,7 +64,7 @@ def order(n: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
-def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
+def random_crop(batch: dict[str, Any], key: Array, size: int) -> Array:
     """`image` uint8 [n, s, s, 3] moved by up to MARGIN pixels either way -> pixels.
 
     A random crop of the picture within a black margin; the paper, too, does nothing but crop
@@ -90,7 +90,9 @@ class LabelledArrays:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    prepare: ClassVar[Any] = staticmethod(cropped)  # inputs of a batch -> pixels, inside the step
+    prepare: ClassVar[Any] = staticmethod(
+        random_crop
+    )  # inputs of a batch -> pixels, inside the step
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """(inputs, labels [size]) of every step, without end."""
@@ -104,7 +106,7 @@ class LabelledArrays:
 class DrawnArrays(LabelledArrays):
     """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
 
-    A batch holds no name twice: `data.loader`.
+    A batch holds no name twice: `data.emoji.batches`.
     """
 
     drawings: EmojiPictures
@@ -214,13 +216,13 @@ def from_labels(
     return _train(config, recipe, data, targets, label_gradients, progress)
 
 
-def encoded(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
+def encode_all(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what its last projection gives, [n, e] or [n, classes]."""
     encode = jax.jit(lambda model, images: model.encode_image(pixels(images)))
     return map_batches(partial(encode, model), images, block)
 
 
-def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
+def encode_penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what the last projection sees, [n, d]."""
 
     def before(model: Clip, images: Array) -> Array:

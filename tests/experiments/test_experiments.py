@@ -30,7 +30,7 @@ def parsed(command: str):
     name, *given = shlex.split(command.removeprefix(START))
     module = importlib.import_module(f"experiments.{name}")
     if hasattr(module, "Flags"):
-        return name, common.parse(module.Flags, module, given)
+        return name, common.parse(module.Flags, name, module.__doc__, given)
     return name, module.flags().parse_args(given)
 
 
