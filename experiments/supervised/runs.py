@@ -1,4 +1,4 @@
-"""The runs of `compare_supervised`, whose header has the question: what each needs and leaves."""
+"""The runs of `compare_supervised`: training, probes, floors, the embedded model."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,20 +25,19 @@ from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 
 SIDES = ("clip", "supervised")
-EMOJI_BLOCK = 250  # pictures at once
+EMOJI_BLOCK = 250  # pictures a batch
 NEAREST_SIZE = 32  # pixels a side at which drawings are compared for the floor
 SEARCHED, SEARCH_MOST = 10_000, 200
 Arrays = dict[str, np.ndarray]
-Report = Callable[[float, str], None]  # how far a run is: share, a few words
+Report = Callable[[float, str], None]  # progress: a share of the run, a few words
 Work = Callable[[Report], Arrays]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One file of --out: its name, what its numbers depend on, how they are made.
+    """One file of --out: its name, its key, and the work that makes its arrays.
 
-    key: the recipe. files: weights that it reads or leaves; with others its numbers are no longer
-    right.
+    key: the recipe. files: weights that it reads or writes; its numbers are stale when they change.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: flags of the command."""
+    """The flags of the command."""
 
     out: Path
     seeds: tuple[int, ...]
@@ -57,7 +56,7 @@ class Plan:
     epochs: float
 
     def seen(self, data: Data) -> int:
-        """Training pictures that a run sees, repeats counted."""
+        """Training pictures of a run, repeats counted."""
         return int(self.epochs * len(data.labels("train")))
 
 
@@ -65,13 +64,13 @@ class Plan:
 
 
 def training_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
-    """Train one model, keep its weights beside the result: `answers` on the test pictures."""
+    """A run that trains one model: `answers` on the test pictures, and weights in a file."""
     vision = data.towers[tower]
     recipe = towers.Recipe(vision, plan.seen(data), seed=seed)
     name = f"{side}-{tower}-{seed}"
 
     def work(report: Report) -> Arrays:
-        """Train; the weights go to a file, answers, losses and seconds are returned."""
+        """Train, save the weights; answers, losses and seconds."""
         losses: list[float] = []
 
         def progress(step: int, loss: float) -> None:
@@ -112,7 +111,7 @@ def build_name_classifier(
 
 
 def weights_file(plan: Plan, name: str) -> Path:
-    """The file of a trained model: `--model` of the other experiments takes it."""
+    """The file of a trained model; `--model` of other experiments takes it."""
     return plan.out / f"{name}.safetensors"
 
 
@@ -128,16 +127,16 @@ def few_shot_answers(
     orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
     chosen = np.concatenate([rows[:shots] for rows in orders])
     if len(chosen) < shots * classes:
-        raise ValueError(f"{shots} pictures a class were asked for; a class has fewer")
+        raise ValueError(f"shots: expected {shots} pictures in every class, got fewer in one")
     scores = fixed_penalty_scores((features[chosen], labels[chosen]), test, classes)
     return scores.argmax(axis=1).astype(np.int16)
 
 
 def fixed_penalty_scores(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.ndarray:
-    """Scores [n, classes] of a probe whose penalty is not searched for: it is 1.
+    """Scores [n, classes] of a probe with a penalty of 1, for few pictures a class.
 
-    Features are scaled to a root mean square of one, by a single number, so that one penalty suits
-    towers of any scale. For few pictures a class, where nothing is left to search on.
+    Features are divided by their root mean square, one number, so that one penalty suits towers of
+    any scale. So few pictures leave none to search a penalty on.
     """
     features, labels = train
     scale = np.sqrt(np.mean(np.square(features)))
@@ -150,9 +149,8 @@ def full_probe(
 ) -> tuple[np.ndarray, float]:
     """(answers int16 [n], penalty) of a probe on all pictures of the training set.
 
-    The paper's search, in a shorter form: on SEARCHED pictures that train and half as many that
-    validate, at most SEARCH_MOST iterations a fit. The penalty a picture that is best there is that
-    of the one fit on all.
+    The paper's search, shortened: SEARCHED pictures train, half as many validate, at most
+    SEARCH_MOST iterations a fit. The best penalty a picture is that of the one fit on all.
     """
     features, labels = train
     scale = np.sqrt(np.mean(np.square(features)))
@@ -171,13 +169,13 @@ def full_probe(
 def probe_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     """Probes on a trained model: `shots_1` ... and, on all training pictures, `full`.
 
-    Where there are pictures enough, `full` is of CLIP only, with its `penalty`, found by a search.
+    With enough pictures `full` is of CLIP only, with its `penalty` from a search.
     """
     name = f"{side}-{tower}-{seed}"
     size = data.towers[tower].image_size
 
     def work(report: Report) -> Arrays:
-        """Probe the features of a trained tower, for each number of shots."""
+        """Encode all pictures once, then fit a probe for each number of shots."""
         flat, config, _ = checkpoint.load(weights_file(plan, name))
         model = clip.from_flat(flat, clip.abstract(config, remat="none"))
         training, test = (data.at(split, size) for split in ("train", "test"))
@@ -204,7 +202,7 @@ def probe_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
 
 
 def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
-    """What the probe learns from: uint8 images [n, s, s, 3] -> [n, d]."""
+    """Features for the probe: uint8 images [n, s, s, 3] -> [n, d]."""
 
     def encode(images: np.ndarray) -> Any:
         return _features(model, images)
@@ -234,15 +232,15 @@ def pixel_floor(data: FashionMnist, seed: int) -> Run:
 def nearest_floor(data: Emoji) -> Run:
     """The floor without learning: the name of the drawing with the `nearest` pixels.
 
-    Distance is Euclidean over RGB on white; names that may not be answered are left out.
+    Distance is Euclidean over RGB on white; only candidates are compared.
     """
 
     def work(report: Report) -> Arrays:
         train, test = (data.at(split, NEAREST_SIZE) for split in ("train", "test"))
-        there, asked = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
-        there = there[np.isin(train.labels, data.candidates)]
+        known, queries = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
+        known = known[np.isin(train.labels, data.candidates)]
         labels = train.labels[np.isin(train.labels, data.candidates)]
-        distance = (there**2).sum(axis=1) - 2 * asked @ there.T  # less the constant |asked|^2
+        distance = (known**2).sum(axis=1) - 2 * queries @ known.T  # less the constant |query|^2
         return {"nearest": labels[distance.argmin(axis=1)].astype(np.int16)}
 
     return Run("nearest-pixels", {"size": NEAREST_SIZE}, work)
@@ -251,12 +249,12 @@ def nearest_floor(data: Emoji) -> Run:
 def emoji_run(plan: Plan, data: FashionMnist) -> Run:
     """The embedded model, which never saw a photograph: `zero_shot`, `zero_shot_photo`, probes.
 
-    It learned names without a template, so `zero_shot` asks with the bare class name;
-    `zero_shot_photo` asks with "a photo of a {}.".
+    It was trained on names without a template, so `zero_shot` uses the bare class name;
+    `zero_shot_photo` uses "a photo of a {}.".
     """
 
     def work(report: Report) -> Arrays:
-        """Features once, then the prompts and the probes on them."""
+        """Encode the pictures once, then classify by prompts and by probes."""
         model, preprocess = hub.load(EMBEDDED)
         encode = jax.jit(linear_probe.probe_features)
 
@@ -272,7 +270,7 @@ def emoji_run(plan: Plan, data: FashionMnist) -> Run:
             classes = build_name_classifier(model, fashion_mnist.CLASSES, [template], 32)
             arrays[name] = data.answers(l2_normalize(asked) @ classes.T)
         for seed in plan.seeds:
-            rng = np.random.default_rng([seed, 2])  # the rows that `few` will draw
+            rng = np.random.default_rng([seed, 2])  # the rows that few_shot_answers draws
             orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
             rows = np.sort(np.concatenate([order[: max(data.shots)] for order in orders]))
             sparse = np.zeros((len(labels), asked.shape[1]), np.float32)
@@ -287,12 +285,12 @@ def emoji_run(plan: Plan, data: FashionMnist) -> Run:
 
 
 def resize_all(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """uint8 [n, h, w] -> what the official preprocessing makes of them, [n, s, s, 3]."""
+    """uint8 [n, h, w] -> pixels [n, s, s, 3] by the official preprocessing."""
     return np.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
 
 
 def list_runs(plan: Plan, data: Data) -> Iterator[Run]:
-    """All of them, a seed after the other, so that what is there early is comparable."""
+    """All runs, seed after seed, so that early results are comparable."""
     for seed in plan.seeds:
         for tower in plan.towers:
             for side in SIDES:

@@ -1,4 +1,4 @@
-"""The table and the picture of `compare_supervised`, from the files that its runs left."""
+"""The table and the plot of `compare_supervised`, from the files of its runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ def row(what: str, tower: str, hits: np.ndarray) -> Row:
 def interval(by_picture: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Bootstrap interval of the mean, 95 %; pictures are drawn, each with all its seeds.
 
-    There are few different values, so their counts are drawn: that is the same.
+    There are few different values, so drawing their counts is the same.
     """
     values, counts = np.unique(by_picture, return_counts=True)
     n = counts.sum()
@@ -67,7 +67,7 @@ def interval(by_picture: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 class Answers:
-    """What the runs in a folder answered about the test pictures: hits by run and array.
+    """The answers of the runs in a folder on the test pictures: hits by run and array.
 
     labels: the right answers, int [n].
     """
@@ -76,7 +76,7 @@ class Answers:
         self.folder, self.labels = folder, labels
 
     def hits(self, names: Sequence[str], arrays: Sequence[str]) -> np.ndarray | None:
-        """bool [seeds, n]; None unless every run is there, and has the array."""
+        """bool [seeds, n]; None unless every run is finished and has the array."""
         found = []
         for name, array in zip(names, arrays, strict=True):
             path = self.folder / f"{name}.npz"
@@ -121,7 +121,7 @@ def few_shot_line(side: str, shots: int) -> str:
 
 
 def table(plan: Plan, data: Data, answers: Answers) -> list[Row]:
-    """All lines whose runs are there."""
+    """All lines whose runs are finished."""
     found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in table_lines(plan, data))
     return [row(what, tower, hits) for what, tower, hits in found if hits is not None]
 
