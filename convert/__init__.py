@@ -5,7 +5,7 @@ Import it as `jaxclip.convert`: setup.cfg maps this folder there.
 
 from .conversion import convert
 from .files import read
+from .layouts.positions import at_size
 from .loading import CONVERTER, Given, Loaded, agree, load
-from .positions import at_size
 
 __all__ = ["CONVERTER", "Given", "Loaded", "agree", "at_size", "convert", "load", "read"]

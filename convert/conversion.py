@@ -10,12 +10,13 @@ from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
 from jaxclip.config import Activation, ClipConfig
 
-from . import huggingface, open_clip, openai, torch_archive
-from .inert import refuse, show
-from .layouts import to_theirs
+from .archive import torch_archive
+from .archive.inert import refuse, show
+from .layouts import huggingface, open_clip, openai
+from .layouts.infer import Heads
+from .layouts.positions import at_size
+from .layouts.table import to_theirs
 from .loading import Given, Loaded, load_with_files
-from .parameters import Heads
-from .positions import at_size
 
 LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
 ENDINGS: dict[str, tuple[str, ...]] = {

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from jaxclip.checkpoint import Flat
 from jaxclip.files import open_regular
 
-from . import prefixes, safetensors_file, strict_json, torch_archive
-from .inert import show
+from .archive import safetensors_file, strict_json, torch_archive
+from .archive.inert import show
+from .layouts import prefixes
 
 # What a folder's weights may be called, the first that is there. Hugging Face's names, open_clip's.
 WEIGHTS = (

@@ -10,12 +10,13 @@ from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
 from jaxclip.config import Activation, ClipConfig, TextConfig
 
-from . import huggingface, open_clip, openai, prefixes, strict_json
+from .archive import strict_json
+from .archive.inert import show
 from .files import Weights, open_weights
-from .inert import show
-from .layouts import Layout, layers_of, shape_of, to_ours
-from .parameters import Heads, complete, infer
-from .released_shapes import OTHER_POOLING, known_heads
+from .layouts import huggingface, open_clip, openai, prefixes
+from .layouts.infer import Heads, complete, infer
+from .layouts.released_shapes import OTHER_POOLING, known_heads
+from .layouts.table import Layout, layers_of, shape_of, to_ours
 
 CONVERTER = 1  # raised whenever the same file gives another result
 

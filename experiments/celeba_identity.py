@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments import common, zero_shot
+from experiments import zero_shot
+from experiments.lib import common
 from jaxclip.cli.shared import print_line, print_table, warn_embedded
 from jaxclip.data.labelled import Files, aligned
 from jaxclip.evaluation import prompts
 from jaxclip.files import read_text, split_lines
-from jaxclip.pictures import is_picture
+from jaxclip.images.open import is_picture
 
 SIZES = (100, 1000, 2000)
 

@@ -22,13 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import common, keys, zero_shot
-from experiments.keys import Key
-from experiments.parts import Parts
+from experiments import zero_shot
+from experiments.lib import common, keys
+from experiments.lib.keys import Key
+from experiments.lib.resumable import Parts
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model
 from jaxclip.data.labelled import NAMES_FILE, Aligned, Labelled, aligned, labelled
-from jaxclip.data.place import place
+from jaxclip.data.spec import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import linear_probe, plots, prompts, results
 from jaxclip.evaluation.features import Block

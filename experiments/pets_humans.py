@@ -16,7 +16,8 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments import common, zero_shot
+from experiments import zero_shot
+from experiments.lib import common
 from jaxclip.cli.shared import print_table
 from jaxclip.evaluation import results
 

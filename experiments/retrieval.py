@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments import common, keys, zero_shot
-from experiments.parts import Parts
+from experiments import zero_shot
+from experiments.lib import common, keys
+from experiments.lib.resumable import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
 from jaxclip.data.captions import caption_file
 from jaxclip.data.pairs import Source, opened
-from jaxclip.data.place import place
+from jaxclip.data.spec import place
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import prompts, results
 from jaxclip.evaluation.features import Block

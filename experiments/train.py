@@ -5,8 +5,8 @@ Command:   python -m experiments.train                          # the recipes as
            python -m experiments.train ViT-B/32 SHARDS [FLAGS]  # = jaxclip train --preset ViT-B/32
 Result:    not measured: the paper's 400 million pairs were never published, and a run took 256
            V100 for 12 days (ViT-L/14) or 592 for 18 (RN50x64), section 2.5. The same command runs
-           on small data (tests/test_train_command.py), and its step has been compiled for TPUs at
-           full size (docs/scaling.md).
+           on small data (tests/training/test_train_command.py), and its step has been compiled for
+           TPUs at full size (docs/scaling.md).
 
 Every flag of `jaxclip train` may follow and wins over the recipe. On many hosts each runs the same
 command, with --coordinator.

@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments import common, keys
-from experiments.keys import Key
-from experiments.parts import Parts
+from experiments.lib import common, keys
+from experiments.lib.keys import Key
+from experiments.lib.resumable import Parts
 from jaxclip.cli.shared import load_model, print_line, print_table, warn_embedded
 from jaxclip.data.labelled import Aligned, aligned, labelled
-from jaxclip.data.place import place
+from jaxclip.data.spec import place
 from jaxclip.data.stream import Skips
-from jaxclip.downloads import cache_folder
 from jaxclip.evaluation import plots, prompts, results
-from jaxclip.evaluation.compiled import compiled, weights_checksum
+from jaxclip.evaluation.classifier_cache import compiled, weights_checksum
 from jaxclip.evaluation.features import Block
 from jaxclip.evaluation.metrics import Tally, best
 from jaxclip.evaluation.zero_shot import unit, unusable
+from jaxclip.hub.released import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)

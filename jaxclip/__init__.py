@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     import jaxclip.convert as convert
     from jaxclip import losses as losses
     from jaxclip import reference as reference
-    from jaxclip.hub import available_models as available_models
-    from jaxclip.hub import load as load
-    from jaxclip.preprocess import Preprocess as Preprocess
+    from jaxclip.hub.load import available_models, load
+    from jaxclip.images.preprocess import Preprocess
     from jaxclip.tokenizer import tokenize as tokenize
 
 __version__ = "0.1.0"
@@ -30,9 +29,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Preprocess": "jaxclip.preprocess",
-    "available_models": "jaxclip.hub",
-    "load": "jaxclip.hub",
+    "Preprocess": "jaxclip.images.preprocess",
+    "available_models": "jaxclip.hub.load",
+    "load": "jaxclip.hub.load",
     "tokenize": "jaxclip.tokenizer",
 }
 _SUBMODULES = ("convert", "losses", "reference")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxclip.config import ClipConfig, ResNetConfig, show
 from jaxclip.files import open_regular, require_writable
-from jaxclip.parameters import parameters
+from jaxclip.shapes import parameters
 
 FORMAT = "jaxclip-1"
 DTYPES = {  # of the safetensors format, little-endian

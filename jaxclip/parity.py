@@ -26,7 +26,7 @@ Rungs = dict[str, np.ndarray]
 FORMAT = "jaxclip-ladder-1"
 
 # What counts as rounding, over the largest value of a stage: MARGIN times the error of another
-# program's float32 (the reference's here, torch's in experiments/parity_table.py) and FLOOR. Sums
+# program's float32 (the reference's; torch's in experiments/proofs/parity_table.py) and FLOOR. Sums
 # in another order, and Winograd's convolutions, cost up to 2.5 times the reference's float32; a
 # wrong epsilon or activation departs by a hundred times as much.
 MARGIN = 4

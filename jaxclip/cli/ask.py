@@ -54,10 +54,10 @@ def classify(
     paths = _files(pictures)
     opened = open_model(model)
     clip, _ = load_model(opened, of=model, tower="text")
-    from jaxclip.downloads import cache_folder
-    from jaxclip.evaluation.compiled import compiled
+    from jaxclip.evaluation.classifier_cache import compiled
     from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
-    from jaxclip.pictures import open_image
+    from jaxclip.hub.released import cache_folder
+    from jaxclip.images.open import open_image
 
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
@@ -94,7 +94,7 @@ def _show_ranking(record: dict[str, Any], as_json: bool) -> None:
 def _files(places: Sequence[Path]) -> list[Path]:
     """The picture files that files and folders stand for, folders as `find_pictures` walks them."""
     from jaxclip.data.folders import find_pictures
-    from jaxclip.pictures import SUFFIXES
+    from jaxclip.images.open import SUFFIXES
 
     found: list[Path] = []
     for place in places:
@@ -185,7 +185,7 @@ def _decoded(
 
     from rich.progress import track
 
-    from jaxclip.pictures import open_image
+    from jaxclip.images.open import open_image
 
     def read(path: Path) -> np.ndarray | str:
         try:

@@ -15,11 +15,12 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxclip import convert, hub
+from jaxclip import convert
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import UsageError, flag_error
 from jaxclip.config import ClipConfig
 from jaxclip.files import read_text, require_writable
+from jaxclip.hub.find import find
 from jaxclip.tokenizer import VOCAB_SIZE
 from jaxclip.training import assembly, loop
 from jaxclip.training.recipe import Layout, TrainConfig
@@ -96,7 +97,7 @@ def begin_run(
     Its model is the checkpoint's, and texts are as long as the model takes, unless flags say less.
     """
     if start:
-        loaded = _resized(convert.load(hub.find(start)), flags.model, given)
+        loaded = _resized(convert.load(find(start)), flags.model, given)
         model = {n: value for n, value in _flat(flags).items() if n.startswith("model.")}
         differ = _differing(model, _flat(loaded.config, "model."), given, "the checkpoint")
         if differ:
@@ -197,7 +198,7 @@ def _from_json(path: Path, read: Callable[[str], Any]) -> Any:
 def _first_weights(config: TrainConfig, start: str) -> dict[str, Any] | None:
     if not start:
         return None
-    loaded = convert.at_size(convert.load(hub.find(start)), config.model.vision.image_size)
+    loaded = convert.at_size(convert.load(find(start)), config.model.vision.image_size)
     if loaded.config != config.model:
         raise ValueError(
             f"--start: expected the model that the run began with, got another: {start}"

@@ -38,7 +38,7 @@ def interpolate(
     require_writable(out)
     from jaxclip import checkpoint
     from jaxclip.convert.loading import Given, load_with_files
-    from jaxclip.finding import find
+    from jaxclip.hub.find import find
 
     given = Given(None, None)
     (one, files), (other, more) = (load_with_files(find(n), given) for n in (before, after))

@@ -53,7 +53,7 @@ def plan(
         layout = Layout(loss, fsdp, tensor)
     except ValueError as error:
         raise flag_error(error) from None
-    from jaxclip.training.plan import report
+    from jaxclip.training.tpu_plan import report
 
     told = {"model": model, **report(recipe, layout, topology)}
     if as_json:

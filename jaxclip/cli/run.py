@@ -20,19 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxclip.cli.begin import Fed
 from jaxclip.cli.shared import UsageError, flag_error, stderr
+from jaxclip.data.emoji.pictures import emoji, known
 from jaxclip.data.labelled import labelled
 from jaxclip.data.pairs import opened
-from jaxclip.data.place import Place, place
-from jaxclip.data.sources import emoji, known
+from jaxclip.data.spec import Place, place
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.named_pictures import Evaluation
 from jaxclip.training import assembly, distributed, loop
 from jaxclip.training.finetune import parameters_at_rate
+from jaxclip.training.input_pipeline import Drawings, Pairs, Stream
 from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.streams import Drawings, Pairs, Stream
 
 EMOJI = ("emoji",)
 # of the metrics of an evaluation, those that are told while it runs

@@ -86,7 +86,7 @@ def _import_jax() -> None:
         return
     gc.disable()
     try:
-        import jaxclip.hub  # noqa: F401
+        import jaxclip.hub.load  # noqa: F401
 
         gc.freeze()
     finally:
@@ -96,9 +96,10 @@ def _import_jax() -> None:
 def open_model(name: str) -> Any:
     """A model's arrays where they lie, for `load_model` to load one tower after the other."""
     _import_jax()
-    from jaxclip import convert, hub
+    from jaxclip import convert
+    from jaxclip.hub.find import find
 
-    return convert.load(hub.find(name), check_numbers=False)
+    return convert.load(find(name), check_numbers=False)
 
 
 def load_model(name: Any, *, of: str = "", **options: Any) -> tuple[Any, Any]:
@@ -114,8 +115,8 @@ def load_model(name: Any, *, of: str = "", **options: Any) -> tuple[Any, Any]:
     _import_jax()
     import jax
 
-    from jaxclip import hub
-    from jaxclip.downloads import cache_folder
+    from jaxclip.hub import load as hub
+    from jaxclip.hub.released import cache_folder
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
@@ -129,7 +130,7 @@ def load_model(name: Any, *, of: str = "", **options: Any) -> tuple[Any, Any]:
 
 def warn_embedded(name: str) -> None:
     """Say on stderr what the embedded model cannot do, where it is the one that answers."""
-    from jaxclip.hub import EMBEDDED
+    from jaxclip.hub.find import EMBEDDED
 
     if name == EMBEDDED:
         print(

@@ -150,8 +150,8 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
         model: "emoji" (the embedded model), a run folder, or a .safetensors file.
         as_json: Print one JSON object instead of a table.
     """
-    from jaxclip.downloads import cache_folder
-    from jaxclip.evaluation.compiled import compiled
+    from jaxclip.evaluation.classifier_cache import compiled
+    from jaxclip.hub.released import cache_folder
 
     loaded = load_model(model)[0]
 
@@ -165,7 +165,7 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
 def _unseen_artist(
     model: Any, text_embeds: Callable[[Sequence[str]], np.ndarray] | None = None
 ) -> tuple[dict[str, Any], Any]:
-    from jaxclip.data.sources import emoji, unseen_artist
+    from jaxclip.data.emoji.pictures import emoji, unseen_artist
     from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
 
     test = unseen_artist()

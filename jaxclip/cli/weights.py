@@ -42,7 +42,7 @@ def models(cache_dir: Path | None = None, as_json: AsJson = False) -> int:
         cache_dir: Where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
         as_json: Print one JSON object a model instead of a table.
     """
-    from jaxclip.downloads import RELEASED_FILES, cache_folder
+    from jaxclip.hub.released import RELEASED_FILES, cache_folder
 
     folder = cache_folder(cache_dir)
     columns = ("name", "image tower", "pixels", "embedding", "MB", "here")
@@ -81,7 +81,7 @@ def inspect(
         as_json: Print one JSON object instead of text.
     """
     from jaxclip import convert
-    from jaxclip.finding import find
+    from jaxclip.hub.find import find
 
     try:
         loaded = convert.load(find(file), activation=activation, heads=heads)
@@ -140,7 +140,7 @@ def convert(
         force: Overwrite what is there.
     """
     from jaxclip import convert as converter
-    from jaxclip.finding import find
+    from jaxclip.hub.find import find
 
     said: dict[str, Any] = {"activation": activation, "heads": heads}
     converter.convert(find(source), target, layout, **said, image_size=image_size, force=force)
@@ -155,7 +155,7 @@ def _inputs(
     from PIL import Image
 
     from jaxclip.files import read_bytes
-    from jaxclip.pictures import open_image
+    from jaxclip.images.open import open_image
     from jaxclip.tokenizer import check_vocabulary, tokenize
 
     if texts:
@@ -165,7 +165,7 @@ def _inputs(
         tokens = _random_tokens(text)
     if picture is not None:
         return preprocess(open_image(picture))[None], tokens, read_bytes(picture)
-    from jaxclip.data.sources import emoji
+    from jaxclip.data.emoji.pictures import emoji
 
     drawings = emoji("test").images[:2]
     pixels = np.stack([preprocess(Image.fromarray(drawing)) for drawing in drawings])
@@ -184,8 +184,8 @@ def _random_tokens(text: TextConfig) -> np.ndarray:
 
 def _released_name(model: str, notes: dict[str, Any]) -> str:
     """Which released model these very weights are, by the SHA-256 of the file they came from."""
-    from jaxclip.downloads import RELEASED_FILES
-    from jaxclip.finding import source_sums
+    from jaxclip.hub.find import source_sums
+    from jaxclip.hub.released import RELEASED_FILES
 
     came_from = source_sums(notes)
     names = [name for name, file in RELEASED_FILES.items() if file.sha256 in came_from]
@@ -313,7 +313,7 @@ def _remade(
     preprocess: Any, length: int, expected: dict[str, np.ndarray], about: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Tokens and pixels made anew from the texts and the picture that a recorded ladder names."""
-    from jaxclip.pictures import decode_image
+    from jaxclip.images.open import decode_image
     from jaxclip.tokenizer import tokenize
 
     made: dict[str, np.ndarray] = {}

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from jaxclip.files import KINDS
-from jaxclip.pictures import is_picture
+from jaxclip.images.open import is_picture
 
 logger = logging.getLogger(__name__)
 SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # macOS in archives, Synology, Windows

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxclip.data.pairs import BAD_ROW, class_pictures, drawings, none_left, telling
-from jaxclip.data.place import Place
 from jaxclip.data.records import Fault, parse_label, parse_path, read_picture
 from jaxclip.data.shards import Extent, Read, Shards, picture_of
+from jaxclip.data.spec import Place
 from jaxclip.data.tables import table_rows
 from jaxclip.files import decode_text, parse_json, read_text, split_lines
 

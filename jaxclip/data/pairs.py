@@ -14,8 +14,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from jaxclip.data.emoji.pictures import Pictures, emoji, unseen_artist
 from jaxclip.data.folders import find_pictures
-from jaxclip.data.place import Place
 from jaxclip.data.records import (
     MOST_TEXT_BYTES,
     Fault,
@@ -24,7 +24,7 @@ from jaxclip.data.records import (
     read_picture,
 )
 from jaxclip.data.shards import Members, Read, Shards, picture_of
-from jaxclip.data.sources import Pictures, emoji, unseen_artist
+from jaxclip.data.spec import Place
 from jaxclip.data.tables import table_rows
 from jaxclip.files import decode_text, parse_json, read_text, split_lines
 

@@ -11,7 +11,7 @@ from jaxclip.data.folders import is_hidden
 from jaxclip.data.records import MOST_PICTURE_BYTES, MOST_TEXT_BYTES, Fault
 from jaxclip.data.tar_headers import Bad, read_headers
 from jaxclip.files import open_regular
-from jaxclip.pictures import SUFFIXES
+from jaxclip.images.open import SUFFIXES
 
 logger = logging.getLogger(__name__)
 Extent = tuple[int, int]  # where a member's bytes begin, and how many there are

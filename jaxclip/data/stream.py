@@ -19,7 +19,7 @@ from PIL import Image
 
 from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
-from jaxclip.pictures import decode_image, to_rgb
+from jaxclip.images.open import decode_image, to_rgb
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation.zero_shot import sound
-from jaxclip.pictures import decode_image
+from jaxclip.images.open import decode_image
 
 ToPixels = Callable[[Image.Image], np.ndarray]
 Encode = Callable[[np.ndarray], Any]

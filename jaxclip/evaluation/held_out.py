@@ -17,7 +17,7 @@ from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.retrieval import embedded, unusable, words
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.evaluation.zero_shot import unusable as no_class
-from jaxclip.preprocess import Preprocess
+from jaxclip.images.preprocess import Preprocess
 from jaxclip.tokenizer import check_vocabulary
 
 BLOCK = 256  # pictures or texts at a time, or the next multiple of the number of devices

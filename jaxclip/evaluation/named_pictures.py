@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.sources import Pictures
+from jaxclip.data.emoji.pictures import Pictures
 from jaxclip.evaluation.metrics import Tally, best, retrieve
 from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
-from jaxclip.preprocess import Preprocess
+from jaxclip.images.preprocess import Preprocess
 from jaxclip.tokenizer import check_vocabulary, tokenize
 
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import replacing
-from jaxclip.data.sources import Pictures
+from jaxclip.data.emoji.pictures import Pictures
 from jaxclip.terminal import printable
 
 

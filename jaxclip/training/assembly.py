@@ -14,7 +14,7 @@ from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.training import cached, step
 from jaxclip.training.finetune import at_rates, with_average
-from jaxclip.training.losses import (
+from jaxclip.training.global_losses import (
     chunked_contrastive_loss,
     gathered_contrastive_loss,
     ring_contrastive_loss,

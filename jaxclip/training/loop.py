@@ -32,9 +32,9 @@ from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training import assembly, distributed
 from jaxclip.training.checkpoints import Checkpoints, RunState
 from jaxclip.training.finetune import average_model
+from jaxclip.training.input_pipeline import Stream, ahead
 from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.streams import Stream, ahead
 
 STATE, METRICS, CONFIG, MODEL, AVERAGE = (
     "state",

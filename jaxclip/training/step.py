@@ -20,12 +20,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.data.augment import augment
+from jaxclip.data.emoji.augment import augment
+from jaxclip.images.preprocess import MEAN, STD
 from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip, Statistics
-from jaxclip.preprocess import MEAN, STD
-from jaxclip.training.losses import ring_contrastive_loss
+from jaxclip.training.global_losses import ring_contrastive_loss
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.sharding import BATCH
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.lib.peers import official
 from jaxclip import parity
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from tests import official
-from tests.parity_support import official_module
+from tests.support.parity_support import official_module
 
 FOLDER = Path(__file__).parent
 

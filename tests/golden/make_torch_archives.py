@@ -5,7 +5,7 @@ Needs torch alone. From the root of the repository:
     python -m tests.golden.make_torch_archives
 
 Made with torch 2.13.0. The first two come out the same every time; in the third the names of the
-storages, which are memory addresses, differ. All hold `tests.archives.sample()`.
+storages, which are memory addresses, differ. All hold `experiments.lib.peers.archives.sample()`.
 """
 
 import warnings
@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from tests import archives
+from experiments.lib.peers import archives
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,1 @@
+"""Readers of checkpoint files, torch archives among them: no torch, nothing executed."""

@@ -1,0 +1,1 @@
+"""Names, shapes and configs of each project's checkpoints, as tables."""

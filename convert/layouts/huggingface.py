@@ -1,0 +1,338 @@
+"""The layout of Hugging Face's CLIPModel: its keys, split projections, and `config.json`.
+
+It has no ResNets. Where a file's `eos_token_id` is 2 the library pools at the largest id, as the
+official code and we do; with any other value at its first occurrence. The two are the same where
+that id is the largest of the vocabulary; elsewhere the model is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxclip import checkpoint
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, VisionConfig
+from jaxclip.convert.archive.inert import show
+
+from .open_clip import MEAN, STD, alike
+from .table import Extras, Layout
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+PROCESSOR_NAME = "processor_config.json"  # of transformers 5, which keeps the settings inside
+PROCESSOR_NAMES = (PREPROCESSOR_NAME, PROCESSOR_NAME)
+LAYER_NORM_EPSILON = 1e-5
+
+# Ours -> theirs, outside the blocks.
+MODULES = {
+    "visual.conv1.kernel": "vision_model.embeddings.patch_embedding.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.scale": "vision_model.pre_layrnorm.weight",  # so spelled
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.scale": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+    "text.token_embedding.embedding": "text_model.embeddings.token_embedding.weight",
+    "text.positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "text.ln_final.scale": "text_model.final_layer_norm.weight",
+    "text.ln_final.bias": "text_model.final_layer_norm.bias",
+    "text.text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+TOWERS = {
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+    "text.transformer.resblocks": "text_model.encoder.layers",
+}
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # in the order of in_proj
+BLOCK = {
+    "attn.in_proj_kernel": tuple(f"{part}.weight" for part in QKV),
+    "attn.in_proj_bias": tuple(f"{part}.bias" for part in QKV),
+    "attn.out_proj.kernel": ("self_attn.out_proj.weight",),
+    "attn.out_proj.bias": ("self_attn.out_proj.bias",),
+    "ln_1.scale": ("layer_norm1.weight",),
+    "ln_1.bias": ("layer_norm1.bias",),
+    "mlp.c_fc.kernel": ("mlp.fc1.weight",),
+    "mlp.c_fc.bias": ("mlp.fc1.bias",),
+    "mlp.c_proj.kernel": ("mlp.fc2.weight",),
+    "mlp.c_proj.bias": ("mlp.fc2.bias",),
+    "ln_2.scale": ("layer_norm2.weight",),
+    "ln_2.bias": ("layer_norm2.bias",),
+}
+AXES = {
+    "linear": (1, 0),  # [out, in] -> [in, out]
+    "projection": (1, 0),  # [e, d] -> [d, e]
+    "convolution": (2, 3, 1, 0),  # [out, in, h, w] -> [h, w, in, out]
+}
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_WRITTEN = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+# transformers/models/clip/configuration_clip.py: what a config that does not say it means.
+TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": LAYER_NORM_EPSILON,
+}
+VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": LAYER_NORM_EPSILON,
+}
+EOS_TOKEN_ID = 49407
+PROJECTION_DIM = 512
+LARGEST_ID_POOLING = 2  # the `eos_token_id` of the first files, which was a mistake
+
+
+def names(path: str) -> tuple[str, ...]:
+    if path in MODULES:
+        return (MODULES[path],)
+    for ours, theirs in TOWERS.items():
+        if path.startswith(f"{ours}."):
+            layer, _, rest = path.removeprefix(f"{ours}.").partition(".")
+            return tuple(f"{theirs}.{layer}.{part}" for part in BLOCK[rest])
+    raise ValueError(f"{path}: this layout has Vision and text Transformers only")
+
+
+def extras(config: ClipConfig) -> list[Extras]:
+    """`position_ids` 0, 1, 2, ..., which files from before 2023 hold."""
+    lengths = {"text_model": config.text.context_length, "vision_model": config.vision.tokens}
+    return [
+        {f"{tower}.embeddings.position_ids": np.arange(length, dtype=np.int64)[None]}
+        for tower, length in lengths.items()
+    ]
+
+
+LAYOUT = Layout("huggingface", names, AXES, extras)
+
+
+def to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
+    """What stands in `config.json`; ValueError where the library cannot build the model."""
+    v, t = config.vision, config.text
+    if isinstance(v, ResNetConfig):
+        raise ValueError(
+            "Hugging Face's CLIPModel has no ResNet; use the layout openai or open_clip"
+        )
+    activation = _WRITTEN[config.activation]
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "torch_dtype": dtype,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": t.vocab_size,
+            "hidden_size": t.width,
+            "intermediate_size": 4 * t.width,
+            "projection_dim": config.embed_dim,
+            "num_hidden_layers": t.layers,
+            "num_attention_heads": t.heads,
+            "max_position_embeddings": t.context_length,
+            "hidden_act": activation,
+            "layer_norm_eps": LAYER_NORM_EPSILON,
+            "pad_token_id": 1,
+            "bos_token_id": t.vocab_size - 2,
+            "eos_token_id": t.vocab_size - 1,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": v.width,
+            "intermediate_size": 4 * v.width,
+            "projection_dim": config.embed_dim,
+            "num_hidden_layers": v.layers,
+            "num_attention_heads": v.heads,
+            "num_channels": 3,
+            "image_size": v.image_size,
+            "patch_size": v.patch_size,
+            "hidden_act": activation,
+            "layer_norm_eps": LAYER_NORM_EPSILON,
+        },
+    }
+
+
+def preprocessor_json(image_size: int) -> dict[str, Any]:
+    """What stands in `preprocessor_config.json`: the released preprocessing."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+    }
+
+
+def _tower(data: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """One tower's config with defaults; `..._dict` overrides it, as in the library."""
+    parts = [data.get(key) for key in (name, f"{name}_dict")]
+    for part in parts:
+        if part is not None and type(part) is not dict:
+            raise ValueError(f"{name} is {show(part)}, a JSON object was expected")
+    plain, override = parts
+    return {**defaults, **(plain or {}), **({**defaults, **override} if override else {})}
+
+
+def _towers(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    text = _tower(data, "text_config", {**TEXT, "eos_token_id": EOS_TOKEN_ID})
+    return text, _tower(data, "vision_config", VISION)
+
+
+def activation(data: Mapping[str, Any]) -> Activation:
+    """The one that both towers name."""
+    came = [tower["hidden_act"] for tower in _towers(data)]
+    for name in came:
+        if type(name) is not str or name not in ACTIVATIONS:
+            raise ValueError(
+                f"{CONFIG_NAME}: hidden_act {show(name)} came, one of "
+                f"{', '.join(ACTIVATIONS)} expected"
+            )
+    found = {ACTIVATIONS[name] for name in came}
+    if len(found) > 1:
+        raise ValueError(
+            f"{CONFIG_NAME}: the towers use different activations, {came[0]} and {came[1]}; this "
+            "library has one for both"
+        )
+    return found.pop()
+
+
+def heads(data: Mapping[str, Any]) -> tuple[int, int]:
+    """(of the image tower, of the text tower)."""
+    text, vision = (tower["num_attention_heads"] for tower in _towers(data))
+    for value in (text, vision):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{CONFIG_NAME}: num_attention_heads is {show(value)}")
+    return vision, text
+
+
+def check(data: Mapping[str, Any], config: ClipConfig) -> None:
+    """ValueError listing where a `config.json` describes another model than `config`."""
+    assert isinstance(config.vision, VisionConfig)
+    expected = to_json(config, "float32")
+    faults = []
+    for tower, name, defaults in zip(
+        _towers(data), ("text_config", "vision_config"), (TEXT, VISION), strict=True
+    ):
+        for key in defaults.keys() - {"hidden_act"}:
+            came, wanted = tower[key], expected[name][key]
+            if type(came) not in (int, float) or came != wanted:
+                faults.append(f"{name}.{key} {show(came)} came, {wanted} expected")
+    if data.get("projection_dim", PROJECTION_DIM) != config.embed_dim:
+        faults.append(f"projection_dim {show(data.get('projection_dim'))} came")
+    end, largest = _towers(data)[0]["eos_token_id"], config.text.vocab_size - 1
+    if type(end) is not int or end not in (LARGEST_ID_POOLING, largest):
+        faults.append(
+            f"eos_token_id {show(end)} came, {LARGEST_ID_POOLING} or the largest id {largest} "
+            "expected, as pooling at any other id is not what this library does"
+        )
+    if data.get("model_type", "clip") != "clip":
+        faults.append(f"model_type {show(data['model_type'])} came, 'clip' expected")
+    if faults:
+        raise ValueError(
+            f"{CONFIG_NAME} does not describe the weights: {'; '.join(sorted(faults))}"
+        )
+
+
+# What makes CLIP's pictures under the names that it had, and other settings without effect on them.
+IMAGE_PROCESSORS = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
+IMAGE_PROCESSORS |= {"CLIPFeatureExtractor"}
+KIND_KEYS = ("image_processor_type", "feature_extractor_type")
+NO_EFFECT = {*KIND_KEYS, "processor_class", "_valid_processor_keys", "data_format"}
+NO_EFFECT |= {"input_data_format", "return_tensors", "device", "disable_grouping"}
+NO_EFFECT |= {"_processor_class", "transformers_version", "image_seq_length", "image_seq_len"}
+
+
+def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
+    """Which image processor the settings are for, where it is not CLIP's."""
+    kinds = {key: settings[key] for key in KIND_KEYS if settings.get(key) is not None}
+    if not kinds and settings.get("processor_class") is not None:
+        known = {"CLIPProcessor", *IMAGE_PROCESSORS}
+        kinds = {"processor_class": settings["processor_class"]}
+    else:
+        known = IMAGE_PROCESSORS
+    return [
+        f"{key} {show(kind)}"
+        for key, kind in kinds.items()
+        if type(kind) is not str or kind not in known
+    ]
+
+
+def _picture_faults(settings: Mapping[str, Any], size: int) -> list[str]:
+    """The settings that make other pixels than the released preprocessing at that size.
+
+    What a file does not say is CLIP's in the library as well.
+    """
+    expected = {**preprocessor_json(size), "default_to_square": False}
+    faults = []
+    for key in settings.keys() - NO_EFFECT:
+        value = settings[key]
+        if key not in expected:
+            # of an option that this library does not know, only "off" is certain to change nothing
+            if value is not None and value is not False:
+                faults.append(f"{show(key)} {_compact(value)}, which is unknown")
+            continue
+        if key in ("size", "crop_size"):
+            if type(value) is int and value == size:  # as files from before 2023 have them
+                continue
+            if type(value) is dict:
+                value = {side: length for side, length in value.items() if length is not None}
+        if not alike(value, expected[key]):
+            faults.append(f"{key} {_compact(value)}, expected {_compact(expected[key])}")
+    return sorted(faults)
+
+
+def _compact(value: Any) -> str:
+    """A setting for an error message: JSON, short, on one line."""
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:
+        return show(value)
+
+
+def _image_settings(data: Mapping[str, Any]) -> Any:
+    """What a `processor_config.json` says about pictures: inside, or beside what it says else."""
+    for key in ("image_processor", "feature_extractor"):
+        if data.get(key) != {} and key in data:
+            return data[key]
+    about = {*preprocessor_json(1), *KIND_KEYS, "processor_class"}
+    return {key: value for key, value in data.items() if key in about}
+
+
+def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -> None:
+    """ValueError where pictures are to be prepared in another way than this library prepares them.
+
+    data: of `preprocessor_config.json`, or of transformers 5's `processor_config.json`, where the
+    settings stand under "image_processor".
+    """
+    if file == PROCESSOR_NAME:
+        data = _image_settings(data)
+    if type(data) is not dict:
+        raise ValueError(f"{file}: expected a JSON object as image_processor, got {show(data)}")
+    if faults := _kind_faults(data) or _picture_faults(data, config.vision.image_size):
+        raise ValueError(
+            f"{file} asks for other pictures than the released preprocessing makes: "
+            f"{checkpoint.shorten(faults)}; remove the file if you prepare them yourself"
+        )

@@ -1,0 +1,191 @@
+"""What the layouts have in common: names and axes there and back, and nothing let through.
+
+A layout is a table: under which foreign names a parameter of ours lies, and in which order its
+axes. From the config follows the whole list of entries; a file has exactly these or is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+
+from jaxclip.checkpoint import Flat, check_model, complaint, shorten
+from jaxclip.config import LARGEST, ClipConfig
+from jaxclip.convert.archive.inert import show
+from jaxclip.shapes import Shape, parameters
+
+from .infer import kind
+
+COUNTER = None  # for an extra whose value is any whole number
+# Whole numbers beside the parameters: {foreign name: value that follows from the config}.
+Extras: TypeAlias = dict[str, np.ndarray | None]
+
+
+class Layout(NamedTuple):
+    """How another program writes down the same parameters.
+
+    names: of a parameter of ours; several where ours is theirs one after the other, along axis 0.
+    axes: {kind of parameter: the axes of theirs in the order of ours}, where that is another one.
+    extras: groups of which a file holds all or none.
+    """
+
+    name: str
+    names: Callable[[str], tuple[str, ...]]
+    axes: Mapping[str, tuple[int, ...]]
+    extras: Callable[[ClipConfig], list[Extras]]
+
+
+class Entry(NamedTuple):
+    path: str  # ours
+    names: tuple[str, ...]  # theirs
+    axes: tuple[int, ...]
+    shape: Shape  # of each of theirs
+
+    def to_ours(self, parts: list[np.ndarray]) -> np.ndarray:
+        """A view where there is one part."""
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole.transpose(self.axes)
+
+    def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
+        """Views."""
+        whole = array.transpose([self.axes.index(i) for i in range(len(self.axes))])
+        return [whole] if len(self.names) == 1 else np.split(whole, len(self.names))
+
+
+def entries(layout: Layout, config: ClipConfig) -> Iterator[Entry]:
+    """One for every parameter of ours, in their layout."""
+    for path, shape in parameters(config).items():
+        axes = layout.axes.get(kind(path), tuple(range(len(shape))))
+        names = layout.names(path)
+        theirs = [shape[i] for i in np.argsort(axes)]
+        if len(names) > 1:
+            theirs[0] //= len(names)
+        yield Entry(path, names, axes, tuple(theirs))
+
+
+def refuse(faults: list[str], layout: str) -> NoReturn:
+    """ValueError with the first faults and the number of the others."""
+    raise ValueError(
+        f"no sound CLIP model in the layout {layout}: {shorten(faults)} (- is missing, + is "
+        "unexpected); get the file again, or the model is of another kind"
+    )
+
+
+def _extra_complaint(name: str, came: np.ndarray, expected: np.ndarray | None) -> str | None:
+    if came.dtype != np.int64 or came.shape != (() if expected is None else expected.shape):
+        return f"{name} is {came.dtype} of shape {came.shape}"
+    if expected is None:
+        return f"{name} is {came}, a count was expected" if came < 0 else None
+    return None if (came == expected).all() else f"{name} does not agree with the shapes"
+
+
+def to_ours(
+    layout: Layout,
+    config: ClipConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    check_numbers: bool = True,
+) -> tuple[Flat, dict[str, int | None]]:
+    """(parameters under our names, extras that came: counts, and None for what can be remade).
+
+    The arrays are views of the given ones wherever nothing had to be joined, in their formats.
+    ValueError lists every name that is missing, unexpected, or of a wrong shape, format or value.
+    """
+    wanted = list(entries(layout, config))
+    faults, left = [], dict.fromkeys(arrays)
+    for entry in wanted:
+        formats = set()
+        for name in entry.names:
+            if name not in left:
+                faults.append(f"- {name}")
+                continue
+            del left[name]
+            formats.add(arrays[name].dtype)
+            if fault := complaint(name, arrays[name], entry.shape, check_numbers=check_numbers):
+                faults.append(fault)
+        if len(formats) > 1:
+            faults.append(f"{', '.join(entry.names)} are of different number formats")
+    came: dict[str, int | None] = {}
+    for group in layout.extras(config):
+        held = [name for name in group if name in left]
+        faults += [f"- {name}" for name in group if held and name not in left]
+        for name in held:
+            del left[name]
+            value = arrays[name]
+            if fault := _extra_complaint(name, value, group[name]):
+                faults.append(fault)
+            else:
+                came[name] = int(value) if group[name] is None else None
+    faults += [f"+ {show(name)} {arrays[name].shape}" for name in left]
+    if faults:
+        refuse(faults, layout.name)
+    return {e.path: e.to_ours([arrays[name] for name in e.names]) for e in wanted}, came
+
+
+def _extra_values(
+    layout: Layout, config: ClipConfig, came: Mapping[str, int | None], only_these: bool
+) -> Flat:
+    """The extras to write. What follows from the config is made anew; a count is what it was."""
+    known = {name: value for group in layout.extras(config) for name, value in group.items()}
+    wanted = known.keys() & came.keys() if only_these else known.keys()
+    return {
+        name: np.asarray(came.get(name) or 0 if value is COUNTER else value, np.int64)
+        for name, value in known.items()
+        if name in wanted
+    }
+
+
+def to_theirs(
+    layout: Layout,
+    config: ClipConfig,
+    flat: Mapping[str, np.ndarray],
+    came: Mapping[str, int | None],
+    *,
+    only_these: bool,
+) -> Flat:
+    """Parameters under their names, as views, and extras; the inverse of `to_ours`.
+
+    came: the extras that `to_ours` reported, or none of them.
+    only_these: for a model that came from this layout, no extras that it did not have.
+    ValueError lists what does not fit the config.
+    """
+    check_model(config, flat)
+    arrays: Flat = {}
+    for entry in entries(layout, config):
+        arrays.update(zip(entry.names, entry.to_theirs(flat[entry.path]), strict=True))
+    return {**arrays, **_extra_values(layout, config, came, only_these)}
+
+
+# What `parameters.infer` asks of a file -----------------------------------------------------------
+
+
+def shape_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str, int], Shape]:
+    """A function from a path of ours and its rank to its shape in our order."""
+
+    def shape(path: str, rank: int) -> Shape:
+        name = layout.names(path)[0]
+        if name not in arrays:
+            refuse([f"- {name}"], layout.name)
+        theirs = arrays[name].shape
+        if len(theirs) != rank or 0 in theirs:
+            refuse([f"{name} has shape {theirs}, {rank} sizes expected"], layout.name)
+        axes = layout.axes.get(kind(path), tuple(range(rank)))
+        return tuple(theirs[i] for i in axes)
+
+    return shape
+
+
+def layers_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str], int]:
+    """A function that counts what stands in the place of `{}` in a path of ours."""
+
+    def layers(path: str) -> int:
+        before, after = layout.names(path)[0].split("{}")
+        pattern = re.compile(rf"{re.escape(before)}([0-9]{{1,9}}){re.escape(after)}")
+        found = sorted(int(match[1]) for match in map(pattern.fullmatch, arrays) if match)
+        if not 0 < len(found) <= LARGEST["layers"] or found != list(range(len(found))):
+            numbers = ", ".join(map(str, found[:40])) or "none"
+            refuse([f"{before}N: layers {numbers} came, 0, 1, 2, ... expected"], layout.name)
+        return len(found)
+
+    return layers

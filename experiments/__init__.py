@@ -1,0 +1,49 @@
+"""What can be run: `python -m experiments.NAME --help`.
+
+The article's tables
+  zero_shot          accuracy of class names in prompts on a labelled dataset
+  retrieval          recall of captions by pictures and of pictures by captions
+  linear_probe       logistic regression on frozen features
+  celeba_identity    who is in the picture, among some hundred names (section 7)
+  pets_humans        pictures of people or of cats and dogs
+  train              the paper's recipe for each released model
+Beside them
+  bench              time and memory beside PyTorch, both in turn
+  supervised         the same tower trained on labels, few labels, and zero-shot
+  report             one HTML page of a run or an evaluation
+  proofs.parity_table, proofs.loss_memory, proofs.tpu_plan
+                     agreement with the official code; memory of the losses; what TPUs will need
+  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist
+                     how the embedded pictures and the embedded model were made; one dataset in full
+"""
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+EARLIER_NAMES = {
+    "compare_supervised": "supervised/__main__.py",
+    "embed_model": "recipes/embed_model.py",
+    "fashion_mnist": "recipes/fashion_mnist.py",
+    "loss_memory": "proofs/loss_memory.py",
+    "make_emoji": "recipes/make_emoji.py",
+    "parity_table": "proofs/parity_table.py",
+    "plan": "proofs/tpu_plan.py",
+    "probe_speed": "bench/probe.py",
+}
+
+
+class _EarlierNames(MetaPathFinder):
+    """Runs `python -m experiments.NAME` of before the sub-packages."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        file = EARLIER_NAMES.get(name.removeprefix(f"{__name__}."))
+        if file is None or not name.startswith(f"{__name__}."):
+            return None
+        return importlib.util.spec_from_file_location(name, Path(__file__).parent / file)
+
+
+sys.meta_path.append(_EarlierNames)  # type: ignore[arg-type]

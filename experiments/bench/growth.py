@@ -1,0 +1,98 @@
+"""Suite `growth`: how time and memory grow with batch, resolution and devices.
+
+Of one training step, compiled: seconds of the processor, and the memory that XLA plans for
+temporaries and state on each device. `experiments/proofs/loss_memory.py` has the loss alone.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench import peers as bench_peers
+from experiments.bench.pairs import say, timed
+from experiments.bench.training import DECAY, RATE, SMALL
+from jaxclip.config import ClipConfig
+from jaxclip.models import clip
+from jaxclip.training import step as steps
+from jaxclip.training.optimizer import adamw
+from jaxclip.training.sharding import data_mesh
+
+PLOT = Path(__file__).parents[2] / "docs" / "growth.png"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32, 64])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 96, 128, 192])
+    parser.add_argument("--devices", nargs="*", type=int, default=[1, 2, 4])
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One quantity grows, the others stay at their first values; with `--write` also a plot."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    most = max([1, *options.devices])
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={most}"
+    base = SMALL["small ViT"]
+    cases = [("batch", base, batch, 1) for batch in options.batches]
+    for size in options.sizes:
+        config = replace(base, vision=replace(base.vision, image_size=size))
+        cases.append(("image size", config, options.batches[0], 1))
+    cases += [("devices", base, max(options.batches), count) for count in options.devices]
+    made: dict[str, list[dict[str, Any]]] = {"batch": [], "image size": [], "devices": []}
+    for grows, config, batch, count in cases:
+        row = _row(config, batch, count, options.pairs)
+        made[grows].append(row)
+        yield {"what": f"{grows} grows", **row}
+    if options.write:
+        _plot({grows: each for grows, each in made.items() if each})
+
+
+def _row(config: ClipConfig, batch: int, devices: int, runs: int) -> dict[str, Any]:
+    say(f"batch {batch}, {config.vision.image_size} pixels, {devices} devices")
+    mesh = data_mesh(jax.devices()[:devices])
+    optimizer = adamw(RATE, 10, 1000, DECAY)
+    step = steps.sharded_step(mesh, optimizer, prepare=lambda batch, key, size: batch["image"])
+    model = clip.create(config)
+    state = optimizer.init(model)
+    images, tokens = bench_peers.arrays(config, batch)
+    data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
+    whole = (model, state, data, jax.random.key(0))
+    compiled = step.lower(*whole).compile()
+    memory = compiled.memory_analysis()
+    *kept, data, key = jax.device_put(whole, compiled.input_shardings[0])
+
+    def run() -> None:
+        kept[0], kept[1], metrics = compiled(*kept, data, key)
+        jax.block_until_ready(metrics)
+
+    run()
+    cpu = statistics.median(timed(run).cpu for _ in range(runs))
+    measured = {
+        "processor s": round(cpu, 4),
+        "temporaries, MiB a device": round(memory.temp_size_in_bytes / 2**20, 1),
+        "state and batch, MiB a device": round(memory.argument_size_in_bytes / 2**20, 1),
+    }
+    what = {"batch": batch, "image size": config.vision.image_size, "devices": devices}
+    return {**what, "measured": measured}
+
+
+def _plot(made: dict[str, list[dict[str, Any]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, len(made), figsize=(3 * len(made), 5), layout="constrained")
+    for column, (grows, each) in zip(panels.T, made.items(), strict=True):
+        x = [row[grows] for row in each]
+        for axes, what in zip(column, ("processor s", "temporaries, MiB a device"), strict=True):
+            axes.plot(x, [row["measured"][what] for row in each], marker="o")
+            axes.set(xlabel=grows, ylabel=what, ylim=(0, None))
+            axes.grid(alpha=0.3)
+    figure.savefig(PLOT, dpi=110)

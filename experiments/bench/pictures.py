@@ -1,0 +1,38 @@
+"""JPEG files to measure with: pieces of real photographs, of the sizes that collections have."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxclip.images.open import open_image
+
+ROOT = Path(__file__).parents[2]
+SIDES = (300, 600)  # pixels, shortest and longest side
+QUALITY = 90
+
+
+def make(folder: Path, count: int, photos: Path | None = None, seed: int = 0) -> list[Path]:
+    """`count` files of pieces of the pictures in `photos`, or of the examples; the same each time.
+
+    ValueError if the folder holds no picture.
+    """
+    sources = sorted(p for p in (photos or ROOT / "examples").iterdir() if p.suffix != ".md")
+    opened = [open_image(path).convert("RGB") for path in sources]
+    if not opened:
+        raise ValueError(f"{photos} holds no picture; name a folder of photographs")
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for i in range(count):
+        image = opened[i % len(opened)]
+        wide, high = (int(x) for x in rng.integers(SIDES[0], SIDES[1] + 1, 2))
+        # a piece of half the picture's size or more, of its own proportions
+        share = rng.uniform(0.5, 1)
+        width, height = share * image.width, share * image.height
+        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+        box = (left, top, left + width, top + height)
+        path = folder / f"{i:05d}.jpg"
+        image.resize((wide, high), Image.Resampling.BICUBIC, box=box).save(path, quality=QUALITY)
+        made.append(path)
+    return made

@@ -1,0 +1,178 @@
+"""Suite `training`: one step (forward, loss, gradient, AdamW), beside open_clip on PyTorch.
+
+Both draw their own random weights of the same shapes; data wait on the device. On a GPU open_clip
+is compiled and runs under autocast; `--largest` looks for the largest batch of each loss.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import peers as bench_peers
+from experiments.bench.pairs import compared, in_turn, peak_memory, say
+from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.training import assembly
+from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.sharding import data_mesh
+from jaxclip.training.tpu_plan import model_flops
+
+SMALL = {  # for a CPU
+    "small ViT": ClipConfig(VisionConfig(96, 16, 192, 4, 3), TextConfig(128, 4, 2, 32, 4096), 128),
+    "small ResNet": ClipConfig(
+        ResNetConfig(96, 32, (1, 1, 2, 1)), TextConfig(128, 4, 2, 32, 4096), 128
+    ),
+}
+MODELS = {**SMALL, **RELEASED}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LOSSES = ("dense", "ring", "chunked")
+RATE, DECAY = 1e-4, 0.2
+Step = Callable[[], object]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", default=list(SMALL), choices=list(MODELS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[16])
+    parser.add_argument("--precision", choices=list(DTYPES), default="float32")
+    parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
+    parser.add_argument("--peak", type=float, help="of the chip, TFLOP/s: gives the utilisation")
+    parser.add_argument("--largest", action="store_true", help="the largest batch of each loss")
+
+
+def ours(
+    config: ClipConfig, batch: int, precision: str, remat: str, loss: str = "dense"
+) -> Callable[[], float]:
+    """A function that makes one step and returns its loss; state donated, batch on the device."""
+    mesh = data_mesh(jax.devices()[:1])
+    recipe = TrainConfig(
+        steps=1000,
+        batch_size=batch,
+        learning_rate=RATE,
+        warmup=10,
+        weight_decay=DECAY,
+        dtype=precision,  # type: ignore[arg-type]
+        remat=remat,  # type: ignore[arg-type]
+        text_length=config.text.context_length,
+        model=config,
+    )
+    layout = Layout(loss)  # type: ignore[arg-type]
+    step = assembly.compiled_step(recipe, layout, mesh, lambda batch, key, size: batch["image"])
+    state = list(assembly.first_state(recipe, mesh))
+    images, tokens = bench_peers.arrays(config, batch)
+    data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
+    key = jax.random.key(0)
+
+    def run() -> float:
+        state[0], state[1], metrics = step(*state, data, key)
+        return float(metrics["loss"])
+
+    return run
+
+
+def theirs(config: ClipConfig, batch: int, precision: str) -> Callable[[], float]:
+    """The same step of open_clip: AdamW with two groups, compiled on a GPU."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = bench_peers.new_open_clip(config).to(device).train()
+    if isinstance(config.vision, ResNetConfig):
+        model = model.to(memory_format=torch.channels_last)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": DECAY},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
+    forward = torch.compile(model) if device == "cuda" else model
+    images, tokens = bench_peers.arrays(config, batch)
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
+    if isinstance(config.vision, ResNetConfig):
+        pixels = pixels.to(memory_format=torch.channels_last)
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    own = torch.arange(batch, device=device)
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            image, text, scale = forward(pixels, ids)[:3]
+            logits = scale * image @ text.T
+        cross_entropy = torch.nn.functional.cross_entropy
+        loss = (cross_entropy(logits.float(), own) + cross_entropy(logits.T.float(), own)) / 2
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())  # waits for the device
+
+    return run
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row a model and batch, and with `--largest` one a loss."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    for name in options.models:
+        config = MODELS[name]
+        for batch in options.batches:
+            say(f"{name}, batch {batch}")
+            sides: dict[str, Step] = {
+                "jaxclip": ours(config, batch, options.precision, options.remat),
+                "open_clip": theirs(config, batch, options.precision),
+            }
+            for run in sides.values():
+                run()
+                run()
+            what = {"model": name, "batch": batch, "precision": options.precision}
+            what |= {"threads": options.threads, "remat": options.remat}
+            row = compared(what, in_turn(sides, options.pairs))
+            row["measured"] = _measured(config, batch, row["wall s"], options.peak)
+            yield row
+        if options.largest:
+            for loss in LOSSES:
+                make = functools.partial(
+                    ours, config, precision=options.precision, remat=options.remat, loss=loss
+                )
+                found = largest_batch(lambda batch, make=make: make(batch)())  # type: ignore[misc]
+                what = {"model": name, "loss": loss, "precision": options.precision}
+                yield {**what, "measured": {"largest batch": found}}
+
+
+def _measured(
+    config: ClipConfig, batch: int, wall: dict[str, float], peak: float | None
+) -> dict[str, Any]:
+    """Images a second and TFLOP/s of the model's own arithmetic; memory where it is known."""
+    flops = model_flops(config, batch)
+    found: dict[str, Any] = {f"images/s, {side}": round(batch / s, 1) for side, s in wall.items()}
+    reached = flops / wall["jaxclip"] / 1e12
+    found["model TFLOP/s"] = round(reached, 3)
+    if peak:
+        found["utilisation"] = round(reached / peak, 3)
+    memory = jax.devices()[0].memory_stats() or {}
+    bytes_used = memory.get("peak_bytes_in_use")
+    found["peak MiB, device" if bytes_used else "peak MiB, both sides"] = round(
+        bytes_used / 2**20 if bytes_used else peak_memory()
+    )
+    return found
+
+
+def largest_batch(step: Callable[[int], object], start: int = 8, most: int = 1 << 20) -> int:
+    """The largest batch that `step` does not run out of memory with, to an eighth; 0 if none."""
+
+    def fits(batch: int) -> bool:
+        try:
+            step(batch)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                return False
+            raise
+        return True
+
+    good, bad = 0, start
+    while bad <= most and fits(bad):
+        good, bad = bad, 2 * bad
+    while good and bad - good > max(1, good // 8):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

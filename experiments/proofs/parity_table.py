@@ -1,0 +1,215 @@
+"""All nine architectures at full size against the official PyTorch code.
+
+Question:  do our models equal the official ones, given the same weights, at their true sizes?
+Command:   pip install -e '.[test,parity]' && python -m experiments.parity_table [NAME ...]
+Result:    docs/parity.md and the README's table, one row a model; exit code 1 if one departs.
+           Every row is kept in docs/parity.json; --rewrite makes the tables from it alone.
+
+The official files cannot be had everywhere, so random weights are drawn by the official code in
+float16, as released, written in the layout of the official archives and read back by our reader.
+Judge is the official code in float64. Ours may depart from it by four times what torch's own
+float32 departs, and by 2e-5 of the largest value, as in `jaxclip verify` (jaxclip/parity.py).
+"""
+
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxclip
+from experiments.lib import pages
+from experiments.lib.common import Parser, machine, missing_package, seed
+from jaxclip import convert, parity
+from jaxclip.checkpoint import replacing
+from jaxclip.config import RELEASED
+from jaxclip.convert.conversion import theirs
+from jaxclip.images.open import open_image
+from jaxclip.models import clip
+from jaxclip.terminal import run_program
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "parity.md"
+PICTURES = ("rocket", "cat-face")
+TEXTS = ("a diagram", "a dog", "a cat")
+FLOOR = parity.FLOOR  # of the largest value
+COMMAND = "python -m experiments.parity_table"
+
+
+def versions() -> str:
+    """Of what the numbers depend on."""
+    return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The smallest cosine between rows of a and b [n, e]."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(1) / norms).min())
+
+
+def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
+    """Tensors that are not, bit for bit, the file's own: no logit shows a wrong key bias."""
+    again = theirs(loaded, "openai")
+    names = again.keys() | arrays.keys()
+    same = (n in again and n in arrays and np.array_equal(again[n], arrays[n]) for n in names)
+    return len(names) - sum(same)
+
+
+def measure(name: str, seed: int = 0) -> dict[str, Any]:
+    """One row: parameters, cosines, errors of ours and of torch's float32 against float64."""
+    from experiments.lib.peers import archives, official  # here: --help and --rewrite need no extra
+
+    config = RELEASED[name]
+    model = official.model(config, seed)
+    arrays = official.arrays(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name.replace('/', '-').replace('@', '-')}.pt"
+        archives.write_torchscript_like(path, arrays)
+        loaded = convert.load(path)
+        unequal = count_unequal(loaded, arrays)
+        assert loaded.config == config, f"{loaded.config} was read, {config} was written"
+        del loaded
+        ours, preprocess = jaxclip.load(path, precision="highest")
+    images = np.stack([preprocess(open_image(ROOT / f"examples/{p}.png")) for p in PICTURES])
+    tokens = jaxclip.tokenize(list(TEXTS))
+    began = time.monotonic()
+    got = {
+        "image_features": np.asarray(ours.encode_image(images), np.float64),
+        "text_features": np.asarray(ours.encode_text(tokens), np.float64),
+        "logits": np.asarray(ours(images, tokens)[0], np.float64),
+    }
+    seconds = time.monotonic() - began
+    parameters = sum(x.size for x in clip.to_flat(clip.trained(ours.module)).values())
+    del ours, arrays
+    gc.collect()
+    single = official.run(model.float(), images, tokens)
+    double = official.run(official.in_float64(model), images, tokens)
+    row: dict[str, Any] = {"model": name, "parameters": parameters, "unequal tensors": unequal}
+    for stage, expected in double.items():
+        largest = np.abs(expected).max()
+        error, torch_error = (np.abs(x[stage] - expected).max() for x in (got, single))
+        row[stage] = {
+            "largest": float(largest),
+            "error": float(error),
+            "torch error": float(torch_error),
+            "allowed": float(largest * parity.allowed(torch_error / largest)),
+        }
+        if stage != "logits":
+            row[stage]["cosine"] = cosine(got[stage], expected)
+    stages = [row[stage] for stage in double]
+    cosines = [s["cosine"] for s in stages if "cosine" in s]
+    within = all(s["error"] <= s["allowed"] for s in stages)
+    row |= {"backend": jax.default_backend(), "precision": "float32, highest"}
+    row["machine"], row["versions"] = machine(), versions()
+    row["holds"] = bool(within and unequal == 0 and min(cosines) >= 0.999999)
+    return {**row, "seconds": round(seconds, 1)}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    head = (
+        "| model | parameters | logits: largest | our error | torch float32's error | allowed "
+        "| 1 - cosine, image | 1 - cosine, text | tensors unequal to the file | holds |"
+    )
+    lines = [head, "|---" * 10 + "|"]
+    for row in rows:
+        logits, image, text = row["logits"], row["image_features"], row["text_features"]
+        numbers = (logits["error"], logits["torch error"], logits["allowed"])
+        cells = [row["model"], f"{row['parameters']:,}", f"{logits['largest']:.1f}"]
+        cells += [f"{x:.1e}" for x in numbers]
+        cells += [f"{1 - s['cosine']:.0e}" for s in (image, text)]
+        cells += [str(row["unequal tensors"]), "yes" if row["holds"] else "**no**"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The README's table: what was compared, where, and the largest departures."""
+    lines = [
+        "| architecture | backend | precision | largest error of a logit | allowed "
+        "| 1 - cosine of features | versions |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        logits = row["logits"]
+        furthest = max(1 - row[f"{kind}_features"]["cosine"] for kind in ("image", "text"))
+        numbers = (f"{x:.0e}" for x in (logits["error"], logits["allowed"], furthest))
+        cells = [row["model"], row["backend"], row["precision"], *numbers, row["versions"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/parity.md, whole."""
+    machines = "\n".join(
+        f"- {where}: {', '.join(row['model'] for row in rows if row['machine'] == where)}"
+        for where in dict.fromkeys(row["machine"] for row in rows)
+    )
+    held = dict.fromkeys(f"{row['backend']}, {row['precision']}, {row['versions']}" for row in rows)
+    return f"""# Parity with the official code
+
+Written by `python -m experiments.parity_table`:
+{"; ".join(held)}.
+Random weights in the exact official format (the official files were not at hand), two pictures,
+three texts, judged by the official code in float64.
+
+{table(rows)}
+
+Measured on:
+
+{machines}
+
+The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
+SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
+`jaxclip/parity.py` for which one) also with the published logits.
+"""
+
+
+def write(out: Path, readme: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    """The page, and the part of the README between its two marks."""
+    if readme is not None:
+        pages.write_table(readme, COMMAND, short_table(rows))
+    with replacing(out) as temporary:
+        temporary.write_text(page(rows))
+
+
+def main(names: Sequence[str], out: Path, seed: int) -> int:
+    """Measure, keep every row in a .json beside `out`, and write the tables anew."""
+    record = out.with_suffix(".json")
+    rows = json.loads(record.read_text()) if record.is_file() else {}
+    for name in names:
+        try:
+            rows[name] = measure(name, seed)
+        except ImportError as error:
+            raise missing_package(error) from error
+        print(json.dumps(rows[name]), flush=True)
+        with replacing(record) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    readme = (
+        ROOT / "README.md" if out.resolve() == PAGE.resolve() else None
+    )  # its table is that page's, no other's
+    write(out, readme, [rows[name] for name in RELEASED if name in rows])
+    return 0 if all(row["holds"] for row in rows.values()) else 1
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="parity_table", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
+    parser.add_argument("--out", type=Path, default=PAGE, help="a .md file; a .json goes beside it")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the tables")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in RELEASED]:
+        parser.error(f"expected names among {', '.join(RELEASED)}, got {unknown[0]!r}")
+    if arguments.out.suffix != ".md":
+        parser.error(f"--out: expected a file ending in .md, got {arguments.out}")
+    names = [] if arguments.rewrite else arguments.names
+    work = partial(main, names, arguments.out, arguments.seed)
+    raise SystemExit(run_program("parity_table", work))

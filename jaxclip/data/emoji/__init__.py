@@ -1,0 +1,1 @@
+"""The embedded drawings of emoji with their names: pictures, batches, augmentation."""

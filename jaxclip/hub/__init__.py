@@ -1,0 +1,1 @@
+"""From a name, a path or an address to a loaded model."""

@@ -1,0 +1,1 @@
+"""Files to pictures, pictures to pixels."""

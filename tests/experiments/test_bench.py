@@ -1,0 +1,182 @@
+"""The benchmarks run from end to end on tiny models, and a ratio is that of two neighbours in time.
+
+Nothing here is timed: the clocks are made up, or only their presence is looked at.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.bench import __main__ as bench
+from experiments.bench import growth as bench_growth
+from experiments.bench import pairs as bench_pairs
+from experiments.bench import pictures as bench_pictures
+from experiments.bench import pipeline as bench_pipeline
+from experiments.bench import tables as bench_tables
+from experiments.bench import training
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+
+ROOT = Path(__file__).parents[2]
+TINY = ClipConfig(VisionConfig(16, 8, 24, 2, 3), TextConfig(16, 2, 2, 8, 64), 12)
+
+
+def made_up(calls: list[str]) -> Callable[[Callable[[], object]], bench_pairs.Seconds]:
+    """A clock by which every run takes a second more than the run before, whatever it does."""
+
+    def clock(run: Callable[[], object]) -> bench_pairs.Seconds:
+        run()
+        return bench_pairs.Seconds(float(len(calls)), 2.0 * len(calls))
+
+    return clock
+
+
+def test_sides_run_in_turn_and_every_other_turn_backwards() -> None:
+    calls: list[str] = []
+    sides = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = bench_pairs.in_turn(sides, 3, made_up(calls))
+    assert "".join(calls) == "abccbaabc"
+    assert [s.wall for s in seconds["a"]] == [1, 6, 7]
+
+
+def test_a_ratio_is_that_of_one_turn_and_the_result_their_median() -> None:
+    """A machine that is ten times slower in one turn changes no ratio."""
+    turns = [(1.0, 2.0), (10.0, 20.0), (1.0, 2.2), (2.0, 4.0), (1.0, 1.9)]
+    seconds = {
+        side: [bench_pairs.Seconds(t[i], t[i]) for t in turns] for i, side in enumerate("ab")
+    }
+    seconds["c"] = [bench_pairs.Seconds(3.0, 9.0)] * 5
+    row = bench_pairs.compared({"model": "m"}, seconds)
+    assert row["wall ratio"]["b"]["median"] == 2.0
+    assert row["wall best peer"] == "b" and row["pairs"] == 5
+    assert row["wall ratio"]["b"]["low"] < 2.0 < row["wall ratio"]["b"]["high"]
+
+
+def test_a_program_is_measured_alone_and_its_failure_is_told() -> None:
+    small = bench_pairs.program(["-c", "print(1)"], str(ROOT), {})
+    large = bench_pairs.program(["-c", 'x = b"x" * (200 << 20); print(1)'], str(ROOT), {})
+    again = bench_pairs.program(["-c", "print(1)"], str(ROOT), {})
+    assert small.printed == "1\n" and large.peak > small.peak + 150
+    assert again.peak < large.peak - 150  # not the largest child so far
+    with pytest.raises(OSError, match="of no use"):
+        bench_pairs.program(["-c", "raise SystemExit('of no use')"], str(ROOT), {})
+
+
+def test_a_row_takes_the_place_of_an_older_one_of_its_machine(tmp_path: Path) -> None:
+    record = tmp_path / "bench.json"
+    here, there = ({"machine": m, "date": "2026-01-01", "versions": "x 1"} for m in "ab")
+    old = {"model": "a", "batch": 1, "pairs": 3, "measured": {"x": 1}, "where": here}
+    bench.keep("growth", [old, {**old, "batch": 2}, {**old, "where": there}], record)
+    kept = bench.keep("growth", [{**old, "pairs": 9, "measured": {"x": 2}}], record)
+    rows = [(row["batch"], row["where"]["machine"], row["measured"]["x"]) for row in kept["growth"]]
+    assert rows == [(2, "a", 1), (1, "b", 1), (1, "a", 2)]
+    assert json.loads(record.read_text()) == kept
+
+
+def test_the_readme_shows_the_newest_row_and_says_where_it_was_taken() -> None:
+    ratio = {"median": 1.0, "low": 0.9, "high": 1.1}
+    row: dict[str, Any] = {"model": "a", "cpu best peer": "b", "wall best peer": "b"}
+    for clock in ("cpu", "wall"):
+        row |= {f"{clock} s": {"jaxclip": 1.0, "b": 1.0}, f"{clock} ratio": {"b": ratio}}
+    places = [{"machine": m, "date": "2026-01-01", "versions": "x 1"} for m in "pq"]
+    rows = [
+        row | {"where": places[0]},
+        row | {"where": places[1]},
+        row | {"model": "c", "where": places[0]},
+    ]
+    shown = bench_tables.short_page({"inference": rows}, ["inference"])
+    assert [line.split(" | ")[-1] for line in shown.splitlines()[2:4]] == ["1 |", "2 |"]
+    assert shown.splitlines()[-2:] == ["1. 2026-01-01, q; x 1", "2. 2026-01-01, p; x 1"]
+    whole = bench_tables.page({"inference": rows})
+    assert whole.count("| a |") == 2 and whole.count("1. 2026-01-01, p") == 1
+
+
+def test_the_tables_are_what_the_record_says() -> None:
+    record = json.loads(bench.RECORD.read_text())
+    for path, text in (
+        ("docs/performance.md", bench_tables.page(record)),
+        ("README.md", bench_tables.short_page(record, bench.SHORT)),
+    ):
+        whole = (ROOT / path).read_text()
+        assert whole.split(bench_tables.BEGIN)[1].split(bench_tables.END)[0].strip() == text
+
+
+@pytest.mark.slow  # four programs are compiled
+def test_training_steps_on_a_tiny_model_and_every_loss_agrees() -> None:
+    found = {loss: training.ours(TINY, 8, "float32", "none", loss)() for loss in training.LOSSES}
+    assert max(found.values()) - min(found.values()) < 1e-5 * found["dense"]
+    run = training.ours(TINY, 8, "bfloat16", "full")
+    first = [run() for _ in range(12)]
+    assert first[-1] < first[0]
+
+
+@pytest.mark.parametrize("limit", [0, 7, 8, 100, 1000])
+def test_the_largest_batch_is_found_to_an_eighth(limit: int) -> None:
+    def step(batch: int) -> None:
+        if batch > limit:
+            raise MemoryError
+
+    found = training.largest_batch(step)
+    assert found <= limit
+    assert found == 0 if limit < 8 else found > limit - max(2, limit // 8 + 1)
+
+
+@pytest.mark.slow  # one program is compiled for each size and number of devices
+def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_growth, "SMALL", {"small ViT": TINY})
+    options = argparse.Namespace(batches=[8], sizes=[16, 24], devices=[1, 2], pairs=1, write=False)
+    rows = list(bench_growth.rows(options))
+    assert [(row["image size"], row["devices"]) for row in rows] == [
+        (16, 1),
+        (16, 1),
+        (24, 1),
+        (16, 1),
+        (16, 2),
+    ]
+    assert all(row["measured"]["temporaries, MiB a device"] >= 0 for row in rows)
+
+
+@pytest.mark.slow  # one program is compiled for the step alone and one for the run
+def test_a_run_beside_its_pipeline_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_pipeline, "MODELS", {"tiny": TINY})
+    options: dict[str, Any] = {"models": ["tiny"], "batches": [4, 8], "steps": 6, "pairs": 1}
+    options |= {"precision": "float32", "remat": "none", "readers": 2, "pictures": 10}
+    rows = list(bench_pipeline.rows(argparse.Namespace(**options, photos=None)))
+    assert [row["batch"] for row in rows] == [4, 8]
+    for row in rows:
+        found = row["measured"]
+        assert all(rate > 0 for name, rate in found.items() if name.startswith("images/s"))
+        assert 0 <= found["waiting for data, % of the run"] <= 100
+
+
+def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:
+    first, second = (bench_pictures.make(tmp_path / name, 3) for name in "ab")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+@pytest.mark.parametrize("arguments", [["speed"], ["growth", "--pairs", "0"], []])
+def test_nonsense_is_refused(arguments: list[str]) -> None:
+    try:
+        assert bench.main(arguments) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+
+
+@pytest.mark.parity
+def test_inference_and_training_beside_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.bench import inference as bench_inference
+
+    config = ClipConfig(VisionConfig(32, 8, 64, 2, 1), TextConfig(64, 2, 1, 12, 99), 24)
+    monkeypatch.setattr(bench_inference, "RELEASED", {"ViT-B/32": config})
+    options: dict[str, Any] = {"threads": 1, "pairs": 2, "compiled": False, "batches": [1, 9]}
+    options |= {"models": ["ViT-B/32", "text"], "precision": "float32"}
+    rows = list(bench_inference.rows(argparse.Namespace(**options)))
+    assert len(rows) == 4
+    assert set(rows[0]["cpu ratio"]) == {"official", "open_clip", "transformers"}
+    monkeypatch.setattr(training, "MODELS", {"tiny": config})
+    options |= {"models": ["tiny"], "batches": [8], "remat": "none", "peak": 1.0, "largest": False}
+    (row,) = training.rows(argparse.Namespace(**options))
+    assert row["measured"]["images/s, jaxclip"] > 0 and row["measured"]["utilisation"] >= 0

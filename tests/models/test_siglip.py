@@ -1,0 +1,111 @@
+"""Training with SigLIP's loss (not in the paper): the bias trains, every way gives one gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip import checkpoint
+from jaxclip.config import ClipConfig
+from jaxclip.models import clip
+from jaxclip.models.layers import Numerics
+from jaxclip.training import assembly, cached, step
+from jaxclip.training.optimizer import decayed
+from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.sharding import data_mesh
+from jaxclip.training.sigmoid import ring_sigmoid_loss, sigmoid_loss
+from tests.support.tolerances import departure, within, worst
+from tests.training.test_ways import CONFIG, IMAGES, PARAMS, TOKENS
+
+SIGLIP = dataclasses.replace(CONFIG, logit_bias=True)
+
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py"),
+    pytest.mark.usefixtures("quick_compiling"),
+]
+
+
+def gradient(way: Any) -> checkpoint.Flat:
+    """By official name, in float64, of a model whose bias is -1.5."""
+    with jax.enable_x64(True):
+        like = clip.abstract(SIGLIP, numerics=Numerics(dtype=jnp.float64))
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), like)
+        model = clip.from_flat({**PARAMS, "logit_bias": np.float64(-1.5)}, like)
+        return clip.to_flat(jax.jit(way)(model, IMAGES, TOKENS)[0])
+
+
+@functools.cache
+def dense() -> checkpoint.Flat:
+    return gradient(functools.partial(step.gradients, loss=sigmoid_loss))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_ring_and_parts_give_the_gradient_of_dense(devices: int, parts: int) -> None:
+    loss = step.over_mesh(data_mesh(jax.devices()[:devices]), ring_sigmoid_loss)
+    way = functools.partial(step.gradients, loss=loss)
+    if parts > 1:
+        way = functools.partial(cached.gradients, loss=loss, parts=parts)
+    assert worst(gradient(way), dense()) < within("devices float64")
+
+
+def test_the_gradient_of_the_bias_is_what_a_difference_says() -> None:
+    def value(bias: float) -> float:
+        model = clip.from_flat({**PARAMS, "logit_bias": np.float32(bias)}, clip.abstract(SIGLIP))
+        I_e, T_e = model.embed(IMAGES.astype(np.float32), TOKENS)
+        return float(sigmoid_loss(I_e, T_e, model.logit_scale[...], model.logit_bias[...]))
+
+    slope = (value(-1.4) - value(-1.6)) / 0.2
+    assert dense()["logit_bias"] == pytest.approx(slope, rel=0.01) and slope > 0.1
+
+
+def test_a_gradient_without_that_of_the_bias_is_noticed() -> None:
+    constant = gradient(
+        functools.partial(
+            step.gradients, loss=lambda I_e, T_e, t, b: sigmoid_loss(I_e, T_e, t, -1.5)
+        )
+    )
+    assert departure(constant["logit_bias"], dense()["logit_bias"]) > 0.9
+
+
+@pytest.mark.parametrize("loss", [pytest.param("dense", marks=pytest.mark.slow), "ring"])
+def test_a_recipe_whose_model_has_a_bias_trains_it(loss: Any) -> None:
+    config = TrainConfig(batch_size=16, steps=9, warmup=1, text_length=13, model=SIGLIP)
+    mesh = data_mesh(jax.devices()[:2])
+    model, opt_state = assembly.first_state(config, mesh)
+    assert float(model.logit_bias[...]) == -10
+    assert float(model.logit_scale[...]) == pytest.approx(math.log(10))
+    before = assembly.first_state(config, mesh)[0]
+    compiled = assembly.compiled_step(config, Layout(loss), mesh, step.normalised)
+    batch = {"image": np.zeros((16, 20, 20, 3), np.uint8), "tokens": TOKENS}
+    for _ in range(2):  # the rate is zero in the first
+        model, opt_state, metrics = compiled(model, opt_state, batch, jax.random.key(0))
+    assert float(model.logit_bias[...]) != float(before.logit_bias[...])
+    assert math.isfinite(float(metrics["loss"]))
+    assert clip.named_leaves(decayed(model))["logit_bias"] is False
+
+
+def test_losses_that_are_not_there_are_refused() -> None:
+    config = TrainConfig(batch_size=16, text_length=13, model=SIGLIP)
+    with pytest.raises(ValueError, match="loss: expected dense or ring, as SigLIP's has"):
+        assembly.compiled_step(config, Layout("chunked"), data_mesh(), step.normalised)
+
+
+def test_the_bias_is_in_the_logits_and_in_the_file(tmp_path: Any) -> None:
+    flat = {**PARAMS, "logit_bias": np.float32(-1.5)}
+    model = clip.from_flat(flat, clip.abstract(SIGLIP))
+    plain = clip.from_flat(PARAMS, clip.abstract(CONFIG))
+    images = IMAGES.astype(np.float32)
+    gap = np.asarray(model(images, TOKENS)[0]) - np.asarray(plain(images, TOKENS)[0])
+    assert np.abs(gap + 1.5).max() < 1e-4
+    checkpoint.save(tmp_path / "m.safetensors", clip.to_flat(model), SIGLIP, {})
+    loaded, config, _ = checkpoint.load(tmp_path / "m.safetensors")
+    assert config == SIGLIP and loaded["logit_bias"] == np.float32(-1.5)
+    assert ClipConfig.from_json(CONFIG.to_json().replace(', "logit_bias": false', "")) == CONFIG

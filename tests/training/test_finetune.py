@@ -1,0 +1,104 @@
+"""Locked parts stay to the bit, rates scale what they say, and averages are averages."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip import checkpoint
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.models import clip
+from jaxclip.models.layers import Numerics
+from jaxclip.training import finetune
+from jaxclip.training.optimizer import adamw
+from tests.support import tiny
+from tests.support.tolerances import departure
+
+CONFIG = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 2, 2, 13, 101), 7)
+PARAMS = checkpoint.flatten(tiny.params(text_layers=2))
+BLOCK = "visual.transformer.resblocks"
+
+
+def model() -> clip.Clip:
+    return clip.from_flat(PARAMS, clip.abstract(CONFIG))
+
+
+@functools.cache
+def moved(rates: finetune.Rates) -> checkpoint.Flat:
+    """By how much one update changes each parameter, layer by layer."""
+    optimizer = finetune.at_rates(adamw(0.1, 0, 10), rates)
+
+    @jax.jit
+    def update(made: clip.Clip) -> clip.Clip:
+        grads = jax.tree.map(lambda x: jnp.cos(100 * x), made)
+        updates, _ = optimizer.update(grads, optimizer.init(made), made)
+        return optax.apply_updates(made, updates)
+
+    before, after = clip.to_flat(model()), clip.to_flat(update(model()))
+    return {name: after[name] - before[name] for name in before}
+
+
+def test_a_locked_tower_stays_to_the_bit_and_the_other_moves():
+    for name, change in moved(finetune.LOCKED_IMAGE_TOWER).items():
+        assert np.any(change) != name.startswith("visual."), name
+
+
+def test_layers_are_locked_by_their_number():
+    """Blocks 0 to 9 and not 10 and 11, although all twelve are one array."""
+    rates = ((r"resblocks\.\d\.", 0.0), (r"^text\.", 0.0))
+    for name, change in moved(rates).items():
+        locked = name.startswith("text.")
+        if name.startswith(BLOCK):
+            locked = int(name[len(BLOCK) + 1 :].split(".")[0]) < 10
+        assert np.any(change) != locked, name
+
+
+def test_blocks_that_are_kept_apart_are_locked_by_their_number_too():
+    """The first axis of their arrays is no layer."""
+    apart = clip.abstract(CONFIG, numerics=Numerics(unroll=True))
+    factors = finetune.factors(apart, ((r"resblocks\.3\.", 0.0),))
+    named = clip.named_leaves(factors)
+    locked = {name for name, factor in named.items() if not np.all(factor)}
+    assert locked == {name for name in named if ".resblocks.3." in name} and len(locked) == 12
+    assert all(factor.shape == () for factor in named.values())
+
+
+def test_rates_scale_the_whole_update_decay_too():
+    plain, scaled = moved(()), moved(((r"^visual\.proj$", 0.25), (r"^visual\.", 0.5)))
+    for name, change in plain.items():
+        factor = 1.0 if not name.startswith("visual.") else 0.5
+        factor = 0.25 if name == "visual.proj" else factor
+        assert departure(scaled[name], factor * change) < 1e-4, name
+
+
+def test_what_a_rule_has_caught_can_be_seen():
+    rates = ((r"resblocks\.(10|11)\.", 0.5), (r"^visual\.transformer", 0.0))
+    counts = finetune.parameters_at_rate(clip.abstract(CONFIG), rates)
+    of_block = sum(v.size for n, v in PARAMS.items() if n.startswith(f"{BLOCK}.0."))
+    assert counts[0.5] == 2 * of_block and counts[0.0] == 10 * of_block
+    assert sum(counts.values()) == sum(value.size for value in PARAMS.values())
+
+
+def test_interpolation_runs_from_one_checkpoint_to_the_other():
+    start = {name: value.astype(np.float32) for name, value in PARAMS.items()}
+    end = {name: value + 1 for name, value in start.items()}
+    at = functools.partial(finetune.interpolate, start, end)
+    assert all((at(0.0)[name] == start[name]).all() for name in start)
+    assert all((at(1.0)[name] == end[name]).all() for name in end)
+    assert max(departure(at(0.5)[n] - start[n], 0.5 + 0 * start[n]) for n in start) < 1e-5
+    with pytest.raises(ValueError, match=r"\+ more \(\)"):
+        finetune.interpolate(start, {**end, "more": np.zeros(())}, 0.5)
+    with pytest.raises(ValueError, match=r"share: expected a number from 0 to 1, got 1\.5"):
+        at(1.5)
+
+
+def test_the_moving_average_forgets_at_its_rate():
+    average, target = {"a": jnp.zeros(3)}, {"a": jnp.ones(3)}
+    for _ in range(5):
+        average = finetune.moving_average(average, target, 0.9)
+    assert average["a"] == pytest.approx(1 - 0.9**5, rel=1e-6)
