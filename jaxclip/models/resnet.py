@@ -48,9 +48,7 @@ class AveragePool(nnx.Module):
 class Pointwise(nnx.Module):
     """1x1 convolution without bias, as one matrix product."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, numerics: Numerics, init: Initialiser
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, *, numerics: Numerics, init: Initialiser) -> None:
         self.kernel = init.uniform((1, 1, inputs, outputs), inputs**-0.5)
         self.numerics = numerics
 
