@@ -10,10 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclip import checkpoint
+from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.models import clip, parameters
-from jaxclip.models.layers import Numerics
 from jaxclip.training import finetune
 from jaxclip.training.optimizer import adamw
 from tests.support import tiny
@@ -60,7 +59,7 @@ def test_layers_are_locked_by_their_number():
 
 def test_blocks_that_are_kept_apart_are_locked_by_their_number_too():
     """The first axis of their arrays is no layer."""
-    apart = clip.abstract(CONFIG, numerics=Numerics(unroll=True))
+    apart = hardware.for_cpu(clip.abstract(CONFIG))
     factors = finetune.factors(apart, ((r"resblocks\.3\.", 0.0),))
     named = parameters.named_leaves(factors)
     locked = {name for name, factor in named.items() if not np.all(factor)}

@@ -20,7 +20,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip, parameters
-from jaxclip.models.layers import Numerics
+from jaxclip.models.layers import Initialiser, Numerics
 from jaxclip.models.resnet import Bottleneck
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh, placement
@@ -201,7 +201,9 @@ def block(axis: Any) -> Any:
     from flax import nnx
 
     def run(x: Any) -> Any:
-        made = Bottleneck(6, 4, 2, numerics=Numerics(dtype=jnp.float64), rngs=nnx.Rngs(0))
+        made = Bottleneck(
+            6, 4, 2, numerics=Numerics(dtype=jnp.float64), init=Initialiser(nnx.Rngs(0))
+        )
         made = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made)
         made.bn3.scale = nnx.Param(jnp.linspace(0.5, 1.5, 16))  # so that all of it counts
 
