@@ -70,17 +70,19 @@ class Initialiser:
 
     def normal(self, shape: tuple[int, ...], std: float) -> nnx.Param[Any]:
         """A parameter from N(0, std^2)."""
-        return self.variable(
-            nnx.Param, shape, lambda *out: std * jax.random.normal(self.rngs.params(), *out)
-        )
+
+        def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+            return std * jax.random.normal(self.rngs.params(), shape, dtype)
+
+        return self.variable(nnx.Param, shape, draw)
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
         """A parameter from U(-bound, bound)."""
-        return self.variable(
-            nnx.Param,
-            shape,
-            lambda *out: jax.random.uniform(self.rngs.params(), *out, -bound, bound),
-        )
+
+        def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+            return jax.random.uniform(self.rngs.params(), shape, dtype, -bound, bound)
+
+        return self.variable(nnx.Param, shape, draw)
 
     def constant(self, shape: tuple[int, ...], value: float, kind: Any = nnx.Param) -> Any:
         """A variable that is `value` everywhere."""

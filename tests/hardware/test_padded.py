@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.lib.peers import archives
 from jaxclip import convert, hardware
 from jaxclip.hardware import memory, padded
 from jaxclip.hardware.padded import PADDING, CpuNumerics, Padded
 from jaxclip.models import clip, layers, parameters
 from jaxclip.models.layers import Numerics
-from tests.support import archives, foreign
+from tests.support import foreign
 from tests.support.tolerances import departure, within
 
 TOKENS = np.array([[99, 5, 7, 100, 0], [99, 8, 100, 0, 0]], np.int32)
