@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxclip.checkpoint import load_arrays, save_arrays
 from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted, sound
-from jaxclip.models.clip import to_flat
+from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)

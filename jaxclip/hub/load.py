@@ -1,7 +1,7 @@
 """From a name or a path to a model that is ready to use."""
 
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip import convert
+from jaxclip import convert, hardware
 from jaxclip.config import RELEASED, Activation, ClipConfig
+from jaxclip.hardware import cpu, memory
 from jaxclip.hub.find import find
 from jaxclip.images.preprocess import Preprocess
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.tokenizer import check_vocabulary
-
-# What a CPU is given at once: beyond, the intermediates outgrow its caches (docs/performance.md).
-CPU_ROWS = 8
-# Without XLA's newer kernels for CPUs: they run a convolution to 64 channels or fewer on one thread
-# and draw what stands beside a product into slow reductions. They stay for bfloat16, which the
-# older kernels lack.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-
-
-@cache
-def _cpu_options() -> dict[str, str]:
-    """The compiler's options for float32 on a CPU; none where this version does not know them."""
-    try:
-        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return _CPU_OPTIONS
 
 
 class Model:
@@ -49,8 +33,8 @@ class Model:
         self.config: ClipConfig = module.config
         self._on_cpu = jit and jax.default_backend() == "cpu"
         self._jit = jit
-        self._towers = {name: hasattr(module, at) for name, at in clip.TOWERS.items()}
-        self._rows = CPU_ROWS if self._on_cpu else None
+        self._towers = {name: hasattr(module, at) for name, at in parameters.TOWERS.items()}
+        self._rows = cpu.CPU_ROWS if self._on_cpu else None
         self._functions: dict[str, Any] = {
             "image": clip.Clip.encode_image,
             "text": clip.Clip.encode_text,
@@ -64,8 +48,7 @@ class Model:
         if not self._jit:
             return self._functions
         tower = self.module.visual if self._towers["image"] else self.module.text
-        wide = tower.numerics.dtype == jnp.float32
-        options = _cpu_options() if self._on_cpu and wide else None
+        options = cpu.compiler_options(tower.numerics.dtype) if self._on_cpu else None
         return {
             name: jax.jit(function, compiler_options=options)
             for name, function in self._functions.items()
@@ -172,10 +155,8 @@ def load(
     heads: tuple[int, int] | None = None,
     image_size: int | None = None,
     precision: str | None = None,
-    unroll: bool | None = None,
-    winograd: bool | None = None,
-    padded: bool | None = None,
-    tower: clip.Tower | None = None,
+    tower: parameters.Tower | None = None,
+    arrange: bool = True,
 ) -> tuple[Model, Preprocess]:
     """A model and what turns its pictures into pixels.
 
@@ -194,14 +175,6 @@ def load(
         (`jaxclip.convert.at_size` has Hugging Face's way as well).
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
         setting in force.
-      unroll: keep a transformer's blocks apart and compile one after the other, instead of once as
-        the body of a loop over their stacked weights. None does so on a CPU, where the loop costs
-        up to a third of the time (docs/performance.md).
-      winograd: 3x3 convolutions as products of matrices (`models.winograd`). None does so on a
-        CPU in float32, where a ResNet gains a tenth, and in bfloat16, where it gains two thirds; it
-        compiles for some seconds longer, once a shape (docs/performance.md).
-      padded: kernels in memory that has a gap after each row (`models.layers.Padded`). None does so
-        in float32 on a CPU, where products by kernels of 1024 columns took twice as long.
       tower: "image" or "text" loads that tower alone, in its share of the memory and time; what
         needs the other one raises ValueError.
 
@@ -222,27 +195,19 @@ def load(
         loaded = convert.load(found, activation=activation, heads=heads, check_numbers=False)
     if image_size is not None:
         loaded = convert.at_size(loaded, image_size)
-    on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    wide_on_cpu = on_cpu and dtype == jnp.float32
-    numerics = Numerics(
-        dtype,
-        precision,
-        unroll=on_cpu if unroll is None else unroll,
-        winograd=on_cpu and dtype in (jnp.float32, jnp.bfloat16) if winograd is None else winograd,
-        padded=wide_on_cpu if padded is None else padded,
-        one_by_one=on_cpu,
-    )
-    empty = clip.abstract(loaded.config, remat="none", numerics=numerics)
+    empty = clip.abstract(loaded.config, remat="none", numerics=Numerics(dtype, precision))
     if dtype.itemsize < 4:
-        empty = clip.with_kernels(empty, numerics.dtype)
+        empty = parameters.with_kernels(empty, dtype)
     flat = loaded.flat
     if tower is not None:
-        empty = clip.only(empty, tower)
-        others = tuple(f"{at}." for name, at in clip.TOWERS.items() if name != tower)
-        flat = {name: array for name, array in flat.items() if not name.startswith(others)}
+        other: parameters.Tower = "text" if tower == "image" else "image"
+        empty = parameters.without_tower(empty, other)
+        prefix = f"{parameters.TOWERS[other]}."
+        flat = {name: array for name, array in flat.items() if not name.startswith(prefix)}
+    empty = hardware.arrange(empty) if arrange else empty
     try:
-        module = clip.from_flat(flat, empty)
+        module = parameters.from_flat(flat, empty, memory.put)
     except ValueError as error:  # numbers that are not finite
         raise ValueError(f"{found}: {error}" if found else str(error)) from None
     model = Model(module, jit=jit, notes=loaded.notes)

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves
+from jaxclip.models.parameters import named_leaves
 from jaxclip.training.distributed import replicate
 from jaxclip.training.state import TrainState
 

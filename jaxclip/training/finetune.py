@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves
+from jaxclip.models.parameters import named_leaves
 from jaxclip.training.optimizer import hold_logit_scale
 
 # (pattern, factor on the learning rate): the first pattern found in a parameter's path counts, one

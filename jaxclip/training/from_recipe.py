@@ -10,10 +10,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxclip import hardware
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.clip import Clip
 from jaxclip.models.layers import Numerics
+from jaxclip.models.parameters import split_statistics
 from jaxclip.training.finetune import at_rates, with_average
 from jaxclip.training.global_losses import (
     chunked_contrastive_loss,
@@ -25,7 +27,7 @@ from jaxclip.training.pixels import BatchToPixels
 from jaxclip.training.recipe import Execution, Recipe, parse_rates
 from jaxclip.training.sharding import shardings
 from jaxclip.training.sigmoid import ring_sigmoid_loss, sigmoid_loss
-from jaxclip.training.state import TrainState, split
+from jaxclip.training.state import TrainState
 from jaxclip.training.step import Loss, clip_loss_fn, loss_over_mesh, sharded_step
 
 CHUNK = 1024  # texts a block of the chunked loss, or the largest divisor that it has with the batch
@@ -45,27 +47,38 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return with_average(optimizer, recipe.average) if recipe.average else optimizer
 
 
-def _model_options(recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
-    # A loop over blocks costs a CPU a tenth of the step, in copies to and from the stack. With
-    # `remat` it stays: outside of a loop XLA would keep what is to be computed again.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    numerics = Numerics(jnp.dtype(recipe.dtype), inline=on_cpu and recipe.remat == "none")
-    return {"remat": recipe.remat, "numerics": numerics}
+def _model_options(recipe: Recipe) -> dict[str, Any]:
+    return {"remat": recipe.remat, "numerics": Numerics(jnp.dtype(recipe.dtype))}
 
 
-def abstract_model(recipe: Recipe, mesh: Mesh) -> Clip:
-    """The model that is trained, arranged for the devices of a mesh, of shapes without arrays."""
-    return clip.abstract(recipe.model, **_model_options(recipe, mesh))
+def _plain_model(recipe: Recipe, flat: dict[str, Any] | None, mesh: Mesh) -> Clip:
+    """A model of arrays, each made on the devices that will hold it."""
+    like = clip.abstract(recipe.model, **_model_options(recipe))
+    where = shardings(like, mesh)
+    if flat is not None:
+        return jax.device_put(parameters.from_flat(flat, like), where)
+    options = _model_options(recipe)
+    return clip.create(recipe.model, recipe.seed, placement=where, **options)
+
+
+def _split_for(model: Clip, recipe: Recipe, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Any]:
+    """(graphdef, params, stats) of a model in the modules that train best on the mesh's devices."""
+    platform = mesh.devices.flat[0].platform
+    return split_statistics(hardware.arrange_training(model, platform, recipe.remat))
+
+
+def _rest_of_state(recipe: Recipe, params: Any) -> tuple[Any, jax.Array, jax.Array]:
+    """(opt_state, step, key) of a run that begins."""
+    key = jax.random.key(recipe.seed)
+    return make_optimizer(recipe).init(params), jnp.zeros((), jnp.int32), key
 
 
 def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """(graphdef, state) of shapes without arrays."""
-    graphdef, params, stats = split(abstract_model(recipe, mesh))
-
-    def rest(params: Any) -> Any:
-        return make_optimizer(recipe).init(params), jnp.zeros((), jnp.int32), jax.random.key(0)
-
-    return graphdef, TrainState(params, stats, *jax.eval_shape(rest, params))
+    plain = clip.abstract(recipe.model, **_model_options(recipe))
+    graphdef, params, stats = _split_for(plain, recipe, mesh)
+    rest = jax.eval_shape(functools.partial(_rest_of_state, recipe), params)
+    return graphdef, TrainState(params, stats, *rest)
 
 
 def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
@@ -74,27 +87,14 @@ def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
 
 
 def first_state(recipe: Recipe, mesh: Mesh, flat: dict[str, Any] | None = None) -> TrainState:
-    """The state to begin with, each array made on the devices that will hold it.
+    """The state that a run begins with, each array made on the devices that will hold it.
 
     The weights are drawn from the recipe's seed, or taken from `flat` (by official name).
     """
+    _, params, stats = _split_for(_plain_model(recipe, flat, mesh), recipe, mesh)
     where = state_shardings(recipe, mesh)
-    model = abstract_model(recipe, mesh)
-    graphdef, *_ = split(model)
-    if flat is None:
-        model_shardings = nnx.merge(graphdef, where.params, where.stats)
-        options = _model_options(recipe, mesh)
-        model = clip.create(recipe.model, recipe.seed, placement=model_shardings, **options)
-        _, params, stats = split(model)
-    else:
-        _, *arrays = split(clip.from_flat(flat, model))
-        params, stats = jax.device_put(tuple(arrays), (where.params, where.stats))
-
-    def rest(params: Any) -> Any:
-        key = jax.random.key(recipe.seed)
-        return make_optimizer(recipe).init(params), jnp.zeros((), jnp.int32), key
-
-    return TrainState(params, stats, *jax.jit(rest, out_shardings=where[2:])(params))
+    rest = jax.jit(functools.partial(_rest_of_state, recipe), out_shardings=where[2:])
+    return TrainState(params, stats, *rest(params))
 
 
 def compiled_step(

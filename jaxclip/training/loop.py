@@ -27,8 +27,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
 from jaxclip.files import read_text, split_lines
-from jaxclip.models import clip
 from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training import distributed, from_recipe
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
@@ -195,7 +195,7 @@ def _write_models(recipe: Recipe, run: Path, snapshot: Snapshot, mesh: Mesh) -> 
     notes = {"trained_by": "jaxclip train", "config": snapshot.recipe}
     if jax.process_index() == 0:
         for name, each in written.items():
-            checkpoint.save(run / name, clip.to_flat(each), recipe.model, notes)
+            checkpoint.save(run / name, to_flat(each), recipe.model, notes)
     return model
 
 

@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import split_statistics
 
 
 class TrainState(NamedTuple):
@@ -27,15 +28,10 @@ class TrainState(NamedTuple):
         cls, model: Clip, optimizer: optax.GradientTransformation, key: jax.Array
     ) -> tuple[nnx.GraphDef, Self]:
         """(graphdef, first state) of a model; the arrays are shared, not copied."""
-        graphdef, params, stats = split(model)
+        graphdef, params, stats = split_statistics(model)
         opt_state = optimizer.init(params)
         return graphdef, cls(params, stats, opt_state, jnp.zeros((), jnp.int32), key)
 
     def model(self, graphdef: nnx.GraphDef) -> Clip:
         """The model with the state's parameters and statistics."""
         return nnx.merge(graphdef, self.params, self.stats)
-
-
-def split(model: Clip) -> tuple[nnx.GraphDef, Any, Any]:
-    """(graphdef, params, stats) of a model: `nnx.merge` puts them together again."""
-    return nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[return-value]  # variadic

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.losses import contrastive_loss
+from jaxclip.models.parameters import new_statistics
 from jaxclip.training.cached import embed_in_microbatches
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.pixels import BatchToPixels, as_given
@@ -109,11 +110,8 @@ def clip_loss_fn(
 
 def _embed(model: Any, images: Array, tokens: Array, axis: Any) -> tuple[Array, Array, Any]:
     # until `Clip.embed` returns statistics as the tree of `nnx.split`
-    from jaxclip.models.clip import with_statistics
-    from jaxclip.training.state import split
-
     I_e, T_e, new = model.embed(images, tokens, train=True, axis=axis)
-    return I_e, T_e, split(with_statistics(model, new))[2]
+    return I_e, T_e, new if isinstance(new, nnx.State) else new_statistics(model, new)
 
 
 def loss_over_mesh(mesh: Mesh, loss: Loss) -> Loss:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import checkpoint, cli, reference
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from tests.support import planted, tiny
 from tests.support.command import EXAMPLES, LABELS
 
@@ -84,7 +84,7 @@ def test_module_model_and_reference_have_one_definition(bias: float | None) -> N
     if bias is not None:
         params["logit_bias"] = np.array(bias)
     images, tokens = tiny.batch()
-    module = clip.from_flat(checkpoint.flatten(params), clip.abstract(config, remat="none"))
+    module = parameters.from_flat(checkpoint.flatten(params), clip.abstract(config, remat="none"))
     model = jaxclip.hub.load.Model(module)
     pixels = images.astype(np.float32)
     I_e, T_e = module.embed(pixels, tokens)
