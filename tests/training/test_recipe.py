@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxclip.config import RELEASED
-from jaxclip.training.recipe import EMOJI, PRESETS, Layout, TrainConfig, parse_rates
+from jaxclip.training.recipe import EMOJI, Execution, Recipe, parse_rates, presets
 
 # The paper, section 2.5 and its tables of hyperparameters.
 RATES = {
@@ -25,7 +25,7 @@ RATES = {
 def test_every_released_model_has_the_recipe_of_the_paper():
     assert list(RATES) == list(RELEASED)
     for name, rate in RATES.items():
-        recipe = PRESETS[name]
+        recipe = presets[name]
         assert recipe.model == RELEASED[name]
         assert (recipe.learning_rate, recipe.batch_size, recipe.warmup) == (rate, 32768, 2000)
         assert (recipe.weight_decay, recipe.text_length) == (0.2, 77)
@@ -33,17 +33,17 @@ def test_every_released_model_has_the_recipe_of_the_paper():
         assert 0 <= epochs * 400_000_000 - recipe.steps * 32768 < 32768
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets)
 def test_a_recipe_survives_json(name):
-    recipe = dataclasses.replace(PRESETS[name], rates=("^visual=0", "text=0.1"), average=0.99)
-    assert TrainConfig.from_json(recipe.to_json()) == recipe
+    recipe = dataclasses.replace(presets[name], rates=("^visual=0", "text=0.1"), average=0.99)
+    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 def test_a_config_of_an_older_version_gets_the_defaults():
-    data = json.loads(TrainConfig(seed=3).to_json())
+    data = json.loads(Recipe(seed=3).to_json())
     for name in ("rates", "average", "parts", "dtype"):
         del data[name]
-    assert TrainConfig.from_json(json.dumps(data)) == TrainConfig(seed=3)
+    assert Recipe.from_json(json.dumps(data)) == Recipe(seed=3)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_config_of_an_older_version_gets_the_defaults():
 )
 def test_a_recipe_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**changes)
+        Recipe(**changes)
 
 
 def test_rates_are_read_from_the_last_equals_sign():
@@ -100,11 +100,11 @@ def test_rates_are_read_from_the_last_equals_sign():
 )
 def test_a_layout_that_makes_no_sense_is_refused(changes):
     with pytest.raises(ValueError):
-        Layout(**changes)
+        Execution(**changes)
 
 
 def test_a_file_that_is_no_recipe_is_refused():
     for text in ("", "[]", "{}", json.dumps({"steps": 1, "colour": 2, "model": None})):
         with pytest.raises(ValueError, match=r"not a (training|model) config"):
-            TrainConfig.from_json(text)
-    assert TrainConfig().model == EMOJI
+            Recipe.from_json(text)
+    assert Recipe().model == EMOJI

@@ -7,9 +7,9 @@ import pytest
 
 from jaxclip.cli.begin import FILES, FOLDERS, Fed, _prepare_folder, lock_folder
 from jaxclip.cli.shared import UsageError
-from jaxclip.training.recipe import TrainConfig
+from jaxclip.training.recipe import Recipe
 
-CONFIG, FED = TrainConfig(), Fed(("emoji",))
+CONFIG, FED = Recipe(), Fed(("emoji",))
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])

@@ -214,7 +214,7 @@ DECAYED = {
 
 
 def test_decay_acts_on_matrices_and_embeddings_only():
-    mask = parameters.named_leaves(optimizer.decayed(clip.abstract(CONFIG)))
+    mask = parameters.named_leaves(optimizer.decay_mask(clip.abstract(CONFIG)))
     assert {name for name, acts in mask.items() if acts} == DECAYED
     spared = mask.keys() - DECAYED
     assert {"logit_scale", "visual.class_embedding", "visual.ln_pre.scale"} <= spared

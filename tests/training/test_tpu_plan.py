@@ -12,7 +12,7 @@ from jaxclip import cli
 from jaxclip.config import RELEASED
 from jaxclip.training import tpu_plan as plan
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 from tests.core.test_losses import arguments, on_devices
 from tests.training.test_ways import CONFIG
@@ -65,17 +65,17 @@ def test_flops_are_those_of_the_products():
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_whole_step_is_made_without_an_array(parts):
     mesh = data_mesh(jax.devices()[:8], fsdp=2, tensor=2)
-    config = TrainConfig(batch_size=32, parts=parts, dtype="bfloat16", text_length=13, model=CONFIG)
-    text = plan.lowered(config, Layout("ring", fsdp=2, tensor=2), mesh).as_text()
+    config = Recipe(batch_size=32, parts=parts, dtype="bfloat16", text_length=13, model=CONFIG)
+    text = plan.lowered(config, Execution("ring", fsdp=2, tensor=2), mesh).as_text()
     assert "collective_permute" in text and "bf16" in text
 
 
 def test_what_does_not_fit_is_told_what_to_change():
-    tight = TrainConfig(batch_size=4096, remat="none")
-    told = plan.suggestions(tight, Layout("gathered"), 8)
+    tight = Recipe(batch_size=4096, remat="none")
+    told = plan.suggestions(tight, Execution("gathered"), 8)
     assert told == ["--remat full", "--loss ring", "--fsdp 8", "--parts 2"]
-    loose = TrainConfig(batch_size=8, remat="full")
-    assert plan.suggestions(loose, Layout("ring", fsdp=8), 8) == []
+    loose = Recipe(batch_size=8, remat="full")
+    assert plan.suggestions(loose, Execution("ring", fsdp=8), 8) == []
 
 
 def test_the_memory_that_was_wanted_is_told():

@@ -18,7 +18,7 @@ from jaxclip import checkpoint, cli
 from jaxclip.cli import begin, run
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.models import clip, parameters
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 from tests.support.command import fails
 from tests.support.pictures import png
@@ -64,8 +64,8 @@ def of_77(tmp_path_factory: pytest.TempPathFactory) -> str:
     return written(path, TextConfig(16, 1, 2, 77, kind="cbow"))
 
 
-def recipe(out: Path) -> TrainConfig:
-    return TrainConfig.from_json((out / "config.json").read_text())
+def recipe(out: Path) -> Recipe:
+    return Recipe.from_json((out / "config.json").read_text())
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -333,10 +333,12 @@ def test_a_damaged_state_takes_one_line(copy: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_command_that_goes_on_names_the_layout_only() -> None:
-    layout = Layout(loss="ring", threads=2)
+    layout = Execution(loss="ring", threads=2)
     told = begin.to_go_on(Path("my runs"), layout, False, "host:1", 2, 1)
     assert told == (
         "jaxclip train --out 'my runs' --resume --loss ring --threads 2 "
         "--coordinator host:1 --processes 2 --process 1"
     )
-    assert begin.to_go_on(Path("r"), Layout(), False, "", 1, 0) == "jaxclip train --out r --resume"
+    assert (
+        begin.to_go_on(Path("r"), Execution(), False, "", 1, 0) == "jaxclip train --out r --resume"
+    )
