@@ -158,7 +158,7 @@ def test_remat_names_what_is_kept():
 
 
 def test_an_unknown_remat_is_refused():
-    with pytest.raises(ValueError, match="remat 'all' came; none, full or dots"):
+    with pytest.raises(ValueError, match="remat: expected none, full or dots, got 'all'"):
         jax.eval_shape(lambda m: m.encode_image(IMAGES), model(jnp.float32, remat="all"))
 
 

@@ -26,7 +26,7 @@ def pairs(wrong: dict[int, Pair] | None = None) -> PairStream:
 
 
 def drawings() -> DrawingStream:
-    return DrawingStream(emoji("validation"), batch_size=6, seed=5, text_length=16)
+    return DrawingStream(emoji("validation"), size=16, batch_size=6, seed=5, text_length=16)
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -111,7 +111,7 @@ def test_a_caption_that_just_fits_is_not_cut():
 class Counting:
     """Numbers, each its own position."""
 
-    prepare = staticmethod(lambda batch, key, size: batch)
+    batch_to_pixels = staticmethod(lambda batch, key: batch)
 
     def __init__(self, broken_at: int = -1) -> None:
         self.position, self.broken_at = 0, broken_at

@@ -25,7 +25,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.emoji.pictures import emoji
 from jaxclip.training import from_recipe, loop
-from jaxclip.training.checkpoints import Checkpoints
+from jaxclip.training.checkpoints import Checkpoints, Snapshot
 from jaxclip.training.input_pipeline import DrawingStream
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
@@ -62,11 +62,12 @@ from jaxclip.training.input_pipeline import PairStream
 run, pictures = map(Path, sys.argv[1:])
 config = Recipe.from_json((run / "config.json").read_text())
 save = checkpoints.Checkpoints.save
-def told(self, state):
-    print("saving", state.step, flush=True)
-    save(self, state)
+def told(self, step, snapshot):
+    print("saving", step, flush=True)
+    save(self, step, snapshot)
 checkpoints.Checkpoints.save = told
-pairs = PairStream([folder(pictures)], size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
+options = dict(size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
+pairs = PairStream([folder(pictures)], **options)
 tell = lambda values: print("step", values["step"], flush=True)
 loop.train(config, pairs, run, resume=True, progress=tell)
 """
@@ -162,7 +163,13 @@ ONE_DEVICE = data_mesh(jax.devices()[:1])
 
 
 def stream(config: Recipe = CONFIG) -> DrawingStream:
-    return DrawingStream(emoji("validation"), config.batch_size, config.seed, config.text_length)
+    return DrawingStream(
+        emoji("validation"),
+        size=config.model.vision.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        text_length=config.text_length,
+    )
 
 
 def run_here(run: Path, config: Recipe = CONFIG, **options: object) -> object:
@@ -171,10 +178,10 @@ def run_here(run: Path, config: Recipe = CONFIG, **options: object) -> object:
     return loop.train(config, stream(config), run, **options)  # type: ignore[arg-type]
 
 
-def saved(run: Path, config: Recipe = CONFIG) -> loop.RunState:
-    found = Checkpoints(run / loop.STATE).restore(
-        from_recipe.shapes(config, ONE_DEVICE), from_recipe.places(config, ONE_DEVICE)
-    )
+def saved(run: Path, config: Recipe = CONFIG) -> Snapshot:
+    _, like = from_recipe.abstract_state(config, ONE_DEVICE)
+    shardings = from_recipe.state_shardings(config, ONE_DEVICE)
+    found = Checkpoints(run / loop.STATE).restore(like, shardings)
     assert found is not None
     return found
 
@@ -183,9 +190,9 @@ def test_stop_saves_and_says_the_step(tmp_path: Path) -> None:
     with pytest.raises(loop.Stopped, match="step 3 of 9"):
         run_here(tmp_path, should_stop=lambda step: step == 3)
     state = saved(tmp_path)
-    assert (state.step, state.position) == (3, [3])
+    assert (state.state.step, state.position) == (3, [3])
     run_here(tmp_path, resume=True)
-    assert saved(tmp_path).step == 9
+    assert saved(tmp_path).state.step == 9
 
 
 def test_not_a_number_stops_and_keeps_the_last_good_state(
@@ -203,18 +210,18 @@ def test_not_a_number_stops_and_keeps_the_last_good_state(
     with pytest.raises(loop.Diverged, match="step 5"):
         run_here(tmp_path)
     state = saved(tmp_path)
-    assert state.step == 4
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.model))
+    assert state.state.step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.state.params))
     assert not (tmp_path / loop.MODEL).exists()
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices: see conftest.py")
-def test_resumed_on_other_devices_in_another_layout(tmp_path: Path) -> None:
+def test_resumed_on_other_devices_executed_otherwise(tmp_path: Path) -> None:
     """Begun on one device, gone on with on two with cut parameters: the same numbers, nearly."""
     whole = run_here(tmp_path / "whole")
     with pytest.raises(loop.Stopped):
         run_here(tmp_path / "moved", should_stop=lambda step: step == 4)
-    layout = Execution("ring", fsdp=2)
+    execution = Execution("ring", fsdp=2)
     mesh = data_mesh(jax.devices()[:2], fsdp=2)
     moved = run_here(tmp_path / "moved", resume=True, execution=execution, mesh=mesh)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(moved), strict=True):
@@ -235,7 +242,7 @@ def test_a_damaged_newest_state_is_put_aside_and_the_one_before_it_taken(
     assert "checkpoint 6" in caplog.text and (run / "state-damaged" / "6").is_dir()
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         assert np.array_equal(one, other)
-    assert saved(run).step == 9
+    assert saved(run).state.step == 9
 
 
 def test_state_of_another_config_is_refused(tmp_path: Path) -> None:
@@ -269,7 +276,7 @@ def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_stays(tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         gc.collect()
-    assert saved(tmp_path).step == 2
+    assert saved(tmp_path).state.step == 2
     assert not (tmp_path / loop.MODEL).exists()
 
 
@@ -310,7 +317,7 @@ def test_waiting_for_data_is_told_apart_from_the_rest(
     def show(_: object) -> None:
         clock[0] += 5
 
-    monkeypatch.setattr(loop, "ahead", reading)
+    monkeypatch.setattr(loop, "prefetch", reading)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     run_here(tmp_path, dataclasses.replace(CONFIG, save_every=100), progress=show)
     lines = [json.loads(line) for line in (tmp_path / loop.METRICS).read_text().splitlines()]

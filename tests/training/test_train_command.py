@@ -108,7 +108,7 @@ def test_a_run_is_stopped_by_sigterm_and_gone_on_with(
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate()
     assert process.returncode == 1, told
-    assert f"of 40; to go on: jaxclip train --out {out} --resume\n" in told
+    assert f"of 40; to continue: jaxclip train --out {out} --resume\n" in told
     assert "Traceback" not in told and not (out / "model.safetensors").exists()
     again = [sys.executable, "-m", "jaxclip", "train", "--out", str(out), "--resume"]
     subprocess.run(again, env=env, check=True, capture_output=True)
@@ -171,7 +171,7 @@ def test_two_processes_stop_after_the_same_step_when_one_is_told(
         assert [each.poll() for each in two] == [None, None]
     two[1].send_signal(signal.SIGTERM)
     codes, told = ended(two)
-    assert codes == [1, 1] and told.count("of 300; to go on") == 2, told
+    assert codes == [1, 1] and told.count("of 300; to continue") == 2, told
     reached = len(losses(out))
     assert 0 < reached < 300
     codes, told = ended(pair(data["folder"], out, "--steps", "300", "--resume"))
