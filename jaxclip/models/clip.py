@@ -10,7 +10,7 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import Initialiser, Numerics, Random, Shapes
+from jaxclip.models.layers import Initialiser, Numerics, Shapes
 from jaxclip.models.parameters import Statistics
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
@@ -148,7 +148,7 @@ def create(
     """
 
     def make(key: Array) -> Clip:
-        return Clip(config, init=Random(nnx.Rngs(key)), remat=remat, numerics=numerics)
+        return Clip(config, init=Initialiser(nnx.Rngs(key)), remat=remat, numerics=numerics)
 
     return jax.jit(make, out_shardings=placement)(jax.random.key(seed))
 
