@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
@@ -24,11 +25,13 @@ from jaxclip.data.emoji.pictures import Pictures
 from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
-from jaxclip.models.parameters import params_only, running_statistics, with_statistics
+from jaxclip.models.parameters import new_statistics
 from jaxclip.tokenizer import tokenize
 from jaxclip.training import step as steps
 from jaxclip.training.optimizer import adamw
+from jaxclip.training.pixels import augment_drawings, normalize_image
 from jaxclip.training.sharding import data_mesh
+from jaxclip.training.state import TrainState
 
 Array = jax.Array
 MARGIN = 2  # pixels a side that a training picture may be moved by
@@ -65,7 +68,7 @@ def order(n: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
-def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
+def cropped(batch: dict[str, Any], key: Array, *, size: int) -> Array:
     """`image` uint8 [n, s, s, 3] moved by up to MARGIN pixels either way -> pixels.
 
     A random crop of the picture within a black margin; the paper, too, does nothing but crop
@@ -78,7 +81,7 @@ def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
     def crop(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, 3))
 
-    return steps.normalised({"image": jax.vmap(crop)(wide, corners)}, key, size)
+    return normalize_image({"image": jax.vmap(crop)(wide, corners)}, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Labelled:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    prepare: ClassVar[Any] = staticmethod(cropped)  # inputs of a batch -> pixels, inside the step
+    batch_to_pixels: ClassVar[Any] = staticmethod(cropped)  # runs inside the step
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """(inputs, labels [size]) of every step, without end."""
@@ -105,11 +108,11 @@ class Labelled:
 class Drawn(Labelled):
     """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
 
-    A batch holds no name twice: `data.loader`.
+    A batch holds no name twice: `data.emoji.batches`.
     """
 
     drawings: Pictures
-    prepare: ClassVar[Any] = staticmethod(augment_drawings)
+    batch_to_pixels: ClassVar[Any] = staticmethod(augment_drawings)
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         batches = Batches(self.drawings, size, seed)

@@ -179,7 +179,9 @@ def block(axis: Any) -> Any:
     from flax import nnx
 
     def run(x: Any) -> Any:
-        made = Bottleneck(6, 4, 2, numerics=Numerics(dtype=jnp.float64), init=Initialiser(nnx.Rngs(0)))
+        made = Bottleneck(
+            6, 4, 2, numerics=Numerics(dtype=jnp.float64), init=Initialiser(nnx.Rngs(0))
+        )
         made = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made)
         made.bn3.scale = nnx.Param(jnp.linspace(0.5, 1.5, 16))  # so that all of it counts
 
