@@ -86,7 +86,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
         "logits": np.asarray(ours(images, tokens)[0], np.float64),
     }
     seconds = time.monotonic() - began
-    parameters = sum(x.size for x in to_flat(params_only(ours.module)).values())
+    parameters = sum(x.size for x in to_flat(params_only(ours)).values())
     del ours, arrays
     gc.collect()
     single = official.run(model.float(), images, tokens)

@@ -251,14 +251,12 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
 
     def work(told: Told) -> Arrays:
         """Features once, then the prompts and the probes on them."""
-        model, preprocess = hub.load(EMBEDDED)
+        model, preprocess = hub.load(EMBEDDED, arrange=True)
         encode = jax.jit(linear_probe.probe_features)
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
             told(0.1, what)
-            return in_blocks(
-                lambda x: encode(model.module, sized(x, preprocess)), images, EMOJI_BLOCK
-            )
+            return in_blocks(lambda x: encode(model, sized(x, preprocess)), images, EMOJI_BLOCK)
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
         asked, arrays = features(test[0], "test pictures"), {}

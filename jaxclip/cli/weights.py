@@ -258,7 +258,7 @@ def verify(
     else:
         texts = _texts(config, texts)
         images, tokens, content = _inputs(preprocess, config.text, picture, texts)
-    got, ladders, bounds = _judged(loaded.module, images, tokens)
+    got, ladders, bounds = _judged(loaded, images, tokens)
     if against is not None:
         ladder = parity.compare(got | made, expected, bounds)
         ladders[f"recorded by {about.get('by', against)}"] = ladder

@@ -3,8 +3,9 @@
 Every swap is measured in docs/performance.md and held equal to the plain module by a test.
 """
 
+import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -112,8 +113,25 @@ INFERENCE: Swaps = {
 }
 
 
+_jitted = cache(lambda function, dtype: jax.jit(function, compiler_options=compiler_options(dtype)))
+
+
 class CpuClip(Clip):
     """A `Clip` arranged by `for_cpu`; make none by its constructor."""
+
+    def _run(self, function: Callable[..., Any], *rows: Array) -> Any:
+        if not self.jit or any(isinstance(each, jax.core.Tracer) for each in rows):
+            return super()._run(function, *rows)  # a caller's jit has its own compiler options
+        tower = self.visual if hasattr(self, "visual") else self.text
+        run = partial(_jitted(function, tower.numerics.dtype), self)
+        if len(rows) > 1 or len(rows[0]) <= CPU_ROWS:
+            return run(*rows)
+        starts = range(0, len(rows[0]), CPU_ROWS)
+        return jnp.concatenate([run(rows[0][i : i + CPU_ROWS]) for i in starts])
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """As `Clip.save`: the plain model's arrays."""
+        plain(self).save(path, force=force)
 
 
 def for_cpu(model: Clip) -> Clip:
@@ -139,6 +157,7 @@ def for_cpu(model: Clip) -> Clip:
         if isinstance(module, UnrolledTransformer):
             module.resblocks = nnx.List(_unstack(module.resblocks))
     _become(arranged, CpuClip)
+    arranged.notes = model.notes
     return arranged
 
 
@@ -156,6 +175,7 @@ def plain(model: Clip) -> Clip:
         if hasattr(module, "numerics"):
             module.numerics = Numerics(module.numerics.dtype, module.numerics.precision)
         _change_kernels(module, unpad)
+    restored.notes = model.notes
     return restored
 
 

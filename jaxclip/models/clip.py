@@ -1,17 +1,23 @@
 """The whole model: two towers and a temperature (`clip/model.py: CLIP`)."""
 
+import functools
 import math
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import Initialiser, Numerics, Shapes
-from jaxclip.models.parameters import Statistics
+from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
+from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
+from jaxclip.models.parameters import TOWERS, Statistics, Tower, describe, to_flat
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -53,8 +59,64 @@ def probabilities(logits_per_image: Array, *, sigmoid: bool) -> Array:
     return jax.nn.softmax(logits_per_image, axis=1)
 
 
+class Notes(dict[str, Any]):
+    """Where a model's weights are from. JAX never copies them along.
+
+    They are true of the weights that were loaded. What `jax.tree.map`, `jax.jit` or `nnx.merge`
+    makes of a model may hold other numbers, so its notes are empty.
+    """
+
+
+jax.tree_util.register_pytree_node(Notes, lambda notes: ((), None), lambda aux, _: Notes())
+
+
+# What runs under jit ------------------------------------------------------------------------------
+
+
+@on_any_mesh
+def image_features(model: "Clip", images: Array) -> Array:
+    """images [n, h, w, c] -> image_features [n, e]."""
+    return model.visual(images)
+
+
+@on_any_mesh
+def text_features(model: "Clip", tokens: Array) -> Array:
+    """tokens [n, l] -> text_features [n, e]."""
+    return model.text(tokens)
+
+
+@on_any_mesh
+def similarity(model: "Clip", image_embeds: Array, text_embeds: Array) -> Array:
+    """image_embeds [n_i, e], text_embeds [n_t, e] -> logits_per_image [n_i, n_t]."""
+    tower = model.visual if hasattr(model, "visual") else model.text
+    temperature = (parameter[...] for parameter in model.temperature())
+    return logits(image_embeds, text_embeds, *temperature, precision=tower.numerics.precision)
+
+
+def both_logits(model: "Clip", images: Array, tokens: Array) -> tuple[Array, Array]:
+    """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], its transpose)."""
+    logits_per_image = similarity(model, *model.embed(images, tokens))
+    return logits_per_image, logits_per_image.T
+
+
+_jitted = functools.cache(jax.jit)  # one compiled program per function, model structure and shape
+
+
 class Clip(nnx.Module):
-    """Image tower, text tower and the log temperature; a pytree that goes straight into jax.jit."""
+    """Image tower, text tower and the log temperature: a Flax NNX module and a JAX pytree.
+
+    It goes into `jax.jit`, `jax.vmap`, `jax.grad`, `jax.device_put`, `jax.tree.map`, `nnx.split`,
+    pickle, and as a submodule into a larger module. Its own methods are compiled once per shape,
+    unless `jit` is False.
+
+    Attributes:
+      visual, text: the towers; `load(..., tower=)` leaves one out.
+      logit_scale: the logarithm of the temperature's factor; logit_bias: SigLIP's, if any.
+      config: the frozen `ClipConfig`.
+      notes: where the weights are from (`Notes`).
+    """
+
+    jit: bool = True  # False: op by op
 
     def __init__(
         self,
@@ -77,14 +139,87 @@ class Clip(nnx.Module):
         if config.logit_bias:  # SigLIP (arXiv 2303.15343), section 3.2; not in the paper
             self.logit_bias = init.constant((), INITIAL_LOGIT_BIAS)
         self.config = config
+        self.notes: Notes = nnx.data(Notes())
 
-    def encode_image(self, images: Array) -> Array:
-        """images [n, h, w, c] -> image_features [n, e], not normalised."""
-        return self.visual(images)
+    @classmethod
+    def from_config(cls, config: ClipConfig, key: Array | int = 0, **options: Any) -> "Clip":
+        """A model with fresh random weights: `create`."""
+        return create(config, key, **options)
 
-    def encode_text(self, tokens: Array) -> Array:
-        """tokens [n, l] -> text_features [n, e], not normalised."""
-        return self.text(tokens)
+    def encode_image(self, images: np.ndarray | Array) -> Array:
+        """Image features, not normalised, as the official code returns them.
+
+        Args:
+          images: pixels [n, h, w, c] as `Preprocess` makes them, floating point.
+
+        Returns:
+          [n, e], in the model's dtype.
+
+        Raises:
+          ValueError: another shape or integers, or a model loaded without its image tower.
+
+        >>> import jaxclip, numpy as np
+        >>> model, preprocess = jaxclip.load("emoji")
+        >>> size = preprocess.size
+        >>> model.encode_image(np.zeros((2, size, size, 3), np.float32)).shape
+        (2, 128)
+        """
+        self._require_tower("image")
+        return self._run(image_features, check_images(images, self.config.vision.image_size))
+
+    def encode_text(self, tokens: np.ndarray | Array) -> Array:
+        """Text features, not normalised, as the official code returns them.
+
+        Inside `jax.jit` no value can be checked: there the features of a text with an id outside of
+        the vocabulary, or of one that is too long, are NaN.
+
+        Args:
+          tokens: ids [n, l] as `jaxclip.tokenize` makes them. Columns beyond the model's context
+            length are cut if they hold padding only.
+
+        Returns:
+          [n, e], in the model's dtype.
+
+        Raises:
+          ValueError: another shape or type, an id outside of the vocabulary, a text that is too
+            long, or a model loaded without its text tower.
+
+        >>> import jaxclip
+        >>> model, _ = jaxclip.load("emoji")
+        >>> model.encode_text(jaxclip.tokenize(["a cat", "a rocket"])).shape
+        (2, 128)
+        """
+        self._require_tower("text")
+        return self._run(text_features, check_tokens(tokens, self.config.text))
+
+    def __call__(
+        self, images: np.ndarray | Array, tokens: np.ndarray | Array
+    ) -> tuple[Array, Array]:
+        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], its transpose).
+
+        Logits are float32. Arguments and errors as of `encode_image` and `encode_text`.
+        """
+        self._require_tower("image", "text")
+        images = check_images(images, self.config.vision.image_size)
+        return self._run(both_logits, images, check_tokens(tokens, self.config.text))
+
+    def logits(self, image_embeds: np.ndarray | Array, text_embeds: np.ndarray | Array) -> Array:
+        """logits_per_image [n_i, n_t] of embeddings [n_i, e] and [n_t, e], rows of length one.
+
+        One tower is enough: the embeddings may be older than the model. ValueError for other
+        shapes.
+        """
+        both = (check_embeds(each, self.config.embed_dim) for each in (image_embeds, text_embeds))
+        return self._run(similarity, *both)
+
+    def probabilities(self, logits_per_image: np.ndarray | Array) -> Array:
+        """How likely each text is, by image: logits [n_i, n_t] -> [n_i, n_t].
+
+        Softmax over the texts; sigmoid, each text on its own, for a model that was trained with
+        SigLIP's loss (`config.logit_bias`).
+        """
+        sigmoid = self.config.logit_bias
+        return probabilities(jnp.asarray(logits_per_image), sigmoid=sigmoid)
 
     @overload
     def embed(
@@ -99,44 +234,81 @@ class Clip(nnx.Module):
     def embed(
         self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
     ) -> Any:
-        """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32.
+        """(image_embeds [n_i, e], text_embeds [n_t, e]) for a loss: rows of length one, float32.
 
-        With `train` BatchNorm uses the batch's statistics, and a third value comes: the new running
-        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty. `axis`
-        names the devices that share the batch inside `shard_map` or `pmap`.
+        Plain JAX without checks or `jit`, to be called inside of a compiled step. With `train`
+        BatchNorm uses the batch's statistics, and a third value is returned: the new running ones
+        by name, for `with_statistics`; empty for a Vision Transformer. `axis` names the devices
+        that share the batch inside `shard_map` or `pmap`.
         """
         statistics: Statistics = {}
         if train and isinstance(self.visual, ModifiedResNet):
-            image_features, new = self.visual(images, train=True, axis=axis)
+            features, new = self.visual(images, train=True, axis=axis)
             statistics = checkpoint.flatten(new, "visual.")
         else:
-            image_features = self.encode_image(images)
-        text_features = self.encode_text(tokens)
-        wide = jnp.promote_types(image_features.dtype, jnp.float32)
-        I_e = l2_normalize(image_features.astype(wide))
-        T_e = l2_normalize(text_features.astype(wide))
+            features = image_features(self, images)
+        I_e = l2_normalize(at_least_float32(features))
+        T_e = l2_normalize(at_least_float32(text_features(self, tokens)))
         return (I_e, T_e, statistics) if train else (I_e, T_e)
 
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
         return [self.logit_scale, *([self.logit_bias] if self.config.logit_bias else [])]
 
-    def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
-        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
-        logits_per_image = self.logits(*self.embed(images, tokens))
-        return logits_per_image, logits_per_image.T
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the weights and their config as one safetensors file that `jaxclip.load` reads.
 
-    def logits(self, image_embeds: Array, text_embeds: Array) -> Array:
-        """Embeddings [n_i, e] and [n_t, e], rows of length one -> logits_per_image [n_i, n_t]."""
-        tower = self.visual if hasattr(self, "visual") else self.text
-        temperature = (parameter[...] for parameter in self.temperature())
-        precision = tower.numerics.precision
-        return logits(image_embeds, text_embeds, *temperature, precision=precision)
+        The file appears whole or not at all.
+
+        Raises:
+          ValueError: something is at `path` and `force` is not given, no file can be made there, or
+            a tower is missing.
+
+        >>> import jaxclip, pathlib, tempfile
+        >>> model, _ = jaxclip.load("emoji")
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.safetensors"
+        >>> model.save(path)
+        >>> jaxclip.load(path)[0].config == model.config
+        True
+        """
+        self._require_tower("image", "text")
+        path = Path(path)
+        if path.exists() and not force:
+            raise ValueError(
+                f"{path}: expected no such file, got one; pass force=True to replace it"
+            )
+        notes = {"saved_by": "jaxclip.Clip.save", "made_from": self.notes}
+        checkpoint.save(path, to_flat(self), self.config, notes)
+
+    def __deepcopy__(self, memo: Any = None) -> "Clip":
+        copied: Clip = super().__deepcopy__(memo)
+        copied.notes = Notes(self.notes)
+        return copied
+
+    def __repr__(self) -> str:
+        """One line: the architecture, how many parameters, the dtype.
+
+        >>> import jaxclip
+        >>> jaxclip.load("emoji", tower="text")[0]
+        Clip(text tower of 64x64 ViT, 7,109,504 parameters, float32)
+        """
+        return f"{type(self).__name__}({describe(self)})"
+
+    __str__ = __repr__
+
+    def _run(self, function: Callable[..., Any], *rows: Array) -> Any:
+        """`function(self, *rows)`, compiled unless `jit` is False; `hardware` overrides this."""
+        return (_jitted(function) if self.jit else function)(self, *rows)
+
+    def _require_tower(self, *towers: Tower) -> None:
+        for tower in towers:
+            if not hasattr(self, TOWERS[tower]):
+                raise ValueError(f"this model was loaded without its {tower} tower; load it whole")
 
 
 def create(
     config: ClipConfig,
-    seed: int = 0,
+    key: Array | int = 0,
     *,
     remat: str = "full",
     numerics: Numerics = Numerics(),
@@ -144,13 +316,23 @@ def create(
 ) -> Clip:
     """A model with fresh random weights; blocks as the released code draws its text tower's.
 
-    `placement` is a tree like the model, of the shardings that its leaves shall have.
+    Args:
+      config: its architecture.
+      key: of `jax.random.key`, or a seed.
+      remat: what each block saves for the backward pass: "none", "dots" or "full" (nothing).
+      numerics: dtype and precision.
+      placement: a tree like the model, of the shardings for its leaves.
+
+    >>> from jaxclip.config import RELEASED
+    >>> jax.eval_shape(lambda key: create(RELEASED["ViT-B/32"], key), jax.random.key(0))
+    Clip(ViT-B/32, 151,277,313 parameters, float32)
     """
 
     def make(key: Array) -> Clip:
         return Clip(config, init=Initialiser(nnx.Rngs(key)), remat=remat, numerics=numerics)
 
-    return jax.jit(make, out_shardings=placement)(jax.random.key(seed))
+    key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+    return jax.jit(make, out_shardings=placement)(key)
 
 
 def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:

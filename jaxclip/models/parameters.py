@@ -1,5 +1,6 @@
 """A model's parameters by official name: tree <-> flat arrays, shapes alone, running statistics."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint, shapes
+from jaxclip.config import RELEASED, ResNetConfig
 
 Array = jax.Array
 Tree = TypeVar("Tree")
@@ -40,6 +42,32 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
+
+
+def describe(model: Any) -> str:
+    """A `Clip`'s architecture, number of parameters and dtype, in one line."""
+    named = [name for name, released in RELEASED.items() if released == model.config]
+    vision = model.config.vision
+    kind = "ResNet" if isinstance(vision, ResNetConfig) else "ViT"
+    name = named[0] if named else f"{kind} at {vision.image_size} pixels"
+    towers = {tower: getattr(model, at) for tower, at in TOWERS.items() if hasattr(model, at)}
+    if len(towers) < len(TOWERS):
+        name = f"{' and '.join(towers)} tower of {name}"
+    dtype = np.dtype(next(iter(towers.values())).numerics.dtype).name
+    return f"{name}, {count_parameters(model):,} parameters, {dtype}"
+
+
+def count_parameters(model: Any) -> int:
+    """How many numbers a `Clip` learns, without running statistics, of the towers that it has.
+
+    From its config: `hardware` pads kernels.
+    """
+    missing = tuple(f"{at}." for at in TOWERS.values() if not hasattr(model, at))
+    return sum(
+        math.prod(shape)
+        for name, shape in shapes.parameters(model.config).items()
+        if not name.startswith(missing) and not name.endswith((".mean", ".var"))
+    )
 
 
 # Shapes alone -------------------------------------------------------------------------------------
