@@ -4,10 +4,10 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn
 
-from jaxclip.cli.parsing import parse_flags
-from jaxclip.cli.shared import USAGE, UsageError, warnings_on_stderr
+from jaxclip.cli.shared import warnings_on_stderr
+from jaxclip.cli.usage import parse
 from jaxclip.terminal import complain, run_program
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -54,56 +54,48 @@ positive = whole(1, 2**20)  # a batch, a count
 seed = whole(0, 2**32 - 1)
 
 
-def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
-    """Parse, work, and print a failure in one line: the exit code, as `terminal.run_program`'s."""
-    return _run_program(parser.prog, lambda: work(parser.parse_args(given)))
-
-
-class Flags(Protocol):
-    """A dataclass of flags that check themselves."""
-
-    def check(self) -> None:
-        """UsageError for a value out of range."""
-
-
-F = TypeVar("F", bound=Flags)
-
-
-def parse(flags: type[F], name: str, header: str | None, given: Sequence[str]) -> F:
-    """The flags of a command line; the first line of `header` describes the program in --help."""
-    return parse_flags(flags, name, (header or "").partition("\n")[0], given)
-
-
-def run_flags(
-    flags: type[F],
-    work: Callable[[F], Any],
-    name: str,
-    header: str | None,
-    given: Sequence[str],
+def run_experiment(
+    work: Callable[[Any], Any], flags: type, given: Sequence[str], prog: str, header: str
 ) -> int:
-    """Parse, check, work, and print a failure in one line: the exit code, 2 for usage errors."""
+    """Parse the command line, call `work` with the flags, print a failure in one line.
 
-    def parse_and_work() -> None:
-        parsed = parse(flags, name, header, given)
-        parsed.check()
-        work(parsed)
+    Args:
+        work: called with `flags`, filled; ImportError means a package of an extra.
+        flags: a dataclass, as for `jaxclip.cli.usage.parse`.
+        given: the words of the command line.
+        prog, header: the program's name, and its module's docstring for --help.
 
-    return _run_program(name, parse_and_work)
+    Returns:
+        The exit code, as of `terminal.run_program`.
+    """
 
-
-def _run_program(program: str, work: Callable[[], Any]) -> int:
-    def work_and_warn() -> int:
+    def parse_and_work() -> int:
+        parsed = parse(flags, given, prog, header)
         try:
             with warnings_on_stderr():
-                work()
+                work(parsed)
         except ImportError as error:
             raise missing_package(error) from error
-        except UsageError as error:
-            complain(program, error)
-            return USAGE
         return 0
 
-    return run_program(program, work_and_warn, "interrupted; the same command goes on from here")
+    return run_program(prog, parse_and_work, "interrupted; the same command continues from here")
+
+
+def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
+    """Parse, work, and print a failure in one line: the exit code, as `terminal.run_program`'s."""
+
+    def parse_and_work() -> int:
+        arguments = parser.parse_args(given)
+        try:
+            with warnings_on_stderr():
+                work(arguments)
+        except ImportError as error:
+            raise missing_package(error) from error
+        return 0
+
+    return run_program(
+        parser.prog, parse_and_work, "interrupted; the same command goes on from here"
+    )
 
 
 def published(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:

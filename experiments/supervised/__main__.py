@@ -37,7 +37,8 @@ from experiments.supervised.data import Data, Emoji, FashionMnist
 from experiments.supervised.runs import Plan, Run, list_runs
 from experiments.supervised.table import markdown, write
 from jaxclip import checkpoint
-from jaxclip.cli.shared import UsageError, print_line, require_whole_flag, stderr
+from jaxclip.cli.shared import print_line, stderr
+from jaxclip.cli.usage import Positive
 
 TOWERS = tuple(FashionMnist.towers)
 
@@ -56,17 +57,9 @@ class Flags:
 
     data: tyro.conf.Positional[str]
     out: Path
-    seeds: int = 3
+    seeds: Positive = 3
     towers: tuple[Literal["vit", "resnet"], ...] = TOWERS  # type: ignore[assignment]
     epochs: float | None = None
-
-    def check(self) -> None:
-        """UsageError for a number out of range."""
-        require_whole_flag("--seeds", self.seeds, 1, 2**20)
-        if not self.towers:
-            raise UsageError(f"--towers: expected one or more of {', '.join(TOWERS)}, got none")
-        if self.epochs is not None and not 0 < self.epochs <= 1000:
-            raise UsageError(f"--epochs: expected more than 0 and at most 1000, got {self.epochs}")
 
 
 def result_file(plan: Plan, run: Run) -> Path:
@@ -136,6 +129,8 @@ def work(flags: Flags) -> None:
     """Run what is missing, then write and print the table."""
     data = Emoji() if flags.data == "emoji" else FashionMnist(Path(flags.data))
     epochs = data.epochs if flags.epochs is None else flags.epochs
+    if not 0 < epochs <= 1000:
+        raise ValueError(f"--epochs: expected more than 0 and at most 1000, got {epochs}")
     plan = Plan(flags.out, tuple(range(flags.seeds)), flags.towers, epochs)
     run_missing(plan, data)
     rows, less = write(plan, data)
@@ -147,7 +142,7 @@ def work(flags: Flags) -> None:
 
 def main(given: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    return common.run_flags(Flags, work, "compare_supervised", __doc__, given)
+    return common.run_experiment(work, Flags, given, "compare_supervised", __doc__)
 
 
 if __name__ == "__main__":

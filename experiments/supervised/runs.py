@@ -20,7 +20,7 @@ from jaxclip.evaluation.zero_shot import build_classifier
 from jaxclip.hub import load as hub
 from jaxclip.hub.find import EMBEDDED, find
 from jaxclip.images.preprocess import Preprocess
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 
@@ -90,7 +90,7 @@ def training_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Ru
                 l2_normalize(scores) @ build_name_classifier(model, data.classes, data.templates).T
             )
         notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
-        checkpoint.save(weights_file(plan, name), clip.to_flat(model), model.config, notes)
+        checkpoint.save(weights_file(plan, name), parameters.to_flat(model), model.config, notes)
         answers = data.answers(scores)
         return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
 
@@ -175,9 +175,9 @@ def probe_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     size = data.towers[tower].image_size
 
     def work(report: Report) -> Arrays:
-        """Encode all pictures once, then fit a probe for each number of shots."""
+        """Probe the features of a trained tower, for each number of shots."""
         flat, config, _ = checkpoint.load(weights_file(plan, name))
-        model = clip.from_flat(flat, clip.abstract(config, remat="none"))
+        model = parameters.from_flat(flat, clip.abstract(config, remat="none"))
         training, test = (data.at(split, size) for split in ("train", "test"))
         encode = clip_features if side == "clip" else towers.encode_penultimate
         report(0.1, "features")
@@ -254,14 +254,14 @@ def emoji_run(plan: Plan, data: FashionMnist) -> Run:
     """
 
     def work(report: Report) -> Arrays:
-        """Encode the pictures once, then classify by prompts and by probes."""
-        model, preprocess = hub.load(EMBEDDED)
+        """Features once, then the prompts and the probes on them."""
+        model, preprocess = hub.load(EMBEDDED, arrange=True)
         encode = jax.jit(linear_probe.probe_features)
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
             report(0.1, what)
             return map_batches(
-                lambda x: encode(model.module, resize_all(x, preprocess)), images, EMOJI_BLOCK
+                lambda x: encode(model, resize_all(x, preprocess)), images, EMOJI_BLOCK
             )
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]

@@ -146,7 +146,7 @@ def evaluate(flags: Flags = EvaluateFlags()) -> int:
     task = flags.choose_task()
     flags.check(task)
     run = _open_task(flags, task)
-    model, preprocess = load_model(flags.model)
+    model, preprocess = load_model(flags.model, arrange=True)
     # without --out half a run is in a folder named by the flags that change the answer
     same_answer = ("force", "as_json", "skip_limit")
     given = {name: str(flag) for name, flag in flags.given().items() if name not in same_answer}
@@ -257,12 +257,12 @@ def _evaluate_unseen_artist(flags: EvaluateFlags) -> int:
     from jaxclip.evaluation.named_pictures import evaluate_unseen_artist
     from jaxclip.hub.released import cache_folder
 
-    loaded = load_model(flags.model)[0]
+    loaded = load_model(flags.model, arrange=True)[0]
 
     def text_embeds(names: Sequence[str]) -> np.ndarray:
         return cached_classifier(loaded, names, ("{}",), cache_folder(), truncate=True)
 
-    result = evaluate_unseen_artist(loaded.module, text_embeds)[0]
+    result = evaluate_unseen_artist(loaded, text_embeds)[0]
     if flags.as_json:
         print(json.dumps(result))
     else:

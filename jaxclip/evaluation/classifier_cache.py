@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclip import hardware
 from jaxclip.checkpoint import load_arrays, save_arrays
 from jaxclip.evaluation.features import map_batches, require_finite
 from jaxclip.evaluation.zero_shot import average_prompts, fill_templates
-from jaxclip.models.clip import to_flat
+from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def weights_checksum(model: Any) -> str:
     It is the same in every version of jaxclip. Two models may share it: the number of heads is in
     the config only.
     """
-    return fingerprint(to_flat(model), model.config.activation)
+    return fingerprint(to_flat(hardware.plain(model)), model.config.activation)
 
 
 def describe_numerics(model: Any) -> dict[str, str]:
@@ -90,7 +91,7 @@ def cached_classifier(
     """One unit vector a class [c, e] float32, from the cache or computed and kept there.
 
     Args:
-      model: a `hub.Model`: `module`, `config` and `encode_text`.
+      model: a `Clip`.
       classes: names.
       templates: each with one slot {}.
       cache: the cache folder; None keeps nothing, one that cannot be written to gives a warning.
@@ -102,7 +103,7 @@ def cached_classifier(
     tokens = tokenize(
         fill_templates(classes, templates), model.config.text.context_length, truncate
     )
-    name = classifier_key(model.module, tokens, templates)
+    name = classifier_key(model, tokens, templates)
     path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
     shape = (len(classes), model.config.embed_dim)
     found = None if path is None else _read(path, name, shape)

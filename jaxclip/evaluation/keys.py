@@ -32,9 +32,9 @@ def of_values(**values: Any) -> Key:
 def of_model(model: Any, preprocess: Any, policy: str) -> Key:
     """Everything but the picture that a picture's features depend on."""
     return {
-        "weights": weights_checksum(model.module),
+        "weights": weights_checksum(model),
         "config": digest(model.config.to_json()),
-        "numerics": digest(describe_numerics(model.module)),
+        "numerics": digest(describe_numerics(model)),
         "preprocessing": digest([policy, dataclasses.asdict(preprocess)]),
         "versions": digest([version(name) for name in LIBRARIES]),
     }

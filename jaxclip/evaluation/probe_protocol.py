@@ -84,7 +84,7 @@ class FeatureSets:
 
     def _encode(self, source: Relabelled, data: str, path: Path, key: Key) -> Arrays:
         """The arrays of `read`, and `skipped`, encoded and written to a file."""
-        skips, module = Skips(self.setup.skip_limit), self.setup.model.module
+        skips, module = Skips(self.setup.skip_limit), self.setup.model
         blocks = self.setup.encode(
             source,
             path.with_suffix(".parts"),

@@ -72,7 +72,7 @@ class Setup:
 
     def checksums(self, texts: Any) -> dict[str, str]:
         """`checksums` of result.json. texts: all that is tokenised; None where nothing is."""
-        found = {"weights": weights_checksum(self.model.module)}
+        found = {"weights": weights_checksum(self.model)}
         if texts is not None:
             found["prompts"] = keys.digest(texts)
         return found | {"preprocessing": keys.digest([self.policy, self.preprocess.size])}

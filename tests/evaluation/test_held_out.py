@@ -19,10 +19,8 @@ from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip
 from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
-from jaxclip.training.sharding import data_mesh, placement
-from tests.data.test_pairs import png
-from tests.images.test_open import encoded
-from tests.training.test_training_pictures import deep
+from jaxclip.training.sharding import data_mesh, shardings
+from tests.support.pictures import deep, encoded, png
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 2, 2), TextConfig(16, 2, 2, context_length=16), 8)
@@ -45,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def held_out(folders: Path, devices: int, fsdp: int, tensor: int) -> dict[str, float]:
     mesh = data_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
-    model = clip.create(CONFIG, placement=placement(clip.abstract(CONFIG), mesh))
+    model = clip.create(CONFIG, placement=shardings(clip.abstract(CONFIG), mesh))
     asked = HeldOut(
         mesh,
         16,

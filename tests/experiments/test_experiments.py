@@ -13,6 +13,7 @@ import pytest
 from experiments import retrieval, zero_shot
 from experiments.lib import common
 from jaxclip import cli
+from jaxclip.cli.usage import parse
 from jaxclip.evaluation import prompts, results
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def parsed(command: str):
     name, *given = shlex.split(command.removeprefix(START))
     module = importlib.import_module(f"experiments.{name}")
     if hasattr(module, "Flags"):
-        return name, common.parse(module.Flags, name, module.__doc__, given)
+        return name, parse(module.Flags, given, name, str(module.__doc__))
     return name, module.flags().parse_args(given)
 
 
