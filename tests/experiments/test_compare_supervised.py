@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from experiments.recipes import fashion_mnist
@@ -97,14 +98,20 @@ def test_the_gradient_of_the_head_is_that_of_softmax_regression(vision):
     images = towers.pixels(jnp.asarray(data.images))
     train = {"train": True} if vision is RESNET else {}
     logits, seen = jax.jit(lambda m, x: m.visual.stages(x, **train))(model, images)
-    grads, metrics, statistics = jax.jit(towers.label_gradients)(model, images, data.labels)
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    loss_and_grads = jax.jit(jax.value_and_grad(towers.label_loss_fn(graphdef), has_aux=True))
+    batch = {"image": images, "tokens": data.labels}
+    (loss, (_, new)), grads = loss_and_grads(params, stats, batch, jax.random.key(0))
     slopes = np.asarray(jax.nn.softmax(logits)) - np.eye(COUNT)[data.labels]
     expected = np.asarray(seen["pooled"]).T @ slopes / 6
-    head = grads.visual.attnpool.c_proj.kernel if vision is RESNET else grads.visual.proj
+    visual = grads["visual"]
+    head = visual["attnpool"]["c_proj"]["kernel"] if vision is RESNET else visual["proj"]
     np.testing.assert_allclose(head[...], expected, atol=2e-5)
     right = np.asarray(jax.nn.log_softmax(logits))[np.arange(6), data.labels]
-    np.testing.assert_allclose(metrics["loss"], -right.mean(), rtol=1e-4)
-    assert bool(statistics) == (vision is RESNET)
+    np.testing.assert_allclose(loss, -right.mean(), rtol=1e-4)
+    pairs = zip(jax.tree.leaves(stats), jax.tree.leaves(new), strict=True)
+    changed = [not np.array_equal(old, leaf) for old, leaf in pairs]
+    assert all(changed) and bool(changed) == (vision is RESNET)
 
 
 @pytest.mark.slow  # three towers are trained
