@@ -18,7 +18,8 @@ from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.parsing import defer, refuse_empty, usage_errors_in_one_line
 from jaxclip.cli.plan import plan
 from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
-from jaxclip.cli.train import TrainFlags, train
+from jaxclip.cli.train import train
+from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
 
