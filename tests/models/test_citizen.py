@@ -32,6 +32,7 @@ CONFIGS = {
 RNG = np.random.default_rng(0)
 MODELS = [(kind, dtype) for kind in CONFIGS for dtype in ("float32", "bfloat16")]
 PAIRS = 8  # one for each virtual device
+pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs")
 Model = jaxclip.Clip
 
 
