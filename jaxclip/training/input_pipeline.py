@@ -1,26 +1,24 @@
-"""What feeds a run: batches of this process's rows, from a position that can be gone on from.
+"""Batches for a run: an endless stream of this process's rows, from a resumable position.
 
 A stream is an iterator of host arrays, the same for every process but for its rows. `position`
-counts what this process has read up to the batch that came out last; `seek` takes the counts of
-all. `prepare` makes pixels of a batch inside the step.
+counts what this process has read up to the newest batch; `seek` takes the counts of all processes.
+`batch_to_pixels` makes the images of a batch, inside the compiled step.
 """
 
-import contextlib
-import queue
-import threading
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxclip.data.emoji.batches import Batches
-from jaxclip.data.emoji.pictures import Pictures
+from jaxclip.data.ahead import read_ahead
+from jaxclip.data.emoji.batches import EmojiBatches
+from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips, batches
 from jaxclip.data.texts import Cutter
 from jaxclip.training.distributed import own_rows
-from jaxclip.training.step import Prepare, augmented, normalised
+from jaxclip.training.pixels import augment_drawings, normalize_image
 
 HostBatch = dict[str, np.ndarray]
 
@@ -28,28 +26,34 @@ HostBatch = dict[str, np.ndarray]
 class Stream(Protocol):
     """An endless iterator of batches with a position."""
 
-    prepare: Prepare
     cutter: Cutter
+
+    def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        """What the compiled step makes of a batch's images (`pixels.py`)."""
 
     def __next__(self) -> HostBatch: ...
 
     @property
     def position(self) -> int:
-        """How much this process has read."""
+        """How much this process has read; the unit is the stream's own."""
 
     def seek(self, positions: Sequence[int]) -> None:
-        """Go on from the positions of all processes, which may have been more or fewer."""
+        """Continue from the positions of all processes, which may have been more or fewer."""
 
 
-class Drawings:
+class DrawingStream:
     """Named pictures in memory: `drawings`, `mirrorable` and `tokens` of every step."""
 
-    prepare = staticmethod(augmented)
-
-    def __init__(self, pictures: Pictures, batch_size: int, seed: int, text_length: int) -> None:
-        self.batches = Batches(pictures, batch_size, seed)
+    def __init__(
+        self, pictures: EmojiPictures, *, size: int, batch_size: int, seed: int, text_length: int
+    ) -> None:
+        self.size = size
+        self.batches = EmojiBatches(pictures, batch_size, seed)
         self.cutter = Cutter(text_length, "captions")
         self.rows, self.step = own_rows(batch_size), 0
+
+    def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        return augment_drawings(batch, key, size=self.size)
 
     def __next__(self) -> HostBatch:
         batch = self.batches.at(self.step)
@@ -69,13 +73,14 @@ class Drawings:
         self.step = min(positions)
 
 
-class Pairs:
+class PairStream:
     """Pictures with captions from any sources: `image` uint8 and `tokens`.
 
-    Its position is in places of the order (`data.stream`); those of processes part after a skip.
+    Its position counts examples of the global order (`data.stream`); after a skipped example the
+    positions of processes differ.
     """
 
-    prepare = staticmethod(normalised)
+    batch_to_pixels = staticmethod(normalize_image)
 
     def __init__(
         self,
@@ -105,13 +110,13 @@ class Pairs:
         self._open(0)
 
     def _open(self, read: int) -> None:
-        self.read = read  # of the places that are this process's own
+        self.read = read  # of this process's own share of the order
         self.iterator = iter(batches(self.sources, start=read, **self.options))
 
     def __next__(self) -> HostBatch:
         batch = next(self.iterator)
         share = self.rows.stop - self.rows.start
-        whole, row = divmod(int(batch["place"][-1]), self.batch_size)
+        whole, row = divmod(int(batch["position"][-1]), self.batch_size)
         self.read = whole * share + row - self.rows.start + 1
         return {"image": batch["image"], "tokens": self.cutter(batch["caption"])}
 
@@ -124,36 +129,10 @@ class Pairs:
         own = self.rows.stop - self.rows.start
         if share == own:
             self._open(positions[jax.process_index()])
-        else:  # no place is left out, some after a skip are read again
+        else:  # nothing is left out; some examples after a skip are read again
             self._open(min(positions) // share * own)
 
 
-def ahead(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
-    """(batch, position after it), `steps` times, made in a thread while the caller computes."""
-    results: queue.Queue[Any] = queue.Queue(depth)
-    ended = threading.Event()
-
-    def put(item: Any) -> None:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                return results.put(item, timeout=0.1)
-
-    def work() -> None:
-        try:
-            for _ in range(steps):
-                batch = next(stream)
-                put(((batch, stream.position), None))
-                if ended.is_set():
-                    return
-        except BaseException as error:  # handed to the caller, who raises it
-            put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(steps):
-            item, error = results.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        ended.set()
+def prefetch(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
+    """(batch, position after it), `steps` times, produced in a thread while the caller computes."""
+    return read_ahead(((next(stream), stream.position) for _ in range(steps)), depth)

@@ -21,7 +21,7 @@ from experiments.supervised import towers
 from experiments.supervised.data import Emoji, FashionMnist, on_white
 from experiments.supervised.table import Answers, differences, interval, markdown, row, table
 from jaxclip.config import ClipConfig, ResNetConfig, VisionConfig
-from jaxclip.data.emoji.pictures import emoji, known, unseen_artist
+from jaxclip.data.emoji.pictures import load_emoji, load_unseen_artist, select_names
 from jaxclip.evaluation.named_pictures import nearest_pixels
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip
@@ -32,11 +32,11 @@ RESNET = ResNetConfig(image_size=32, width=2, layers=(1, 1, 1, 1))
 COUNT = 10
 
 
-def pictures(size: int, count: int = 40) -> towers.Labelled:
+def pictures(size: int, count: int = 40) -> towers.LabelledArrays:
     images, labels = idx.pictures(count, 0)
     wide = np.zeros((count, size, size, 3), np.uint8)
     wide[:, :28, :28] = images[..., None]
-    return towers.Labelled(wide, labels.astype(np.int64), fashion_mnist.CLASSES)
+    return towers.LabelledArrays(wide, labels.astype(np.int64), fashion_mnist.CLASSES)
 
 
 # The two sides ------------------------------------------------------------------------------------
@@ -53,11 +53,11 @@ def test_every_picture_comes_once_an_epoch():
 def test_both_sides_see_the_same_pictures_with_the_same_keys(monkeypatch):
     seen = []
 
-    def recording(mesh, optimizer, *, prepare, gradients):
-        def step(model, opt_state, batch, key):
+    def recording(mesh, loss_fn, optimizer, *, batch_to_pixels):
+        def step(state, batch, key):
             seen[-1].append((batch["image"].copy(), jax.random.key_data(key).tolist()))
-            assert prepare is towers.cropped
-            return model, opt_state, {"loss": 1.0}
+            assert batch_to_pixels.func is towers.cropped
+            return state, {"loss": 1.0}
 
         return step
 
@@ -74,7 +74,7 @@ def test_both_sides_see_the_same_pictures_with_the_same_keys(monkeypatch):
 
 def test_a_crop_is_the_picture_moved_by_at_most_the_margin():
     images = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
-    made = np.asarray(towers.cropped({"image": images}, jax.random.key(0), 8))
+    made = np.asarray(towers.cropped({"image": images}, jax.random.key(0), size=8))
     wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     corners = []
     for i in range(6):
@@ -350,13 +350,16 @@ def test_a_batch_of_drawings_holds_no_name_twice_and_both_sides_see_the_same(dra
 
 def test_the_nearest_drawing_is_the_floor_that_is_told_elsewhere(drawings):
     answers = comparison.nearest(drawings).work(lambda *_: None)["nearest"]
-    there = known(drawings.splits["train"], drawings.splits["test"].names)
+    there = select_names(drawings.splits["train"], drawings.splits["test"].names)
     floor = nearest_pixels(drawings.splits["test"], there)["top1"]
     assert (answers == drawings.labels("test")).mean() == pytest.approx(floor, abs=0.002)
 
 
 def test_the_command_runs_on_the_drawings(tmp_path, monkeypatch, capsys):
-    few, asked = emoji("train").select(np.arange(300)), unseen_artist().select(np.arange(100))
+    few, asked = (
+        load_emoji("train").select(np.arange(300)),
+        load_unseen_artist().select(np.arange(100)),
+    )
     monkeypatch.setattr(comparison_data, "emoji", lambda split: few)
     monkeypatch.setattr(comparison_data, "unseen_artist", lambda: asked)
     monkeypatch.setattr(Emoji, "towers", {"vit": dataclasses.replace(VIT, image_size=14)})
