@@ -17,7 +17,8 @@ from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
 from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
-from jaxclip.cli.train import TrainFlags, train
+from jaxclip.cli.train import train
+from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.cli.usage import usage_errors_in_one_line
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program

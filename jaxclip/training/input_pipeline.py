@@ -134,5 +134,5 @@ class PairStream:
 
 
 def prefetch(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
-    """(batch, position after it), `steps` times, read in a thread while the caller computes."""
+    """(batch, position after it), `steps` times, produced in a thread while the caller computes."""
     return read_ahead(((next(stream), stream.position) for _ in range(steps)), depth)

@@ -167,7 +167,7 @@ def test_mistakes_take_one_line(model, data, tmp_path, capsys):
     given = command(model, data, out)
     assert "expected exactly one slot" in fails(capsys, [*given, "--prompts", "a photo"])
     assert "expected exactly one slot" in fails(capsys, [*given, "--prompts", "{} {x}"])
-    assert "are not among the 10 that" in fails(capsys, [*given, "--dataset", "cifar10"])
+    assert "are not among the 10 expected" in fails(capsys, [*given, "--dataset", "cifar10"])
     assert "one of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
     assert "got 'x'" in fails(capsys, [*given, "--template-set", "x"])
     assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"], 2)

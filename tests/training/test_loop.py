@@ -67,7 +67,7 @@ def told(self, step, snapshot):
     save(self, step, snapshot)
 checkpoints.Checkpoints.save = told
 options = dict(size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
-pairs = PairStream([folder(pictures)], **options)
+pairs = PairStream([read_caption_folder(pictures)], **options)
 tell = lambda values: print("step", values["step"], flush=True)
 loop.train(config, pairs, run, resume=True, progress=tell)
 """
