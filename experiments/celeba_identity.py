@@ -6,7 +6,7 @@ Command:   python -m experiments.celeba_identity --data img_align_celeba \
 Result:    one folder a size in --out, each as experiments.zero_shot writes it.
 
 identity_CelebA.txt has "000001.jpg 2880" a line, as the authors give it out on request. The names
-come from a second file, either "2880 Some_Body" or "000001.jpg Some_Body" a line (so
+are in a second file, either "2880 Some_Body" or "000001.jpg Some_Body" a line (so
 list_identity_celeba.txt serves as it is). Which people and which 8,000 pictures Table 1 took is not
 published: here people with a name are drawn by --seed, the smaller sets being parts of the larger,
 and every picture of theirs counts.

@@ -182,17 +182,19 @@ def probe_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         encode = clip_features if side == "clip" else towers.encode_penultimate
         report(0.1, "features")
         train = encode(model, training.images), training.labels
-        asked, arrays = encode(model, test.images), {}
+        test_features, arrays = encode(model, test.images), {}
         for shots in data.shots:
             report(0.3, f"{shots} a class")
             arrays[f"shots_{shots}"] = few_shot_answers(
-                train, asked, shots, seed, len(data.classes)
+                train, test_features, shots, seed, len(data.classes)
             )
         report(0.4, "all pictures")
         if not data.shots:
-            arrays["full"] = data.answers(fixed_penalty_scores(train, asked, len(data.classes)))
+            arrays["full"] = data.answers(
+                fixed_penalty_scores(train, test_features, len(data.classes))
+            )
         elif side == "clip":
-            arrays["full"], penalty = full_probe(train, asked, len(data.classes))
+            arrays["full"], penalty = full_probe(train, test_features, len(data.classes))
             arrays["penalty"] = np.array(penalty)
         return arrays
 
@@ -265,18 +267,18 @@ def emoji_run(plan: Plan, data: FashionMnist) -> Run:
             )
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
-        asked, arrays = features(test[0], "test pictures"), {}
+        test_features, arrays = features(test[0], "test pictures"), {}
         for name, template in (("zero_shot", "{}"), ("zero_shot_photo", "a photo of a {}.")):
             classes = build_name_classifier(model, fashion_mnist.CLASSES, [template], 32)
-            arrays[name] = data.answers(l2_normalize(asked) @ classes.T)
+            arrays[name] = data.answers(l2_normalize(test_features) @ classes.T)
         for seed in plan.seeds:
             rng = np.random.default_rng([seed, 2])  # the rows that few_shot_answers draws
             orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
             rows = np.sort(np.concatenate([order[: max(data.shots)] for order in orders]))
-            sparse = np.zeros((len(labels), asked.shape[1]), np.float32)
+            sparse = np.zeros((len(labels), test_features.shape[1]), np.float32)
             sparse[rows] = features(pictures[rows], "training pictures")
             for shots in data.shots:
-                answers = few_shot_answers((sparse, labels), asked, shots, seed, 10)
+                answers = few_shot_answers((sparse, labels), test_features, shots, seed, 10)
                 arrays[f"shots_{shots}_{seed}"] = answers
         return arrays
 

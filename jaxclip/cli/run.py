@@ -272,7 +272,7 @@ def run(
         finally:
             if cutter.count:
                 context = recipe.model.text.context_length
-                message = f"{cutter.told()}; the model takes {context} (--text-length)"
+                message = f"{cutter.describe()}; the model takes {context} (--text-length)"
                 stderr.print(message, highlight=False, soft_wrap=True)
 
 

@@ -370,8 +370,8 @@ def _readable(names: Sequence[str]) -> list[str]:
 def _mismatch(names: Sequence[str], classes: Sequence[str]) -> str:
     there = {_key(name) for name in classes}
     strange = [name for name in names if _key(name) not in there]
-    told = ", ".join(map(repr, strange[:5])) or "a name twice"
+    listed = ", ".join(map(repr, strange[:5])) or "a name twice"
     return (
-        f"expected classes such as {classes[0]!r}, got {told}: {len(strange)} of the data's "
+        f"expected classes such as {classes[0]!r}, got {listed}: {len(strange)} of the data's "
         f"{len(names)} classes are not among the {len(classes)} expected; is --dataset right?"
     )
