@@ -26,7 +26,8 @@ from experiments.lib import common
 from experiments.lib.flags import ModelFlags
 from jaxclip.cli.shared import print_line, print_table, warn_embedded
 from jaxclip.cli.usage import Positive, Seed
-from jaxclip.data.labelled import LabelledFiles, align_labels
+from jaxclip.data.classes import align_labels
+from jaxclip.data.labelled import LabelledFiles
 from jaxclip.evaluation import prompts
 from jaxclip.evaluation.protocol import ZeroShot, run_zero_shot
 from jaxclip.files import read_text, split_lines
