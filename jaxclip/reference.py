@@ -568,17 +568,17 @@ def main() -> None:
     Only this function needs more than NumPy: readers for the weights, the drawings and the names.
     """
     import zipfile
-    from importlib.resources import files
+    from pathlib import Path
 
     from jaxclip.checkpoint import load, nest
     from jaxclip.images.open import decode_image
     from jaxclip.images.preprocess import Preprocess
     from jaxclip.tokenizer import tokenize
 
-    folder, names = files("jaxclip") / "data_files", ("cat face", "fox")
+    folder, names = Path(__file__).parent / "data_files", ("cat face", "fox")
     flat, config, _ = load(folder / "emoji.safetensors")
     params = nest({name: array.astype(np.float64) for name, array in flat.items()})
-    with (folder / "emoji.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(folder / "emoji.zip") as archive:
         drawings = [archive.read(f"fluent-emoji-flat/{n.replace(' ', '-')}.webp") for n in names]
     preprocess = Preprocess(config.vision.image_size)
     images = np.stack([preprocess.safe(decode_image(content)) for content in drawings])

@@ -3,7 +3,7 @@
 Question:  is each thing that people wait for faster here than with the best PyTorch program?
 Command:   pip install -e '.[test,parity]' && python -m experiments.bench SUITE [--help]
 Result:    rows as JSON lines; with --write also docs/bench.json, and from it the tables of
-           docs/performance.md and of the README (`python -m experiments.bench tables`).
+           docs/performance.md (`python -m experiments.bench tables`).
 
 "speed" is the peer's time over ours, above 1 where jaxclip is faster: the median over pairs of runs
 that follow each other, and in brackets the quartiles. On a machine that does other work as well
@@ -34,7 +34,6 @@ SUITES = {
     "embed": "a folder of pictures to embeddings",
     "growth": "time and memory against batch, resolution and devices",
 }
-SHORT = ("inference", "cold", "preprocess", "tokenizer", "embed")  # in the README
 
 
 def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ WITHOUT_JAX = (
 WITHOUT_JAX += ("hub.find", "hub.released", "hub.download", "hub.connection")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 # The one exception: `main`, the demonstration, reads weights, drawings and names, without jax.
-REFERENCE_MAIN_IMPORTS = {"zipfile", "importlib.resources.files"} | {
+REFERENCE_MAIN_IMPORTS = {"zipfile", "pathlib.Path"} | {
     f"jaxclip.{name}"
     for name in (
         "checkpoint.load",
