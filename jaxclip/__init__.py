@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxclip.images.preprocess import Preprocess
     from jaxclip.tokenizer import tokenize as tokenize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Preprocess",

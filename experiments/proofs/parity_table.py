@@ -162,7 +162,12 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
 if __name__ == "__main__":
     parser = Parser(prog="parity_table", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
-    parser.add_argument("--out", type=Path, default=PAGE, help="a .md file, new or with the marks of docs/parity.md; a .json goes beside it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=PAGE,
+        help="a .md file, new or with the marks of docs/parity.md; a .json goes beside it",
+    )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
