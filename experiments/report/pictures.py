@@ -130,7 +130,7 @@ def similarity_section(
 def attention_section(model: Any, preprocess: Any, shown: Sequence[Shown]) -> str:
     """The pictures as the model sees them, dark where it does not look."""
     pixels = _pixels(preprocess, shown)
-    maps = np.asarray(jax.jit(attention_map)(model.module, pixels))  # [n, rows, columns]
+    maps = np.asarray(jax.jit(attention_map)(model, pixels))  # [n, rows, columns]
     rows, columns = maps.shape[1:]
     if rows * columns == 1:
         return markup.note(

@@ -24,6 +24,7 @@ from jaxclip.data.emoji.pictures import Pictures
 from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import params_only, running_statistics, with_statistics
 from jaxclip.tokenizer import tokenize
 from jaxclip.training import step as steps
 from jaxclip.training.optimizer import adamw
@@ -123,10 +124,10 @@ class Drawn(Labelled):
 
 def label_gradients(model: Clip, images: Array, labels: Array) -> tuple[Clip, Any, Any]:
     """As `training.step.gradients`, of the cross-entropy of the tower's outputs [n, classes]."""
-    old = clip.running_statistics(model)
+    old = running_statistics(model)
 
     def of_parameters(parameters: Clip) -> tuple[Array, Any]:
-        whole = clip.with_statistics(parameters, old)
+        whole = with_statistics(parameters, old)
         if isinstance(model.config.vision, ResNetConfig):
             logits, seen = whole.visual(images, train=True)
             statistics = checkpoint.flatten(seen["statistics"], "visual.")
@@ -136,7 +137,7 @@ def label_gradients(model: Clip, images: Array, labels: Array) -> tuple[Clip, An
         return losses.mean(), statistics
 
     evaluate = jax.value_and_grad(of_parameters, has_aux=True)
-    (loss, statistics), grads = evaluate(clip.trained(model))
+    (loss, statistics), grads = evaluate(params_only(model))
     return grads, {"loss": loss, "grad_norm": optax.tree.norm(grads)}, statistics
 
 
@@ -224,7 +225,7 @@ def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray
     """uint8 images [n, s, s, 3] -> what the last projection sees, [n, d]."""
 
     def before(model: Clip, images: Array) -> Array:
-        return model.visual(pixels(images), intermediates=True)[1]["pooled"]
+        return model.visual.stages(pixels(images))[1]["pooled"]
 
     return in_blocks(partial(jax.jit(before), model), images, block)
 

@@ -153,12 +153,12 @@ def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
     from jaxclip.evaluation.classifier_cache import compiled
     from jaxclip.hub.released import cache_folder
 
-    loaded = load_model(model)[0]
+    loaded = load_model(model, arrange=True)[0]
 
     def text_embeds(names: Sequence[str]) -> np.ndarray:
         return compiled(loaded, names, ("{}",), cache_folder(), truncate=True)
 
-    _show_scores(_unseen_artist(loaded.module, text_embeds)[0], as_json)
+    _show_scores(_unseen_artist(loaded, text_embeds)[0], as_json)
     return 0
 
 

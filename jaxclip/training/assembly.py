@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxclip import hardware
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import cached, step
 from jaxclip.training.finetune import at_rates, with_average
@@ -41,16 +42,17 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return with_average(found, config.average) if config.average else found
 
 
-def _numerics(config: TrainConfig, mesh: Mesh) -> Numerics:
-    # A loop over blocks costs a CPU a tenth of the step, in copies to and from the stack. With
-    # `remat` it stays: outside of a loop XLA would keep what is to be computed again.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return Numerics(jnp.dtype(config.dtype), inline=on_cpu and config.remat == "none")
+def _options(config: TrainConfig) -> dict[str, Any]:
+    return {"remat": config.remat, "numerics": Numerics(jnp.dtype(config.dtype))}
+
+
+def _arrange(model: clip.Clip, config: TrainConfig, mesh: Mesh) -> clip.Clip:
+    return hardware.arrange_training(model, mesh.devices.flat[0].platform, config.remat)
 
 
 def shapes(config: TrainConfig, mesh: Mesh) -> tuple[Any, Any]:
     """(model, optimiser state) without arrays, for the devices of a mesh."""
-    model = clip.abstract(config.model, remat=config.remat, numerics=_numerics(config, mesh))
+    model = _arrange(clip.abstract(config.model, **_options(config)), config, mesh)
     return model, jax.eval_shape(optimizer(config).init, model)
 
 
@@ -67,13 +69,13 @@ def first_state(
 
     The weights are drawn from the recipe's seed, or taken from `flat` (by official name).
     """
-    model_places, state_places = places(config, mesh)
-    options: dict[str, Any] = {"remat": config.remat, "numerics": _numerics(config, mesh)}
+    plain = clip.abstract(config.model, **_options(config))
+    model_places, state_places = placement(plain, mesh), places(config, mesh)[1]
     if flat is None:
-        model = clip.create(config.model, config.seed, placement=model_places, **options)
+        model = clip.create(config.model, config.seed, placement=model_places, **_options(config))
     else:
-        model = clip.from_flat(flat, clip.abstract(config.model, **options))
-        model = jax.device_put(model, model_places)
+        model = jax.device_put(parameters.from_flat(flat, plain), model_places)
+    model = _arrange(model, config, mesh)
     return model, jax.jit(optimizer(config).init, out_shardings=state_places)(model)
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
-from jaxclip.models.clip import Clip, Statistics
+from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import Statistics, params_only, running_statistics, with_statistics
 from jaxclip.training.step import Loss, Metrics, spread
 
 Array = jax.Array
@@ -60,12 +60,12 @@ def gradients(
       loss: over the embeddings of the batch, as for `step.gradients`.
       axis: the devices inside `shard_map` and `pmap`.
     """
-    old = clip.running_statistics(model)
-    parameters = clip.trained(model)
+    old = running_statistics(model)
+    parameters = params_only(model)
     dealt = _deal(images, parts), _deal(tokens, parts)
 
     def embed(parameters: Clip, part: tuple[Array, Array]) -> Any:
-        whole = clip.with_statistics(parameters, old)
+        whole = with_statistics(parameters, old)
         I_e, T_e, statistics = whole.embed(*part, train=True, axis=axis)
         return (I_e, T_e), statistics
 

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves
+from jaxclip.models.parameters import named_leaves
 
 logger = logging.getLogger(__name__)
 PARTS = ("model", "opt_state")

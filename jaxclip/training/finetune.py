@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves, running_statistics, trained, with_statistics
+from jaxclip.models.parameters import named_leaves, params_only, running_statistics, with_statistics
 from jaxclip.training.optimizer import hold_logit_scale
 
 # (pattern, factor on the learning rate): the first pattern found in a parameter's path counts, one
@@ -33,7 +33,7 @@ def factors(model: Any, rates: Rates) -> Any:
         each = [of(f"{tower}resblocks.{i}.{rest}") for i in range(value.shape[0])]
         return np.array(each, np.float32).reshape(-1, *(1,) * (value.ndim - 1))
 
-    parameters = trained(model)
+    parameters = params_only(model)
     leaves = [leaf(path, value) for path, value in named_leaves(parameters).items()]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(parameters), leaves)
 
@@ -68,11 +68,11 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> Any:
     """
 
     def init(model: Any) -> Averaged:
-        return Averaged(optimizer.init(model), jax.tree.map(jnp.array, trained(model)))
+        return Averaged(optimizer.init(model), jax.tree.map(jnp.array, params_only(model)))
 
     def update(grads: Any, state: Averaged, model: Any) -> tuple[Any, Averaged]:
         updates, inner = optimizer.update(grads, state.inner, model)
-        reached = hold_logit_scale(optax.apply_updates(trained(model), updates))
+        reached = hold_logit_scale(optax.apply_updates(params_only(model), updates))
         return updates, Averaged(inner, moving_average(state.average, reached, decay))
 
     return optax.GradientTransformation(init, update)
@@ -127,7 +127,7 @@ def parameters_at_rate(model: Any, rates: Rates) -> dict[float, int]:
     """{factor: how many parameters train at it}: to see what a rule has caught."""
     found: dict[float, int] = {}
     for factor, value in zip(
-        jax.tree.leaves(factors(model, rates)), jax.tree.leaves(trained(model)), strict=True
+        jax.tree.leaves(factors(model, rates)), jax.tree.leaves(params_only(model)), strict=True
     ):
         for one in np.ravel(factor):
             found[float(one)] = found.get(float(one), 0) + value.size // jnp.size(factor)

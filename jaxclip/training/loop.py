@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
 from jaxclip.files import read_text, split_lines
-from jaxclip.models import clip
+from jaxclip.models import parameters
 from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training import assembly, distributed
 from jaxclip.training.checkpoints import Checkpoints, RunState
@@ -188,7 +188,7 @@ def _write_models(config: TrainConfig, run: Path, state: RunState, mesh: Mesh) -
     notes = {"trained_by": "jaxclip train", "config": state.config}
     if jax.process_index() == 0:
         for name, each in written.items():
-            checkpoint.save(run / name, clip.to_flat(each), config.model, notes)
+            checkpoint.save(run / name, parameters.to_flat(each), config.model, notes)
     return model
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.config import ResNetConfig, VisionConfig
-from jaxclip.models.clip import trained
+from jaxclip.models.parameters import params_only
 
 MAX_LOGIT_SCALE = math.log(100)
 CONSTANTS = {VisionConfig: (0.98, 1e-6), ResNetConfig: (0.999, 1e-8)}  # beta2, epsilon
@@ -56,9 +56,9 @@ def adamw(
     )
 
     def update(grads: Any, state: Any, model: Any) -> tuple[Any, Any]:
-        return inner.update(grads, state, trained(model))
+        return inner.update(grads, state, params_only(model))
 
-    return optax.GradientTransformation(lambda model: inner.init(trained(model)), update)
+    return optax.GradientTransformation(lambda model: inner.init(params_only(model)), update)
 
 
 def hold_logit_scale(model: Any) -> Any:

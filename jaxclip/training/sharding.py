@@ -13,7 +13,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.models.clip import named_leaves
+from jaxclip.models.parameters import named_leaves
 
 BATCH = P(("data", "fsdp"))  # axis 0 of images and tokens
 

@@ -23,8 +23,8 @@ from jax.sharding import PartitionSpec as P
 from jaxclip.data.emoji.augment import augment
 from jaxclip.images.preprocess import MEAN, STD
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
-from jaxclip.models.clip import Clip, Statistics
+from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import Statistics, params_only, running_statistics, with_statistics
 from jaxclip.training.global_losses import ring_contrastive_loss
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.sharding import BATCH
@@ -84,17 +84,17 @@ def gradients(
 ) -> tuple[Clip, Metrics, Statistics]:
     """(gradient of the loss, metrics with `loss` and `grad_norm`, new running statistics).
 
-    The gradient is a tree like `clip.trained(model)`: running statistics have none. `axis` names
+    The gradient is a tree like `params_only(model)`: running statistics have none. `axis` names
     the devices inside `shard_map` and `pmap`; `loss` must then have taken the `pmean` over it.
     """
-    old = clip.running_statistics(model)
+    old = running_statistics(model)
 
     def of_parameters(parameters: Clip) -> Any:
-        whole = clip.with_statistics(parameters, old)
+        whole = with_statistics(parameters, old)
         return loss_and_metrics(whole, images, tokens, loss=loss, axis=axis)
 
     evaluate = jax.value_and_grad(of_parameters, has_aux=True)
-    (value, (metrics, new)), grads = evaluate(clip.trained(model))
+    (value, (metrics, new)), grads = evaluate(params_only(model))
     grads = grads if axis is None else jax.lax.pmean(grads, axis)
     return grads, {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}, new
 
@@ -111,14 +111,14 @@ def train_step(
 ) -> tuple[Clip, Any, Metrics]:
     """Prepare, differentiate, update, hold the temperature -> (model, opt_state, metrics).
 
-    `opt_state` belongs to `clip.trained(model)`. Running statistics take the batch's share.
+    `opt_state` belongs to `params_only(model)`. Running statistics take the batch's share.
     """
     images = prepare(batch, key, model.config.vision.image_size)
     grads, metrics, statistics = gradients(model, images, batch["tokens"])
-    parameters = clip.trained(model)
+    parameters = params_only(model)
     updates, opt_state = optimizer.update(grads, opt_state, parameters)
     parameters = hold_logit_scale(optax.apply_updates(parameters, updates))
-    model = clip.with_statistics(parameters, statistics)
+    model = with_statistics(parameters, statistics)
     return model, opt_state, {**metrics, "logit_scale": jnp.exp(model.logit_scale[...])}
 
 

@@ -96,7 +96,7 @@ def test_the_gradient_of_the_head_is_that_of_softmax_regression(vision):
     data = pictures(vision.image_size, 6)
     images = towers.pixels(jnp.asarray(data.images))
     train = {"train": True} if vision is RESNET else {}
-    logits, seen = jax.jit(lambda m, x: m.visual(x, intermediates=True, **train))(model, images)
+    logits, seen = jax.jit(lambda m, x: m.visual.stages(x, **train))(model, images)
     grads, metrics, statistics = jax.jit(towers.label_gradients)(model, images, data.labels)
     slopes = np.asarray(jax.nn.softmax(logits)) - np.eye(COUNT)[data.labels]
     expected = np.asarray(seen["pooled"]).T @ slopes / 6

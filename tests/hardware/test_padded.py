@@ -14,7 +14,7 @@ from flax import nnx
 import jaxclip
 from experiments.lib.peers import archives
 from jaxclip import convert
-from jaxclip.models import clip, layers
+from jaxclip.models import clip, layers, parameters
 from jaxclip.models.layers import PADDING, Numerics, Padded
 from tests.support import foreign
 from tests.support.tolerances import departure, within
@@ -75,7 +75,7 @@ def test_arrays_come_back_without_gaps(file: Path, unroll: bool) -> None:
     model = jaxclip.load(file, padded=True, unroll=unroll)[0].module
     kernels = [n for n in jax.tree.leaves(model, is_leaf=padded) if padded(n)]
     assert kernels and all(not np.asarray(kernel[...])[..., -PADDING:].any() for kernel in kernels)
-    back = clip.to_flat(model)
+    back = parameters.to_flat(model)
     assert back.keys() == flat.keys()
     assert all(np.array_equal(back[name], flat[name].astype(np.float32)) for name in flat)
 
@@ -98,7 +98,7 @@ def test_a_wrong_shape_is_named_without_the_gap(file: Path) -> None:
     rows, columns = flat[name].shape
     flat[name] = np.zeros((rows, columns + PADDING), np.float32)  # as long as with the gap
     with pytest.raises(ValueError, match=rf"{name}.*\({rows}, {columns + PADDING}\)"):
-        clip.from_flat(flat, clip.abstract(config, numerics=Numerics(padded=True)))
+        parameters.from_flat(flat, clip.abstract(config, numerics=Numerics(padded=True)))
 
 
 def test_which_rows_are_set_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_a_map_sums_to_one_and_changes_with_the_picture(vision):
 
 def test_a_vit_looks_where_its_class_token_does():
     vit = model(VisionConfig(24, 8, 12, 2, 2))
-    attention = vit.visual(images(24), intermediates=True)[1]["attention"]
+    attention = vit.visual.stages(images(24))[1]["attention"]
     rest = np.asarray(attention)[-1, :, :, 0, 1:].mean(1)
     expected = (rest / rest.sum(-1, keepdims=True)).reshape(-1, 3, 3)
     np.testing.assert_allclose(attention_map(vit, images(24)), expected, atol=1e-6)

@@ -22,6 +22,13 @@ from jaxclip.config import (
 )
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
+from jaxclip.models.parameters import (
+    from_flat,
+    named_leaves,
+    params_only,
+    running_statistics,
+    to_flat,
+)
 from tests.support import tiny
 from tests.support.counts import COUNTS
 from tests.support.tolerances import departure, within
@@ -36,7 +43,7 @@ SMALL = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101
 def counted(config: ClipConfig) -> dict[str, int]:
     """Parameters by tower, as the model has them; running statistics are none."""
     sizes = {"visual": 0, "text": 0, "logit_scale": 0}
-    for name, leaf in clip.named_leaves(clip.trained(clip.abstract(config))).items():
+    for name, leaf in named_leaves(params_only(clip.abstract(config))).items():
         sizes[name.split(".")[0]] += math.prod(leaf.shape)
     return sizes
 
@@ -79,7 +86,7 @@ def test_parameters_are_as_many_as_released(name):
     config, (visual, text, total) = RELEASED[name], COUNTS[name]
     assert counted(config) == {"visual": visual, "text": text, "logit_scale": 1}
     assert visual + text + 1 == total
-    statistics = clip.running_statistics(clip.abstract(config))
+    statistics = running_statistics(clip.abstract(config))
     assert len(statistics) == 2 * BATCH_NORMS.get(name, 0)
 
 
@@ -97,7 +104,7 @@ def test_a_bag_of_words_has_two_matrices():
 def test_names_and_shapes_are_those_of_the_reference(kind):
     config = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, kind=kind))
     expected = checkpoint.stack(checkpoint.flatten(tiny.params(text=kind)))
-    leaves = clip.named_leaves(clip.abstract(config))
+    leaves = named_leaves(clip.abstract(config))
     assert {name: leaf.shape for name, leaf in leaves.items()} == {
         name: value.shape for name, value in expected.items()
     }
@@ -115,7 +122,7 @@ def test_an_abstract_model_holds_no_numbers():
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, np.ndarray]:
     """A new model, stacked, large enough for its spread to be measured."""
-    return {name: np.asarray(x) for name, x in clip.named_leaves(clip.create(START, 0)).items()}
+    return {name: np.asarray(x) for name, x in named_leaves(clip.create(START, 0)).items()}
 
 
 def released_std(name: str, config: ClipConfig) -> float:
@@ -171,7 +178,7 @@ def test_the_seed_decides_the_weights(fresh):
 
 
 def filled(**changes: Any) -> clip.Clip:
-    return clip.from_flat(checkpoint.flatten(tiny.params()), clip.abstract(SMALL, **changes))
+    return from_flat(checkpoint.flatten(tiny.params()), clip.abstract(SMALL, **changes))
 
 
 def test_texts_may_be_shorter_than_the_context():
@@ -224,7 +231,7 @@ def test_two_calls_are_compiled_once():
 
     images = tiny.batch()[0].astype(np.float32)
     first = encode(filled(), images)
-    again = encode(clip.from_flat(clip.to_flat(filled()), clip.abstract(SMALL)), images)
+    again = encode(from_flat(to_flat(filled()), clip.abstract(SMALL)), images)
     assert (first == again).all() and len(traced) == 1
     encode(filled(remat="none"), images)  # another program, so the counter does count
     assert len(traced) == 2
@@ -235,7 +242,7 @@ def test_two_calls_are_compiled_once():
 
 def test_from_flat_and_to_flat_are_inverse():
     flat = checkpoint.flatten(tiny.params())
-    back = clip.to_flat(filled())
+    back = to_flat(filled())
     assert back.keys() == flat.keys()
     assert all((back[name] == flat[name].astype(np.float32)).all() for name in flat)
     assert back["text.transformer.resblocks.10.mlp.c_fc.bias"].shape == (64,)
@@ -259,7 +266,7 @@ def test_from_flat_lists_everything_that_is_wrong():
     flat["visual.head"] = np.zeros((3, 4))
     flat["text.text_projection"] = flat["text.text_projection"].T
     with pytest.raises(ValueError) as error:
-        clip.from_flat(flat, clip.abstract(SMALL))
+        from_flat(flat, clip.abstract(SMALL))
     assert str(error.value) == (
         "parameters do not fit the config: "
         "- text.ln_final.scale (16,); - visual.proj (24, 7); + visual.head (3, 4); "
@@ -272,14 +279,14 @@ def test_from_flat_refuses_another_number_of_layers():
     with pytest.raises(
         ValueError, match=r"visual\.transformer.*expected shape \(12, 24\), got \(11"
     ):
-        clip.from_flat(flat, clip.abstract(SMALL))
+        from_flat(flat, clip.abstract(SMALL))
 
 
 def test_from_flat_refuses_one_leaf_of_the_last_layer_missing():
     flat = checkpoint.flatten(tiny.params())
     del flat["visual.transformer.resblocks.11.ln_1.bias"]
     with pytest.raises(ValueError, match=r"visual\.transformer\.resblocks\.ln_1\.bias: .*got \(11"):
-        clip.from_flat(flat, clip.abstract(SMALL))
+        from_flat(flat, clip.abstract(SMALL))
 
 
 # Configs ------------------------------------------------------------------------------------------
@@ -435,8 +442,8 @@ def test_a_row_alone_is_multiplied_as_it_is_beside_others(shape: tuple[int, ...]
 def test_blocks_apart_compute_what_a_stack_computes():
     """The same weights and intermediates; what differs is how XLA orders a sum."""
     flat = checkpoint.flatten(tiny.params())
-    stacked = clip.from_flat(flat, clip.abstract(SMALL, remat="none"))
-    apart = clip.from_flat(flat, clip.abstract(SMALL, remat="none", numerics=Numerics(unroll=True)))
+    stacked = from_flat(flat, clip.abstract(SMALL, remat="none"))
+    apart = from_flat(flat, clip.abstract(SMALL, remat="none", numerics=Numerics(unroll=True)))
     images, tokens = small_rows()
     for tower, rows in (("visual", images), ("text", tokens)):
         want, seen = getattr(stacked, tower)(rows, intermediates=True)
@@ -444,7 +451,7 @@ def test_blocks_apart_compute_what_a_stack_computes():
         assert departure(got, want) < within("float32 twice")
         assert seen.keys() == also.keys()
         assert departure(also["hidden"], seen["hidden"]) < within("float32 twice")
-    back = clip.to_flat(apart)
+    back = to_flat(apart)
     assert back.keys() == flat.keys()
     assert all((back[name] == flat[name].astype(np.float32)).all() for name in flat)
 
@@ -453,9 +460,9 @@ def test_blocks_apart_and_in_line_have_the_gradient_of_a_loop():
     flat = checkpoint.flatten(tiny.params())
     gradients = []
     for numerics in (Numerics(), Numerics(unroll=True), Numerics(inline=True)):
-        model = clip.from_flat(flat, clip.abstract(SMALL, remat="none", numerics=numerics))
+        model = from_flat(flat, clip.abstract(SMALL, remat="none", numerics=numerics))
         found = jax.grad(lambda m: m.encode_image(small_rows()[0]).sum())(model)
-        gradients.append(clip.to_flat(found))
+        gradients.append(to_flat(found))
     want, *others = gradients
     name = "visual.transformer.resblocks.0.mlp.c_fc.kernel"
     for got in others:
@@ -472,8 +479,8 @@ def test_blocks_apart_are_drawn_as_different_ones():
 @pytest.mark.parametrize("unroll", [False, True])
 def test_a_model_of_shapes_has_the_shapes_of_a_model(unroll: bool):
     numerics = Numerics(unroll=unroll)
-    shapes = clip.named_leaves(clip.abstract(SMALL, numerics=numerics))
-    drawn = clip.named_leaves(clip.create(SMALL, numerics=numerics))
+    shapes = named_leaves(clip.abstract(SMALL, numerics=numerics))
+    drawn = named_leaves(clip.create(SMALL, numerics=numerics))
     assert list(shapes) == list(drawn)
     assert all(
         (shapes[k].shape, shapes[k].dtype) == (drawn[k].shape, drawn[k].dtype) for k in drawn

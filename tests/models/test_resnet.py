@@ -24,6 +24,14 @@ from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
 from jaxclip.models import resnet as clip_resnet
 from jaxclip.models.layers import Numerics
+from jaxclip.models.parameters import (
+    from_flat,
+    named_leaves,
+    params_only,
+    running_statistics,
+    to_flat,
+    with_statistics,
+)
 from jaxclip.training import optimizer
 from jaxclip.training.checkpoints import Checkpoints, RunState
 from jaxclip.training.sharding import data_mesh, placement
@@ -51,12 +59,12 @@ def model(config: ClipConfig, dtype: Any = jnp.float32, **options: Any) -> clip.
     like = clip.abstract(config, numerics=Numerics(dtype=dtype), **options)
     if dtype == jnp.float64:
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), like)
-    return clip.from_flat(checkpoint.flatten(params(config)), like)
+    return from_flat(checkpoint.flatten(params(config)), like)
 
 
 @jax.jit
 def stages(model: clip.Clip, images: Any) -> dict[str, Any]:
-    features, seen = model.visual(images, intermediates=True)
+    features, seen = model.visual.stages(images)
     return {**seen, "features": features}
 
 
@@ -112,7 +120,7 @@ def loops(model: clip.Clip, *, train: bool, pictures: int = 4) -> bool:
 
 def test_pictures_one_by_one_are_the_same_and_share_statistics_in_training():
     apart = clip.abstract(SMALL, numerics=Numerics(one_by_one=True))
-    apart = clip.from_flat(checkpoint.flatten(params(SMALL)), apart)
+    apart = from_flat(checkpoint.flatten(params(SMALL)), apart)
     expected = reference_stages(SMALL, params(SMALL)["visual"], IMAGES)
     assert excess(stages(apart, IMAGES.astype(np.float32)), expected) == {}
     mixed_up = stages(apart, IMAGES[::-1].astype(np.float32))  # the negative twin
@@ -239,7 +247,7 @@ def test_the_precision_asked_for_reaches_every_product():
 
 def test_names_and_shapes_are_those_of_the_reference():
     expected = checkpoint.flatten(params(SMALL))
-    leaves = clip.named_leaves(clip.abstract(SMALL))
+    leaves = named_leaves(clip.abstract(SMALL))
     assert {name: leaf.shape for name, leaf in leaves.items()} == {
         name: value.shape for name, value in expected.items()
     }
@@ -261,7 +269,7 @@ def test_twelve_blocks_stand_in_the_order_of_their_numbers():
     for i, block in enumerate(filled.visual.layer3):
         name = f"visual.layer3.{i}.bn2.mean"
         assert (block.bn2.mean[...] == flat[name].astype(np.float32)).all()
-    back = clip.to_flat(filled)
+    back = to_flat(filled)
     assert all((back[name] == flat[name].astype(np.float32)).all() for name in flat)
 
 
@@ -269,14 +277,14 @@ def test_a_missing_statistic_is_named():
     flat = checkpoint.flatten(params(SMALL))
     del flat["visual.layer2.1.bn2.var"]
     with pytest.raises(ValueError, match=r"config: - visual\.layer2\.1\.bn2\.var \(32,\)"):
-        clip.from_flat(flat, clip.abstract(SMALL))
+        from_flat(flat, clip.abstract(SMALL))
 
 
 def test_a_new_tower_starts_as_released():
     """clip/model.py: initialize_parameters; torch's defaults where it says nothing."""
     new = config(64, 16, (1, 2, 1, 1))
     make = jax.jit(lambda key: clip.Clip(new, rngs=nnx.Rngs(key)), compiler_options=QUICKLY)
-    fresh = clip.to_flat(make(jax.random.key(0)))
+    fresh = to_flat(make(jax.random.key(0)))
     visual = {name: x for name, x in fresh.items() if name.startswith("visual.")}
     for name, value in visual.items():
         leaf, n = name.rpartition(".")[2], value.size
@@ -336,7 +344,7 @@ def test_a_training_pass_equals_the_reference(trained):
     expected, statistics = reference_training()
     assert departure(trained[0], expected) < within("resnet training")
     assert worst(trained[1], statistics) < within("running statistics")
-    assert trained[1].keys() == clip.running_statistics(clip.abstract(TINY)).keys()
+    assert trained[1].keys() == running_statistics(clip.abstract(TINY)).keys()
 
 
 @pytest.mark.parametrize("mistake", [{"momentum": 0.9}, {"eps": 1e-3}])
@@ -356,9 +364,7 @@ def test_a_biased_running_variance_is_noticed(trained):
 
 def test_training_does_not_use_the_running_statistics_and_evaluation_does(trained):
     m = model(TINY)
-    other = clip.with_statistics(
-        m, {name: x + 0.1 for name, x in clip.running_statistics(m).items()}
-    )
+    other = with_statistics(m, {name: x + 0.1 for name, x in running_statistics(m).items()})
     assert departure(embed(other, PICTURES.astype(np.float32), WORDS)[0], trained[0]) < 1e-6
     encode = jax.jit(lambda m, x: m.encode_image(x))
     images = PICTURES[:4].astype(np.float32)
@@ -398,14 +404,14 @@ def test_reference_runs_unchanged_under_jax_numpy(monkeypatch):
 
 def test_running_statistics_are_not_trained():
     m = clip.abstract(TINY)
-    parameters, statistics = clip.named_leaves(clip.trained(m)), clip.running_statistics(m)
+    parameters, statistics = named_leaves(params_only(m)), running_statistics(m)
     assert {name.rpartition(".")[2] for name in statistics} == {"mean", "var"}
-    assert parameters.keys() | statistics.keys() == clip.named_leaves(m).keys()
+    assert parameters.keys() | statistics.keys() == named_leaves(m).keys()
     assert not parameters.keys() & statistics.keys()
     opt_state = jax.eval_shape(optimizer.adamw(0.1, 0, 10).init, m)
     for moments in (opt_state[0].mu, opt_state[0].nu):
-        assert clip.named_leaves(moments).keys() == parameters.keys()
-    mask = clip.named_leaves(optimizer.decayed(clip.trained(m)))
+        assert named_leaves(moments).keys() == parameters.keys()
+    mask = named_leaves(optimizer.decayed(params_only(m)))
     assert mask.keys() == parameters.keys()
     assert {name for name in mask if mask[name]} == {
         name for name in parameters if name.endswith(("kernel", "embedding", "projection"))
@@ -415,8 +421,8 @@ def test_running_statistics_are_not_trained():
 def test_a_vision_transformer_has_nothing_set_apart():
     config = ClipConfig(VisionConfig(20, 5, 24, 2, 3), BAG, 7)
     m = clip.abstract(config)
-    assert clip.running_statistics(m) == {}
-    for same in (clip.trained(m), clip.with_statistics(m, {})):
+    assert running_statistics(m) == {}
+    for same in (params_only(m), with_statistics(m, {})):
         assert jax.tree.structure(same) == jax.tree.structure(m)
         assert jax.tree.leaves(same) == jax.tree.leaves(m)
 
@@ -424,8 +430,8 @@ def test_a_vision_transformer_has_nothing_set_apart():
 def test_setting_statistics_changes_those_named_only():
     m = model(TINY)
     name = "visual.layer2.0.downsample.1.mean"
-    changed = clip.to_flat(clip.with_statistics(m, {name: jnp.full(32, 7.0)}))
-    before = clip.to_flat(m)
+    changed = to_flat(with_statistics(m, {name: jnp.full(32, 7.0)}))
+    before = to_flat(m)
     assert (changed.pop(name) == 7).all() and not (before.pop(name) == 7).any()
     assert all((changed[other] == before[other]).all() for other in before)
 
@@ -442,7 +448,7 @@ def test_a_run_s_state_survives_the_file(tmp_path):
     back = stored.restore((m, opt_state), places)
     assert back is not None and back.step == 3
     assert jax.tree.structure(back.opt_state) == jax.tree.structure(adamw.init(m))
-    flat, expected = clip.to_flat(back.model), clip.to_flat(m)
+    flat, expected = to_flat(back.model), to_flat(m)
     assert all((flat[name] == expected[name]).all() for name in expected)
 
 
@@ -486,7 +492,7 @@ def gradient_on(devices: int) -> tuple[checkpoint.Flat, dict[str, Any]]:
     )
     with jax.enable_x64(True):
         grads, _, statistics = compiled(model(TINY, jnp.float64), PICTURES, WORDS)
-        return clip.to_flat(grads), {name: np.asarray(x) for name, x in statistics.items()}
+        return to_flat(grads), {name: np.asarray(x) for name, x in statistics.items()}
 
 
 @functools.cache
@@ -509,7 +515,7 @@ def stepped(devices: int, steps: int = 3) -> checkpoint.Flat:
         for i in range(steps):
             batch = jax.device_put(DRAWN, split)
             *state, _ = step(*state, batch, jax.device_put(jax.random.key(i), everywhere))
-        return clip.to_flat(state[0])
+        return to_flat(state[0])
 
 
 DEVICES = [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
@@ -619,7 +625,7 @@ def test_the_official_tower_has_the_same_statistics_after_two_steps(momentum):
     for images in (PICTURES[:8], PICTURES[8:]):
         expected = called(tower, images)
         features, _, statistics = embed(ours, images.astype(np.float32), WORDS[:8])
-        ours = clip.with_statistics(ours, statistics)
+        ours = with_statistics(ours, statistics)
         assert departure(features, reference.l2_normalize(expected)) < within("resnet training")
     state = tower.state_dict()
     endings = {"mean": "running_mean", "var": "running_var"}
@@ -627,7 +633,7 @@ def test_the_official_tower_has_the_same_statistics_after_two_steps(momentum):
     for name in statistics:
         path, _, leaf = name.removeprefix("visual.").rpartition(".")
         official_statistics[name] = state[f"{path}.{endings[leaf]}"].numpy()
-    off = worst(clip.running_statistics(ours), official_statistics)
+    off = worst(running_statistics(ours), official_statistics)
     assert (off < within("running statistics")) == (momentum == 0.1)
     assert momentum == 0.1 or off > 0.01
 

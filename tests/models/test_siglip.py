@@ -14,7 +14,7 @@ import pytest
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import assembly, cached, step
 from jaxclip.training.optimizer import decayed
@@ -37,8 +37,8 @@ def gradient(way: Any) -> checkpoint.Flat:
     with jax.enable_x64(True):
         like = clip.abstract(SIGLIP, numerics=Numerics(dtype=jnp.float64))
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), like)
-        model = clip.from_flat({**PARAMS, "logit_bias": np.float64(-1.5)}, like)
-        return clip.to_flat(jax.jit(way)(model, IMAGES, TOKENS)[0])
+        model = parameters.from_flat({**PARAMS, "logit_bias": np.float64(-1.5)}, like)
+        return parameters.to_flat(jax.jit(way)(model, IMAGES, TOKENS)[0])
 
 
 @functools.cache
@@ -58,7 +58,9 @@ def test_ring_and_parts_give_the_gradient_of_dense(devices: int, parts: int) -> 
 
 def test_the_gradient_of_the_bias_is_what_a_difference_says() -> None:
     def value(bias: float) -> float:
-        model = clip.from_flat({**PARAMS, "logit_bias": np.float32(bias)}, clip.abstract(SIGLIP))
+        model = parameters.from_flat(
+            {**PARAMS, "logit_bias": np.float32(bias)}, clip.abstract(SIGLIP)
+        )
         I_e, T_e = model.embed(IMAGES.astype(np.float32), TOKENS)
         return float(sigmoid_loss(I_e, T_e, model.logit_scale[...], model.logit_bias[...]))
 
@@ -89,7 +91,7 @@ def test_a_recipe_whose_model_has_a_bias_trains_it(loss: Any) -> None:
         model, opt_state, metrics = compiled(model, opt_state, batch, jax.random.key(0))
     assert float(model.logit_bias[...]) != float(before.logit_bias[...])
     assert math.isfinite(float(metrics["loss"]))
-    assert clip.named_leaves(decayed(model))["logit_bias"] is False
+    assert parameters.named_leaves(decayed(model))["logit_bias"] is False
 
 
 def test_losses_that_are_not_there_are_refused() -> None:
@@ -100,12 +102,12 @@ def test_losses_that_are_not_there_are_refused() -> None:
 
 def test_the_bias_is_in_the_logits_and_in_the_file(tmp_path: Any) -> None:
     flat = {**PARAMS, "logit_bias": np.float32(-1.5)}
-    model = clip.from_flat(flat, clip.abstract(SIGLIP))
-    plain = clip.from_flat(PARAMS, clip.abstract(CONFIG))
+    model = parameters.from_flat(flat, clip.abstract(SIGLIP))
+    plain = parameters.from_flat(PARAMS, clip.abstract(CONFIG))
     images = IMAGES.astype(np.float32)
     gap = np.asarray(model(images, TOKENS)[0]) - np.asarray(plain(images, TOKENS)[0])
     assert np.abs(gap + 1.5).max() < 1e-4
-    checkpoint.save(tmp_path / "m.safetensors", clip.to_flat(model), SIGLIP, {})
+    checkpoint.save(tmp_path / "m.safetensors", parameters.to_flat(model), SIGLIP, {})
     loaded, config, _ = checkpoint.load(tmp_path / "m.safetensors")
     assert config == SIGLIP and loaded["logit_bias"] == np.float32(-1.5)
     assert ClipConfig.from_json(CONFIG.to_json().replace(', "logit_bias": false', "")) == CONFIG

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxclip import checkpoint
-from jaxclip.models import clip
+from jaxclip.models import parameters
 from jaxclip.training import distributed, optimizer
 from jaxclip.training.sharding import data_mesh
 from jaxclip.training.step import shard_map_step
@@ -38,7 +38,7 @@ def train(devices: list[jax.Device]) -> checkpoint.Flat:
             batch = distributed.global_batch(mesh, own)
             *state, metrics = step(*state, batch, key)
         logging.getLogger("jaxclip").info("loss %.6f", float(metrics["loss"]))
-        return clip.to_flat(state[0])
+        return parameters.to_flat(state[0])
 
 
 if __name__ == "__main__":

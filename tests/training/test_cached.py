@@ -13,7 +13,7 @@ import pytest
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import cached, step
 from jaxclip.training.global_losses import chunked_contrastive_loss
@@ -35,14 +35,14 @@ def model(
     like = clip.abstract(config, numerics=Numerics(dtype=dtype), remat=remat)
     weights = weights or dtype
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, weights), like)
-    return clip.from_flat(PARAMS, like)
+    return parameters.from_flat(PARAMS, like)
 
 
 @functools.cache
 def whole() -> tuple[checkpoint.Flat, Any]:
     with jax.enable_x64(True):
         grads, metrics, _ = jax.jit(step.gradients)(model(), IMAGES, TOKENS)
-        return clip.to_flat(grads), jax.tree.map(float, metrics)
+        return parameters.to_flat(grads), jax.tree.map(float, metrics)
 
 
 @pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
@@ -51,7 +51,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(parts):
     way = functools.partial(cached.gradients, parts=parts, loss=loss)
     with jax.enable_x64(True):
         grads, metrics, _ = jax.jit(way)(model(), IMAGES, TOKENS)
-    assert worst(clip.to_flat(grads), whole()[0]) < within("devices float64")
+    assert worst(parameters.to_flat(grads), whole()[0]) < within("devices float64")
     assert jax.tree.map(float, metrics) == pytest.approx(whole()[1], rel=1e-12)
 
 
@@ -73,7 +73,7 @@ def test_cached_steps_on_devices_give_the_gradient_of_one(way):
         key = jax.random.key(0)
         got = make[way]()(model(), KEEPING.init(model()), batch, key)[1]
         right, _, _ = jax.jit(step.gradients)(model(), noisy(batch, key, 20), TOKENS)
-    assert worst(clip.to_flat(got), clip.to_flat(right)) < within("devices float64")
+    assert worst(parameters.to_flat(got), parameters.to_flat(right)) < within("devices float64")
 
 
 def test_naive_accumulation_is_noticed():
@@ -85,7 +85,7 @@ def test_naive_accumulation_is_noticed():
         return jax.tree.map(lambda g: g.mean(0), grads)
 
     with jax.enable_x64(True):
-        wrong = clip.to_flat(jax.jit(accumulated)(model(), IMAGES, TOKENS))
+        wrong = parameters.to_flat(jax.jit(accumulated)(model(), IMAGES, TOKENS))
     assert min(departure(wrong[name], right) for name, right in whole()[0].items()) > 0.1
 
 
@@ -125,11 +125,11 @@ def test_batch_norm_normalises_each_part_by_itself():
     with jax.enable_x64(True):
         like = clip.abstract(config, numerics=Numerics(dtype=jnp.float64))
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), like)
-        made = clip.from_flat(params, like)
+        made = parameters.from_flat(params, like)
         got, _, new = jax.jit(functools.partial(cached.gradients, parts=2))(made, images, tokens)
         right, expected = jax.jit(jax.grad(by_hand, has_aux=True))(made)
-        right = clip.trained(right)
-    got, right = clip.to_flat(got), clip.to_flat(right)
+        right = parameters.params_only(right)
+    got, right = parameters.to_flat(got), parameters.to_flat(right)
     for grads in (got, right):  # it cancels in the softmax: its gradient is rounding alone
         assert np.abs(grads.pop("visual.attnpool.k_proj.bias")).max() < 1e-12
     assert worst(got, right) < within("resnet devices float64")
@@ -182,7 +182,7 @@ def test_bfloat16_computes_over_float32_weights():
     grads, metrics, _ = jax.jit(step.gradients)(made, images, TOKENS)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
     assert metrics["loss"].dtype == jnp.float32
-    named = clip.to_flat(grads)
+    named = parameters.to_flat(grads)
     far = {name: departure(named[name], right) for name, right in whole()[0].items()}
     assert 1e-4 < max(far.values()) < within("bfloat16 gradient"), far
 

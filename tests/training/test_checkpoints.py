@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.training.checkpoints import Checkpoints, RunState
 from jaxclip.training.optimizer import adamw
 from jaxclip.training.sharding import data_mesh, placement
@@ -53,7 +53,7 @@ def assert_same(got: RunState | None, expected: RunState) -> None:
     assert (got.position, got.config) == (expected.position, expected.config)
     assert (jax.random.key_data(got.key) == jax.random.key_data(expected.key)).all()
     for one, other in zip(got[:2], expected[:2], strict=True):
-        left, right = clip.named_leaves(one), clip.named_leaves(other)
+        left, right = parameters.named_leaves(one), parameters.named_leaves(other)
         assert left.keys() == right.keys()
         for name in left:
             assert left[name].dtype == right[name].dtype
@@ -77,7 +77,7 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
         again = Checkpoints(tmp_path)
         got = again.restore(shapes(), places(devices, fsdp))
         assert_same(got, state(8, places(devices, fsdp)))
-        kernel = clip.named_leaves(got.model)["visual.proj"]
+        kernel = parameters.named_leaves(got.model)["visual.proj"]
         assert len(kernel.sharding.device_set) == devices
         again.close()
 

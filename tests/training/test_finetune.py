@@ -12,7 +12,7 @@ import pytest
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import finetune
 from jaxclip.training.optimizer import adamw
@@ -25,7 +25,7 @@ BLOCK = "visual.transformer.resblocks"
 
 
 def model() -> clip.Clip:
-    return clip.from_flat(PARAMS, clip.abstract(CONFIG))
+    return parameters.from_flat(PARAMS, clip.abstract(CONFIG))
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def moved(rates: finetune.Rates) -> checkpoint.Flat:
         updates, _ = optimizer.update(grads, optimizer.init(made), made)
         return optax.apply_updates(made, updates)
 
-    before, after = clip.to_flat(model()), clip.to_flat(update(model()))
+    before, after = parameters.to_flat(model()), parameters.to_flat(update(model()))
     return {name: after[name] - before[name] for name in before}
 
 
@@ -62,7 +62,7 @@ def test_blocks_that_are_kept_apart_are_locked_by_their_number_too():
     """The first axis of their arrays is no layer."""
     apart = clip.abstract(CONFIG, numerics=Numerics(unroll=True))
     factors = finetune.factors(apart, ((r"resblocks\.3\.", 0.0),))
-    named = clip.named_leaves(factors)
+    named = parameters.named_leaves(factors)
     locked = {name for name, factor in named.items() if not np.all(factor)}
     assert locked == {name for name in named if ".resblocks.3." in name} and len(locked) == 12
     assert all(factor.shape == () for factor in named.values())

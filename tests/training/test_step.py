@@ -23,7 +23,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.emoji.augment import augment, warp
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
 from jaxclip.training.sharding import data_mesh
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices:
 def model(dtype: Any, config: ClipConfig = CONFIG, params: Any = PARAMS) -> clip.Clip:
     like = clip.abstract(config, numerics=Numerics(dtype=dtype))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), like)
-    return clip.from_flat(checkpoint.flatten(params), like)
+    return parameters.from_flat(checkpoint.flatten(params), like)
 
 
 # Compiled without optimisation: half the time, and only the rounding differs.
@@ -66,7 +66,7 @@ def gradient_on(devices: int, dtype: Any) -> checkpoint.Flat:
         compiler_options=QUICKLY,
     )
     with jax.enable_x64(dtype == jnp.float64):
-        return clip.to_flat(compiled(model(dtype), IMAGES.astype(dtype), TOKENS)[0])
+        return parameters.to_flat(compiled(model(dtype), IMAGES.astype(dtype), TOKENS)[0])
 
 
 Loss = Callable[[clip.Clip, Any, Any], Any]
@@ -84,7 +84,7 @@ def by_hand(devices: int, loss: Loss, reduce: Callable[[Any, str], Any]) -> chec
         split = (P(), P("data"), P("data"))
         spread = jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=P())
         compiled = jax.jit(spread, compiler_options=QUICKLY)
-        return clip.to_flat(compiled(model(jnp.float64), IMAGES, TOKENS))
+        return parameters.to_flat(compiled(model(jnp.float64), IMAGES, TOKENS))
 
 
 def global_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
@@ -132,9 +132,9 @@ def test_adam_would_hide_a_gradient_n_times_too_large():
         state = jax.jit(adamw.init)(params)
 
         def update(factor: float) -> np.ndarray:
-            grads = clip.from_flat({name: factor * g for name, g in right.items()}, params)
+            grads = parameters.from_flat({name: factor * g for name, g in right.items()}, params)
             updates, _ = jax.jit(adamw.update)(grads, state, params)
-            return np.concatenate([x.ravel() for x in clip.to_flat(updates).values()])
+            return np.concatenate([x.ravel() for x in parameters.to_flat(updates).values()])
 
         once, eightfold = update(1.0), update(8.0)
     assert np.linalg.norm(eightfold - once) < 0.05 * np.linalg.norm(once)
@@ -164,7 +164,7 @@ def stepped(
         state = jax.device_put((start, ADAMW.init(start)), NamedSharding(mesh, P()))
         for i in range(steps):
             *state, metrics = compiled_step(devices)(*state, batch, jax.random.key(i))
-        return clip.to_flat(state[0]), jax.tree.map(np.asarray, metrics)
+        return parameters.to_flat(state[0]), jax.tree.map(np.asarray, metrics)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ DECAYED = {
 
 
 def test_decay_acts_on_matrices_and_embeddings_only():
-    mask = clip.named_leaves(optimizer.decayed(clip.abstract(CONFIG)))
+    mask = parameters.named_leaves(optimizer.decayed(clip.abstract(CONFIG)))
     assert {name for name, acts in mask.items() if acts} == DECAYED
     spared = mask.keys() - DECAYED
     assert {"logit_scale", "visual.class_embedding", "visual.ln_pre.scale"} <= spared
@@ -233,7 +233,7 @@ def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
         updates, _ = adamw.update(nothing, adamw.init(params), params)
         return optax.apply_updates(params, updates)
 
-    before, after = (clip.named_leaves(m) for m in (params, still(params)))
+    before, after = (parameters.named_leaves(m) for m in (params, still(params)))
     for name in before:
         factor = 1 - 0.1 * 0.2 if name in DECAYED else 1
         assert departure(after[name], factor * before[name]) < 1e-6, name

@@ -17,7 +17,7 @@ import pytest
 from jaxclip import checkpoint, cli
 from jaxclip.cli import begin, run
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
 from tests.support.command import fails
@@ -53,7 +53,7 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def written(path: Path, text: TextConfig) -> str:
     config = ClipConfig(VISION, text, embed_dim=16)
-    checkpoint.save(path, clip.to_flat(clip.create(config, 0)), config, {})
+    checkpoint.save(path, parameters.to_flat(clip.create(config, 0)), config, {})
     return str(path)
 
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.models.resnet import Bottleneck
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
@@ -50,12 +50,12 @@ slow = pytest.mark.slow
 def model() -> clip.Clip:
     like = clip.abstract(CONFIG, numerics=Numerics(dtype=jnp.float64))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), like)
-    return clip.from_flat(PARAMS, like)
+    return parameters.from_flat(PARAMS, like)
 
 
 # Its state is the gradient that came last, and it changes no parameter.
 KEEPING = optax.GradientTransformation(
-    lambda model: jax.tree.map(jnp.zeros_like, clip.trained(model)),
+    lambda model: jax.tree.map(jnp.zeros_like, parameters.params_only(model)),
     lambda grads, state, model: (jax.tree.map(jnp.zeros_like, grads), grads),
 )
 Result = tuple[checkpoint.Flat, dict[str, Any]]  # gradient, metrics
@@ -71,7 +71,7 @@ def noisy(batch: Any, key: Any, size: int) -> Any:
 def ran(step: Any, place: Any = lambda state: state) -> Result:
     state = place((model(), KEEPING.init(model())))
     _, gradient, metrics = step(*state, BATCH_OF_16, jax.random.key(0))
-    return clip.to_flat(gradient), {name: float(value) for name, value in metrics.items()}
+    return parameters.to_flat(gradient), {name: float(value) for name, value in metrics.items()}
 
 
 @functools.cache
@@ -156,7 +156,7 @@ def test_a_loss_summed_over_devices_is_noticed():
 
 def test_parameters_are_cut_by_rule():
     mesh = data_mesh(jax.devices(), fsdp=2, tensor=2)
-    places = clip.named_leaves(placement(clip.abstract(CONFIG), mesh))
+    places = parameters.named_leaves(placement(clip.abstract(CONFIG), mesh))
     cut = {name: place.spec for name, place in places.items() if any(place.spec)}
     block = "visual.transformer.resblocks"
     assert cut[f"{block}.attn.in_proj_kernel"] == P(None, "fsdp", "tensor")
@@ -164,7 +164,7 @@ def test_parameters_are_cut_by_rule():
     assert cut["visual.proj"] == P("fsdp", None)  # 7 columns stay whole
     assert "visual.conv1.kernel" in cut and "logit_scale" not in cut
     assert not any(name.endswith(("ln_1.scale", "ln_post.bias")) for name in cut)
-    moments = clip.named_leaves(
+    moments = parameters.named_leaves(
         placement(jax.eval_shape(KEEPING.init, clip.abstract(CONFIG)), mesh)
     )
     assert {name: place.spec for name, place in moments.items()} == {
@@ -177,7 +177,7 @@ def test_most_of_a_released_model_is_cut():
 
     mesh = data_mesh(jax.devices(), fsdp=4, tensor=2)
     for name in ("ViT-B/32", "RN50"):
-        abstract = clip.trained(clip.abstract(RELEASED[name]))
+        abstract = parameters.params_only(clip.abstract(RELEASED[name]))
         leaves = zip(
             jax.tree.leaves(abstract), jax.tree.leaves(placement(abstract, mesh)), strict=True
         )
