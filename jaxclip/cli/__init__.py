@@ -1,12 +1,14 @@
 """The `jaxclip` command: one typed function a sub-command, flags made from its arguments."""
 
 import contextlib
+import dataclasses
 import functools
 import io
+import operator
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,10 +16,9 @@ from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
 from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
-from jaxclip.cli.train import Flags, evaluate, train
+from jaxclip.cli.train import TrainFlags, evaluate, train
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
-from jaxclip.training.recipe import PRESETS
 
 DESCRIPTION = (
     "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
@@ -37,14 +38,14 @@ COMMANDS = (
 )
 
 
-# How tyro tells what the config of a model refused: where in the recipe, and the message.
+# How tyro reports what the config of a model refused: where in the recipe, and the message.
 _OF_A_CONFIG = re.compile(
-    r"Error parsing \S+?\.flags\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
+    r"Error parsing \S+?\.recipe\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
     r"(?: (?:-{3,}|For full helptext).*)?$"
 )
 
 
-# How tyro tells that a value is no number.
+# How tyro reports that a value is no number.
 _OF_A_NUMBER = re.compile(
     r"Error parsing (--\S+?): .*?(?:base 10:|to float:|instantiated from|arguments:?) "
     r"""('.*?'|".*?"|\[.*?\])\.? (?:into |Got |Argument ).*?helptext: \S+ .*?((?:INT ?)+|FLOAT)"""
@@ -52,10 +53,17 @@ _OF_A_NUMBER = re.compile(
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 
 
-def _preset(arguments: Sequence[str]) -> Flags:
-    """The recipe that --preset names, which gives every other flag of `train` its default."""
-    found = re.findall(r"--preset[= ](\S+)", " ".join(arguments))  # the parser takes the last
-    return Flags.of(PRESETS.get(found[-1] if found else "quick", PRESETS["quick"]))
+@dataclasses.dataclass(frozen=True)
+class _PresetFlag:
+    preset: str = "quick"
+
+
+def _preset(arguments: Sequence[str]) -> str:
+    """The value of --preset, which gives the other flags of `train` their defaults."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        found, _ = tyro.cli(_PresetFlag, args=arguments, return_unknown_args=True, add_help=False)
+        return found.preset
+    return "quick"  # --preset without a value: the whole command line is refused for it
 
 
 def _given(arguments: Sequence[str]) -> frozenset[str]:
@@ -88,27 +96,38 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
 
 
+def _subcommands(arguments: Sequence[str]) -> Any:
+    """The type that tyro parses: a union with one member a command."""
+    train_defaults = TrainFlags.with_defaults(_preset(arguments), _given(arguments))
+    members = {
+        f.__name__: Annotated[Any, tyro.conf.subcommand(f.__name__, constructor=_later(f))]
+        for f in COMMANDS
+    }
+    members["train"] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=train_defaults)]
+    return functools.reduce(operator.or_, members.values())
+
+
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
-    """What to do, parsed; SystemExit 2 after one line about a usage error, 0 after --help."""
+    """The command to run; SystemExit 2 after one line about a usage error, 0 after --help."""
     if "tokenize" not in arguments[:1]:
         _refuse_empty(arguments)
-    train.__kwdefaults__ = None
-    defaults = train.__defaults__ or ()
-    train.__defaults__ = (_preset(arguments), *defaults[1:-1], _given(arguments))
-    commands = {f.__name__: _later(f) for f in COMMANDS}
-    told = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.extras.subcommand_cli_from_dict(
-                commands, prog="jaxclip", description=DESCRIPTION, args=list(arguments)
+        with contextlib.redirect_stderr(printed):
+            parsed = tyro.cli(
+                _subcommands(arguments),
+                prog="jaxclip",
+                description=DESCRIPTION,
+                args=list(arguments),
             )
     except SystemExit as stop:
         if stop.code:
-            complain("jaxclip", _one_line(told.getvalue()))
+            complain("jaxclip", _one_line(printed.getvalue()))
             raise SystemExit(USAGE) from None
         raise
-    except ValueError as error:  # of a layout
+    except ValueError as error:  # of an Execution
         raise flag_error(error) from None
+    return functools.partial(train, parsed) if isinstance(parsed, TrainFlags) else parsed
 
 
 def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:

@@ -33,11 +33,14 @@ from jaxclip.models.parameters import (
     with_statistics,
 )
 from jaxclip.training import optimizer
-from jaxclip.training.checkpoints import Checkpoints, RunState
-from jaxclip.training.sharding import data_mesh, placement
-from jaxclip.training.step import gradients, sharded_step
+from jaxclip.training.checkpoints import Checkpoints, Snapshot
+from jaxclip.training.pixels import augment_drawings
+from jaxclip.training.sharding import data_mesh, shardings
+from jaxclip.training.state import TrainState
+from jaxclip.training.step import clip_loss_fn, sharded_step
 from tests.support import tiny
 from tests.support.parity_support import official_module
+from tests.support.steps import loss_and_grads, state_of
 from tests.support.tolerances import departure, within, worst
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # half the time, and only the rounding differs
@@ -408,10 +411,10 @@ def test_running_statistics_are_not_trained():
     assert {name.rpartition(".")[2] for name in statistics} == {"mean", "var"}
     assert parameters.keys() | statistics.keys() == named_leaves(m).keys()
     assert not parameters.keys() & statistics.keys()
-    opt_state = jax.eval_shape(optimizer.adamw(0.1, 0, 10).init, m)
+    opt_state = jax.eval_shape(optimizer.adamw(0.1, 0, 10).init, params_only(m))
     for moments in (opt_state[0].mu, opt_state[0].nu):
         assert named_leaves(moments).keys() == parameters.keys()
-    mask = named_leaves(optimizer.decayed(params_only(m)))
+    mask = named_leaves(optimizer.decay_mask(params_only(m)))
     assert mask.keys() == parameters.keys()
     assert {name for name in mask if mask[name]} == {
         name for name in parameters if name.endswith(("kernel", "embedding", "projection"))
@@ -439,16 +442,14 @@ def test_setting_statistics_changes_those_named_only():
 def test_a_run_s_state_survives_the_file(tmp_path):
     adamw = optimizer.adamw(0.1, 0, 10, tower=ResNetConfig)
     m = model(TINY)
-    opt_state = adamw.init(m)
+    graphdef, state = TrainState.create(m, adamw, jax.random.key(0))
     stored = Checkpoints(tmp_path / "state")
-    stored.save(RunState(m, opt_state, 3, jax.random.key(0), [0], {}))
+    stored.save(3, Snapshot(state, [0], {}))
     stored.finish()
-    mesh = data_mesh(jax.devices()[:1])
-    places = placement(m, mesh), placement(opt_state, mesh)
-    back = stored.restore((m, opt_state), places)
-    assert back is not None and back.step == 3
-    assert jax.tree.structure(back.opt_state) == jax.tree.structure(adamw.init(m))
-    flat, expected = to_flat(back.model), to_flat(m)
+    found = stored.restore(state, shardings(state, data_mesh(jax.devices()[:1])))
+    assert found is not None and found.state.step == 3
+    assert jax.tree.structure(found.state) == jax.tree.structure(state)
+    flat, expected = to_flat(found.state.model(graphdef)), to_flat(m)
     assert all((flat[name] == expected[name]).all() for name in expected)
 
 
@@ -481,27 +482,29 @@ DRAWN = {
 
 @functools.cache
 def gradient_on(devices: int) -> tuple[checkpoint.Flat, dict[str, Any]]:
-    """`step.gradients` in float64, with the new statistics."""
+    """The gradient in float64, with the new statistics."""
     mesh = data_mesh(jax.devices()[:devices])
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     compiled = jax.jit(
-        gradients,
+        loss_and_grads,
         in_shardings=(everywhere, split, split),
         out_shardings=everywhere,
         compiler_options=QUICKLY,
     )
     with jax.enable_x64(True):
         grads, _, statistics = compiled(model(TINY, jnp.float64), PICTURES, WORDS)
-        return to_flat(grads), {name: np.asarray(x) for name, x in statistics.items()}
+        return to_flat(grads), to_flat(statistics)
 
 
 @functools.cache
 def compiled_step(devices: int) -> Any:
     """(mesh, `sharded_step` compiled for it); call it with float64 enabled."""
     mesh = data_mesh(jax.devices()[:devices])
-    start = model(TINY, jnp.float64)
-    step = sharded_step(mesh, ADAMW).lower(start, ADAMW.init(start), DRAWN, jax.random.key(0))
-    return mesh, step.compile(compiler_options=QUICKLY)
+    graphdef, state = state_of(model(TINY, jnp.float64), ADAMW)
+    pixels = functools.partial(augment_drawings, size=64)
+    step = sharded_step(mesh, clip_loss_fn(graphdef), ADAMW, batch_to_pixels=pixels)
+    lowered = step.lower(state, DRAWN, jax.random.key(0))
+    return mesh, lowered.compile(compiler_options=QUICKLY)
 
 
 @functools.cache
@@ -510,12 +513,12 @@ def stepped(devices: int, steps: int = 3) -> checkpoint.Flat:
     with jax.enable_x64(True):
         mesh, step = compiled_step(devices)
         everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        start = model(TINY, jnp.float64)
-        state = jax.device_put((start, ADAMW.init(start)), everywhere)
+        graphdef, state = state_of(model(TINY, jnp.float64), ADAMW)
+        state = jax.device_put(state, everywhere)
         for i in range(steps):
             batch = jax.device_put(DRAWN, split)
-            *state, _ = step(*state, batch, jax.device_put(jax.random.key(i), everywhere))
-        return to_flat(state[0])
+            state, _ = step(state, batch, jax.device_put(jax.random.key(i), everywhere))
+        return to_flat(state.model(graphdef))
 
 
 DEVICES = [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]

@@ -26,9 +26,11 @@ from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
+from jaxclip.training.pixels import augment_drawings
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.step import gradients, loss_and_metrics, sharded_step
+from jaxclip.training.step import clip_loss_fn, sharded_step
 from tests.support import tiny
+from tests.support.steps import loss_and_grads, state_of
 from tests.support.tolerances import departure, within, worst
 
 CONFIG = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 2, 2, 13, 101), 7)
@@ -56,11 +58,11 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 
 @functools.cache
 def gradient_on(devices: int, dtype: Any) -> checkpoint.Flat:
-    """`step.gradients` as `sharded_step` runs it: before the optimiser."""
+    """What `sharded_step` differentiates to, before the optimiser."""
     mesh = data_mesh(jax.devices()[:devices])
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     compiled = jax.jit(
-        gradients,
+        loss_and_grads,
         in_shardings=(everywhere, split, split),
         out_shardings=everywhere,
         compiler_options=QUICKLY,
@@ -95,7 +97,7 @@ def global_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
 
 def local_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
     """The mistake: every device has only its own pairs for wrong answers."""
-    return loss_and_metrics(model, images, tokens)[0]
+    return contrastive_loss(*model.embed(images, tokens), model.logit_scale[...])
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -148,9 +150,13 @@ BAG = ClipConfig(CONFIG.vision, TextConfig(16, context_length=13, vocab_size=101
 BAG_PARAMS = tiny.params(vision_layers=2, text="cbow")
 
 
+PIXELS = functools.partial(augment_drawings, size=20)
+
+
 @functools.cache
-def compiled_step(devices: int) -> Any:
-    return sharded_step(data_mesh(jax.devices()[:devices]), ADAMW)
+def compiled_step(devices: int, graphdef: Any) -> Any:
+    mesh = data_mesh(jax.devices()[:devices])
+    return sharded_step(mesh, clip_loss_fn(graphdef), ADAMW, batch_to_pixels=PIXELS)
 
 
 def stepped(
@@ -161,10 +167,13 @@ def stepped(
     batch = {"drawings": DRAWINGS, "mirrorable": MIRRORABLE, "tokens": TOKENS}
     with jax.enable_x64(dtype == jnp.float64):
         start = model(dtype, BAG, {**BAG_PARAMS, "logit_scale": np.array(scale)})
-        state = jax.device_put((start, ADAMW.init(start)), NamedSharding(mesh, P()))
+        graphdef, state = state_of(start, ADAMW)
+        state = jax.device_put(state, NamedSharding(mesh, P()))
         for i in range(steps):
-            *state, metrics = compiled_step(devices)(*state, batch, jax.random.key(i))
-        return parameters.to_flat(state[0]), jax.tree.map(np.asarray, metrics)
+            step = compiled_step(devices, graphdef)
+            state, metrics = step(state, batch, jax.random.key(i))
+        assert state.step == steps
+        return parameters.to_flat(state.params), jax.tree.map(np.asarray, metrics)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +223,7 @@ DECAYED = {
 
 
 def test_decay_acts_on_matrices_and_embeddings_only():
-    mask = parameters.named_leaves(optimizer.decayed(clip.abstract(CONFIG)))
+    mask = parameters.named_leaves(optimizer.decay_mask(clip.abstract(CONFIG)))
     assert {name for name, acts in mask.items() if acts} == DECAYED
     spared = mask.keys() - DECAYED
     assert {"logit_scale", "visual.class_embedding", "visual.ln_pre.scale"} <= spared
