@@ -17,6 +17,7 @@ from experiments.bench import peers as bench_peers
 from experiments.bench.pairs import compared, in_turn, peak_memory, say
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.training import from_recipe
+from jaxclip.training.pixels import as_given
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 from jaxclip.training.tpu_plan import model_flops
@@ -59,15 +60,16 @@ def ours(
         text_length=config.text.context_length,
         model=config,
     )
-    layout = Execution(loss)  # type: ignore[arg-type]
-    step = from_recipe.compiled_step(recipe, layout, mesh, lambda batch, key, size: batch["image"])
-    state = list(from_recipe.first_state(recipe, mesh))
+    execution = Execution(loss)  # type: ignore[arg-type]
+    step = from_recipe.compiled_step(recipe, execution, mesh, as_given)
+    state = from_recipe.first_state(recipe, mesh)
     images, tokens = bench_peers.arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
     key = jax.random.key(0)
 
     def run() -> float:
-        state[0], state[1], metrics = step(*state, data, key)
+        nonlocal state
+        state, metrics = step(state, data, key)
         return float(metrics["loss"])
 
     return run

@@ -16,7 +16,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
-from jaxclip.models.layers import Initialiser, Numerics, Random, Shapes, at_least_float32
+from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
 from jaxclip.models.parameters import TOWERS, Statistics, Tower, describe, to_flat
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
@@ -329,7 +329,7 @@ def create(
     """
 
     def make(key: Array) -> Clip:
-        return Clip(config, init=Random(nnx.Rngs(key)), remat=remat, numerics=numerics)
+        return Clip(config, init=Initialiser(nnx.Rngs(key)), remat=remat, numerics=numerics)
 
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     return jax.jit(make, out_shardings=placement)(key)

@@ -7,13 +7,16 @@ and their attribute paths are its parameter names. `reference.py` holds the NumP
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclip.config import TextConfig, VisionConfig
+
 Array = jax.Array
+TowerConfig = VisionConfig | TextConfig  # both have width, layers and heads
 Taps = dict[str, Array]  # intermediates by name, as in `reference.py`
 LAYER_NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 
@@ -56,56 +59,51 @@ def rematerialise(body: Callable[..., Any], remat: str, **options: Any) -> Calla
     return jax.checkpoint(body, policy=REMAT[remat], **options)
 
 
-# Parameters, drawn or as shapes -------------------------------------------------------------------
+# Parameters ---------------------------------------------------------------------------------------
 
 
-class Initialiser(Protocol):
-    """Makes the parameters of a module: `Random` draws them, `Shapes` leaves out their values."""
-
-    def normal(self, shape: tuple[int, ...], std: float) -> nnx.Param[Any]:
-        """A parameter from N(0, std^2), float32."""
-
-    def uniform(self, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
-        """A parameter from U(-bound, bound), float32."""
-
-    def constant(self, shape: tuple[int, ...], value: float, kind: Any = nnx.Param) -> Any:
-        """A variable that is `value` everywhere, float32."""
-
-    def stack(self, make: Callable[["Initialiser"], Any], layers: int) -> Any:
-        """One module whose leaves hold those of `layers` modules, along a leading axis."""
-
-
-class Random:
-    """Draws parameters; each call takes the next key of `rngs`."""
+class Initialiser:
+    """Makes parameters in float32, drawn with the next key of `rngs` each."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.rngs = rngs
 
     def normal(self, shape: tuple[int, ...], std: float) -> nnx.Param[Any]:
-        return nnx.Param(std * jax.random.normal(self.rngs.params(), shape, jnp.float32))
+        """A parameter from N(0, std^2)."""
+
+        def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+            return std * jax.random.normal(self.rngs.params(), shape, dtype)
+
+        return self.variable(nnx.Param, shape, draw)
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
-        key = self.rngs.params()
-        return nnx.Param(jax.random.uniform(key, shape, jnp.float32, -bound, bound))
+        """A parameter from U(-bound, bound)."""
+
+        def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+            return jax.random.uniform(self.rngs.params(), shape, dtype, -bound, bound)
+
+        return self.variable(nnx.Param, shape, draw)
 
     def constant(self, shape: tuple[int, ...], value: float, kind: Any = nnx.Param) -> Any:
-        return kind(jnp.full(shape, value, jnp.float32))
+        """A variable that is `value` everywhere."""
+        return self.variable(kind, shape, lambda shape, dtype: jnp.full(shape, value, dtype))
 
-    def stack(self, make: Callable[[Initialiser], Any], layers: int) -> Any:
+    def variable(self, kind: Any, shape: tuple[int, ...], draw: Callable[..., Array]) -> Any:
+        return kind(draw(shape, jnp.float32))
+
+    def stack(self, make: Callable[["Initialiser"], Any], layers: int) -> Any:
+        """One module whose leaves hold those of `layers` modules, along a leading axis."""
         keys = jax.random.split(self.rngs.params(), layers)
-        return jax.vmap(lambda key: make(Random(nnx.Rngs(key))))(keys)
+        return jax.vmap(lambda key: make(Initialiser(nnx.Rngs(key))))(keys)
 
 
-class Shapes:
+class Shapes(Initialiser):
     """Makes parameters that are shapes: nothing is drawn, traced or kept in memory."""
 
-    def normal(self, shape: tuple[int, ...], std: float) -> nnx.Param[Any]:
-        return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
+    def __init__(self) -> None:
+        pass
 
-    def uniform(self, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
-        return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
-
-    def constant(self, shape: tuple[int, ...], value: float, kind: Any = nnx.Param) -> Any:
+    def variable(self, kind: Any, shape: tuple[int, ...], draw: Callable[..., Array]) -> Any:
         return kind(jax.ShapeDtypeStruct(shape, jnp.float32))
 
     def stack(self, make: Callable[[Initialiser], Any], layers: int) -> Any:
@@ -125,7 +123,7 @@ def at_least_float32(x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """How a model computes: `dtype` of activations and products, and XLA's `precision`.
+    """How a model computes: `dtype` of activations and products, and their `precision`.
 
     A product takes and answers in `dtype`, and so do its gradients. Layer-norm and BatchNorm
     statistics, softmax, logits and loss are float32 whatever `dtype` says. `precision` is jax's
@@ -243,19 +241,13 @@ class ResidualAttentionBlock(nnx.Module):
     """Pre-norm block: x + attn(ln_1 x), then x + mlp(ln_2 x)."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        layers: int,
-        activation: str,
-        *,
-        numerics: Numerics,
-        init: Initialiser,
+        self, tower: TowerConfig, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
-        self.attn = Attention(width, heads, layers, numerics=numerics, init=init)
-        self.ln_1 = LayerNorm(width, init=init)
-        self.mlp = Mlp(width, layers, activation, numerics=numerics, init=init)
-        self.ln_2 = LayerNorm(width, init=init)
+        d, layers = tower.width, tower.layers
+        self.attn = Attention(d, tower.heads, layers, numerics=numerics, init=init)
+        self.ln_1 = LayerNorm(d, init=init)
+        self.mlp = Mlp(d, layers, activation, numerics=numerics, init=init)
+        self.ln_2 = LayerNorm(d, init=init)
 
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
         """x [n, l, d] -> (x [n, l, d], attention weights [n, a, l, m])."""
@@ -265,7 +257,7 @@ class ResidualAttentionBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """`layers` blocks, stacked: every leaf of `resblocks` has a leading layer axis.
+    """The blocks, stacked: every leaf of `resblocks` has a leading layer axis.
 
     `jax.lax.scan` compiles one block, and `remat` names what each saves for the backward pass
     (`REMAT`, or "none").
@@ -273,9 +265,7 @@ class Transformer(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        layers: int,
+        tower: TowerConfig,
         activation: str,
         *,
         remat: str,
@@ -283,11 +273,9 @@ class Transformer(nnx.Module):
         init: Initialiser,
     ) -> None:
         def block(init: Initialiser) -> ResidualAttentionBlock:
-            return ResidualAttentionBlock(
-                width, heads, layers, activation, numerics=numerics, init=init
-            )
+            return ResidualAttentionBlock(tower, activation, numerics=numerics, init=init)
 
-        self.resblocks = init.stack(block, layers)
+        self.resblocks = init.stack(block, tower.layers)
         self.remat = remat
 
     def __call__(self, x: Array, mask: Array | None = None, taps: Taps | None = None) -> Array:

@@ -36,13 +36,7 @@ class TextTransformer(Encoder):
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
         self.positional_embedding = init.normal((t.context_length, t.width), 0.01)
         self.transformer = Transformer(
-            t.width,
-            t.heads,
-            t.layers,
-            config.activation,
-            remat=remat,
-            numerics=numerics,
-            init=init,
+            t, config.activation, remat=remat, numerics=numerics, init=init
         )
         self.ln_final = LayerNorm(t.width, init=init)
         self.text_projection = init.normal((t.width, config.embed_dim), t.width**-0.5)

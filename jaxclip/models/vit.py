@@ -41,13 +41,7 @@ class VisionTransformer(Encoder):
         self.positional_embedding = init.normal((v.tokens, v.width), std)
         self.ln_pre = LayerNorm(v.width, init=init)
         self.transformer = Transformer(
-            v.width,
-            v.heads,
-            v.layers,
-            config.activation,
-            remat=remat,
-            numerics=numerics,
-            init=init,
+            v, config.activation, remat=remat, numerics=numerics, init=init
         )
         self.ln_post = LayerNorm(v.width, init=init)
         self.proj = init.normal((v.width, config.embed_dim), std)

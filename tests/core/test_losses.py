@@ -120,7 +120,7 @@ def test_chunked_equals_dense(chunk):
 
 
 def test_a_chunk_that_divides_nothing_is_refused():
-    with pytest.raises(ValueError, match="chunk: expected a divisor of 48, the pairs of a device, got 5"):
+    with pytest.raises(ValueError, match="chunk: expected a divisor of 48, .*, got 5"):
         chunked_contrastive_loss(*arguments(), chunk=5)
 
 

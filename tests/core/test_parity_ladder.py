@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxclip import checkpoint, parity
+from jaxclip import checkpoint, hardware, parity
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.hardware import memory
 from jaxclip.models import clip, layers, parameters, resnet
-from jaxclip.models.layers import Numerics
 from tests.support import tiny
 
 TEXT = TextConfig(16, layers=12, heads=2, context_length=13, vocab_size=101)
@@ -151,8 +151,7 @@ def test_a_sound_resnet_of_full_size_holds(name: str, seed: int) -> None:
     text = TextConfig(config.text.width, 1, 8, context_length=13, vocab_size=101)
     config = dataclasses.replace(config, text=text)
     flat = deep_resnet(name, seed)
-    numerics = Numerics(unroll=True, winograd=True, one_by_one=True)  # as hub.load on a CPU
-    model = parameters.from_flat(flat, clip.abstract(config, remat="none", numerics=numerics))
+    model = parameters.from_flat(flat, hardware.for_cpu(clip.abstract(config)), memory.put)
     images, tokens = tiny.batch(n=1, image_size=config.vision.image_size)
     got = parity.model_rungs(model, images.astype(np.float32), tokens)
     double, bounds = parity.judge(flat, config, images.astype(np.float32), tokens)

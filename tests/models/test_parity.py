@@ -294,9 +294,15 @@ def test_only_text_attends_causally(attention):
     assert (attention["image"] > 0).all()
 
 
-def test_no_intermediates_unless_asked():
+def test_stages_end_in_the_features_and_nothing_is_kept_otherwise():
     whole = model(PARAMS, config())
-    assert whole.visual(SINGLE)[1] == {} and whole.text(TOKENS)[1] == {}
+    for tower, rows, kept in (
+        (whole.visual, SINGLE, "f32[12,5,3,17,17]"),
+        (whole.text, TOKENS, f"f32[12,{len(TOKENS)},2,13,13]"),
+    ):
+        assert np.array_equal(tower(rows), tower.stages(rows)[0])
+        assert kept not in str(jax.make_jaxpr(tower)(rows))
+        assert kept in str(jax.make_jaxpr(tower.stages)(rows))
 
 
 # The gradient -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxclip import checkpoint
 from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
-from jaxclip.models.layers import Numerics, Random
+from jaxclip.models.layers import Initialiser, Numerics
 from jaxclip.models.parameters import named_leaves, params_only, to_flat
 from jaxclip.models.resnet import Bottleneck
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
@@ -179,7 +179,9 @@ def block(axis: Any) -> Any:
     from flax import nnx
 
     def run(x: Any) -> Any:
-        made = Bottleneck(6, 4, 2, numerics=Numerics(dtype=jnp.float64), init=Random(nnx.Rngs(0)))
+        made = Bottleneck(
+            6, 4, 2, numerics=Numerics(dtype=jnp.float64), init=Initialiser(nnx.Rngs(0))
+        )
         made = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made)
         made.bn3.scale = nnx.Param(jnp.linspace(0.5, 1.5, 16))  # so that all of it counts
 
