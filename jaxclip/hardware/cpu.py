@@ -1,6 +1,6 @@
 """Models arranged for XLA on a CPU: the same functions and official names, other arithmetic.
 
-Every swap is measured in docs/performance.md and held equal to the plain module by a test.
+Every swap is measured in docs/log/ and held equal to the plain module by a test.
 """
 
 import os
