@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.pairs import compared, in_turn, say
+from experiments.lib.peers.parity_support import official_module
 from jaxclip import tokenizer
-from tests.support.parity_support import official_module
 
 WORDS = (6, 16)  # in a caption, at least and at most
 

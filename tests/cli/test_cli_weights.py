@@ -9,6 +9,7 @@ import pytest
 
 from jaxclip import cli, convert
 from jaxclip.config import RELEASED
+from jaxclip.convert.archive import torch_archive
 from jaxclip.hub import released as downloads
 from tests.support import foreign
 from tests.support.command import EXAMPLES, fails

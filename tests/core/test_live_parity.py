@@ -13,10 +13,10 @@ import pytest
 
 import jaxclip
 from experiments.lib.peers import official
+from experiments.lib.peers.parity_support import official_module, torchvision_transforms
 from jaxclip import convert, parity
 from jaxclip.config import ClipConfig
 from tests.golden.make_official_golden import GOLDEN, inputs
-from tests.support.parity_support import official_module, torchvision_transforms
 from tests.support.tolerances import departure, within
 
 pytestmark = pytest.mark.parity

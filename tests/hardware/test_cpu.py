@@ -139,7 +139,7 @@ def test_what_is_swapped_for_training() -> None:
 def test_the_centred_batch_is_kept_for_the_backward_pass() -> None:
     def traced(norm: Any) -> str:
         forward: Callable[..., Any] = lambda norm, x: norm(x, train=True)[0]  # noqa: E731
-        return str(jax.make_jaxpr(forward)(norm, jnp.zeros((2, 3, 3, 4))))
+        return str(jax.make_jaxpr(forward)(norm, jnp.zeros((2, 3, 3, 8))))
 
     model = clip.abstract(RESNET).visual.bn1
     assert type(model) is BatchNorm

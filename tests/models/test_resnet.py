@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.lib.peers.parity_support import official_module
 from jaxclip import checkpoint, reference
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
@@ -39,7 +40,6 @@ from jaxclip.training.sharding import data_mesh, shardings
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import clip_loss_fn, sharded_step
 from tests.support import tiny
-from tests.support.parity_support import official_module
 from tests.support.steps import loss_and_grads, state_of
 from tests.support.tolerances import departure, within, worst
 

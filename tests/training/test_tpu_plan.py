@@ -14,7 +14,7 @@ from jaxclip.training import tpu_plan as plan
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
-from tests.core.test_losses import arguments, on_devices
+from tests.support.losses import arguments, on_devices
 from tests.support.steps import CONFIG
 
 TEXT = """

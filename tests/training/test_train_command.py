@@ -25,8 +25,8 @@ from jaxclip.training.sharding import data_mesh
 from tests.support.command import fails
 from tests.support.pictures import png
 from tests.support.planted import shard
+from tests.support.ports import PATIENCE, free_port
 from tests.support.tars import header
-from tests.training.test_distributed import PATIENCE, free_port
 
 pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs", "one_device")
 SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]
