@@ -1,5 +1,6 @@
 """The pages stay true: the Python of docs/python.md runs, every link leads somewhere."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -40,6 +41,34 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (part and part not in map(anchor, titles)):
             wrong.append(link)
     assert wrong == []
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, which is not imported, or an attribute of one."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        if importlib.util.find_spec(name) is not None:
+            return True
+    except ModuleNotFoundError:  # the parent is no package
+        pass
+    return hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_named_files_and_modules_are_there(page: Path) -> None:
+    """But for the log and the changelog, which name what once was."""
+    if page.parent.name == "log" or page.name == "CHANGELOG.md":
+        return
+    text = page.read_text()
+    files = re.findall(r"`((?:jaxclip|convert|experiments|tests|docs)/[\w./-]+)[`:]", text)
+    assert [name for name in files if not list(ROOT.glob(name.rstrip("/")))] == []
+    names = re.findall(r"`(?:python -m )?((?:jaxclip|experiments)(?:\.\w+)+)[`( ]", text)
+    assert [name for name in names if not resolves(name)] == []
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    assert resolves("jaxclip.losses.figure_3") and resolves("experiments.bench")
+    assert not resolves("jaxclip.losses.figure_4") and not resolves("experiments.benches")
 
 
 @pytest.mark.usefixtures("quick_compiling")
