@@ -162,7 +162,7 @@ class Clip(nnx.Module):
         >>> model, preprocess = jaxclip.load("emoji")
         >>> size = preprocess.size
         >>> model.encode_image(np.zeros((2, size, size, 3), np.float32)).shape
-        (2, 128)
+        (2, 192)
         """
         self._require_tower("image")
         return self._run(image_features, check_images(images, self.config.vision.image_size))
@@ -187,7 +187,7 @@ class Clip(nnx.Module):
         >>> import jaxclip
         >>> model, _ = jaxclip.load("emoji")
         >>> model.encode_text(jaxclip.tokenize(["a cat", "a rocket"])).shape
-        (2, 128)
+        (2, 192)
         """
         self._require_tower("text")
         return self._run(text_features, check_tokens(tokens, self.config.text))
@@ -290,7 +290,7 @@ class Clip(nnx.Module):
 
         >>> import jaxclip
         >>> jaxclip.load("emoji", tower="text")[0]
-        Clip(text tower of 64x64 ViT, 7,109,504 parameters, float32)
+        Clip(text tower of ResNet at 64 pixels, 6,348,801 parameters, float32)
         """
         return f"{type(self).__name__}({describe(self)})"
 

@@ -65,7 +65,7 @@ def expected_files() -> set[str]:
     code = {f.relative_to(ROOT).as_posix() for f in ROOT.glob("jaxclip/**/*.py")}
     convert = {f"jaxclip/{f.relative_to(ROOT).as_posix()}" for f in ROOT.glob("convert/**/*.py")}
     data = {f for f in ROOT.glob("jaxclip/data_files/**/*") if f.is_file()}
-    return code | convert | {f.relative_to(ROOT).as_posix() for f in data}
+    return code | convert | {"jaxclip/py.typed"} | {f.relative_to(ROOT).as_posix() for f in data}
 
 
 def test_importing_jaxclip_imports_no_library() -> None:
