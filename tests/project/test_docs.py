@@ -2,9 +2,12 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from jaxclip import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -69,6 +72,20 @@ def test_named_files_and_modules_are_there(page: Path) -> None:
 def test_a_name_that_is_not_there_is_found() -> None:
     assert resolves("jaxclip.losses.figure_3") and resolves("experiments.bench")
     assert not resolves("jaxclip.losses.figure_4") and not resolves("experiments.benches")
+
+
+COMMANDS = [
+    line.split("#")[0].replace("...", "").strip()
+    for page in ROOT.glob("docs/*.md")
+    for block in re.findall(r"^```\n(.*?)^```$", page.read_text(), re.S | re.M)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("jaxclip ")
+]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_command_parses(command: str) -> None:
+    assert callable(cli._command(shlex.split(command)[1:]))
 
 
 @pytest.mark.usefixtures("quick_compiling")
