@@ -10,22 +10,7 @@ import pytest
 
 from jaxclip import cli
 from jaxclip.training.recipe import PRESETS, TrainConfig
-
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.png"))
-LABELS = ["cat face", "rocket", "hot beverage", "bicycle"]
-
-
-def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
-    """The single line that a failing command told, its exit code checked."""
-    try:
-        came = cli.main(arguments)
-    except SystemExit as stop:
-        came = stop.code
-    out, err = capsys.readouterr()
-    assert came == code, err
-    assert out == ""
-    assert err.startswith("jaxclip: ") and err.count("\n") == 1 and "Traceback" not in err
-    return err
+from tests.support.command import EXAMPLES, LABELS, fails
 
 
 def test_classify_names_the_examples_of_the_unseen_artist(

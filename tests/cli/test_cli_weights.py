@@ -10,8 +10,8 @@ import pytest
 from jaxclip import cli, convert
 from jaxclip.config import RELEASED
 from jaxclip.hub import released as downloads
-from tests.cli.test_cli import EXAMPLES, fails
 from tests.support import foreign
+from tests.support.command import EXAMPLES, fails
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official-odd.pt"
 

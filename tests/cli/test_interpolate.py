@@ -10,7 +10,7 @@ from jaxclip import checkpoint, cli
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
 from jaxclip.training.finetune import interpolate
-from tests.cli.test_cli import fails
+from tests.support.command import fails
 
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 1, 2), TextConfig(8, kind="cbow"), 8)
 

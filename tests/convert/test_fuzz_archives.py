@@ -19,7 +19,7 @@ import pytest
 
 from experiments.lib.peers import archives
 from jaxclip.convert.archive.torch_archive import parse
-from tests.convert.test_hostile_archives import ALLOWED, SMALL, in_legacy, in_script, in_zip
+from tests.support.hostile import ALLOWED, SMALL, in_legacy, in_script, in_zip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = 4_000  # of each kind and each way of spoiling

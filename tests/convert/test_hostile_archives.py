@@ -10,7 +10,6 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments.lib.peers import archives
@@ -23,47 +22,21 @@ from experiments.lib.peers.archives import (
     named,
     same,
     sequence,
-    storage,
     text,
 )
 from jaxclip.convert.archive import pickles, state_dicts, zip_records
 from jaxclip.convert.archive.torch_archive import parse
-
-SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7)}
-BYTES = [archives.raw(array) for array in SMALL.values()]
-TENSOR = archives.whole(SMALL["a"], "0")
-FLOATS = storage("FloatStorage", "0", 6)
-
-
-def members(tree: bytes = b"") -> list[archives.Member]:
-    """The records of a zip around a pickle; without one, of a file that is sound."""
-    return archives.save_members(tree or archives.state_dict(SMALL), BYTES)
-
-
-def in_zip(tree: bytes) -> bytes:
-    return archives.zip_bytes(members(tree))
-
-
-def in_script(tree: bytes) -> bytes:
-    return archives.zip_bytes(archives.script_members(tree, BYTES))
-
-
-def in_legacy(tree: bytes) -> bytes:
-    return archives.legacy_file(tree, archives.legacy_numbers(SMALL))
-
-
-def pickled(value: bytes) -> bytes:
-    """A state dict with a sound tensor and `value` beside it."""
-    return PROTOCOL + mapping({"a": TENSOR, "b": value}) + STOP
-
-
-def refused(data: bytes, message: str = "") -> None:
-    """One line, with what came and what to do."""
-    with pytest.raises(ValueError, match=message) as caught:
-        parse(data)
-    assert len(str(caught.value).splitlines()) == 1
-    assert len(str(caught.value)) < 600
-
+from tests.support.hostile import (
+    ALLOWED,
+    FLOATS,
+    OBJECT,
+    SMALL,
+    TENSOR,
+    in_script,
+    in_zip,
+    pickled,
+    refused,
+)
 
 # Code ---------------------------------------------------------------------------------------------
 
@@ -141,9 +114,6 @@ def test_names_that_are_not_on_the_list_are_refused(module: str, name: str):
         refused(in_script(value), f"names '{module}.{name}'")
 
 
-ALLOWED = b"NKJMG\x88\x89})](tX\x8aaesuqrhjcRbQ.\x80\x81\x85\x86\x87"
-
-
 def test_only_the_opcodes_that_pytorch_writes_are_known():
     assert len(ALLOWED) == 32
     for code in range(256):
@@ -156,7 +126,6 @@ def test_only_the_opcodes_that_pytorch_writes_are_known():
         refused(in_zip(head + ORDERED_DICT + STOP), "a pickle of protocol 2 to 5")
 
 
-OBJECT = named("__torch__", "M") + b")\x81"
 CALL = named("torch._utils", "_rebuild_tensor_v2")
 PARAMETER = named("torch._utils", "_rebuild_parameter")
 HOOKS = ORDERED_DICT + b"(" + text("h") + b"Nu"

@@ -19,15 +19,7 @@ from experiments.lib.peers import archives
 from experiments.lib.peers.archives import Member, same, zip_bytes
 from jaxclip import convert
 from jaxclip.convert.archive.torch_archive import parse, read
-from tests.convert.test_hostile_archives import (
-    BYTES,
-    SMALL,
-    in_legacy,
-    in_script,
-    in_zip,
-    members,
-    refused,
-)
+from tests.support.hostile import BYTES, SMALL, in_legacy, in_script, in_zip, members, refused
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TREES = {

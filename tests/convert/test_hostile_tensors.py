@@ -19,16 +19,7 @@ from experiments.lib.peers.archives import (
     view,
 )
 from jaxclip.convert.archive.torch_archive import parse
-from tests.convert.test_hostile_archives import (
-    BYTES,
-    FLOATS,
-    OBJECT,
-    TENSOR,
-    in_script,
-    in_zip,
-    pickled,
-    refused,
-)
+from tests.support.hostile import BYTES, FLOATS, OBJECT, TENSOR, in_script, in_zip, pickled, refused
 
 # Geometry -----------------------------------------------------------------------------------------
 

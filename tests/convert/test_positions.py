@@ -10,8 +10,8 @@ import jaxclip
 from experiments.lib.peers import archives
 from jaxclip import cli, convert
 from jaxclip.convert.layouts import positions
-from tests.cli.test_cli import fails
 from tests.support import foreign
+from tests.support.command import fails
 from tests.support.parity_support import torchvision_transforms
 from tests.support.tolerances import departure, within
 

@@ -19,8 +19,8 @@ from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.hub import load as hub
 from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training.sharding import data_mesh
-from tests.cli.test_cli import EXAMPLES, fails
 from tests.support import tiny
+from tests.support.command import EXAMPLES, fails
 
 TEXT = TextConfig(16, layers=2, heads=2, context_length=13, vocab_size=101)
 CONFIG = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TEXT, 7)

@@ -18,8 +18,8 @@ import pytest
 import jaxclip
 from jaxclip import checkpoint, cli, convert, parity
 from jaxclip.models import clip
-from tests.cli.test_cli import fails
 from tests.golden.make_official_golden import GOLDEN, inputs
+from tests.support.command import fails
 from tests.support.tolerances import within
 
 FOLDER = Path(__file__).parents[1] / "golden"

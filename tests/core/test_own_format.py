@@ -21,7 +21,7 @@ from jaxclip.config import LARGEST, ClipConfig, TextConfig, VisionConfig
 from jaxclip.hub import load as hub
 from jaxclip.hub.find import find
 from jaxclip.models import clip
-from tests.cli.test_cli import EXAMPLES, fails
+from tests.support.command import EXAMPLES, fails
 
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 2, 2), TextConfig(8, 1, 2, 13, 101), 8)
 FLAT = clip.to_flat(clip.create(CONFIG, remat="none"))

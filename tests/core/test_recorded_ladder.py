@@ -19,8 +19,8 @@ from PIL import Image
 
 from jaxclip import checkpoint, cli, parity
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from tests.cli.test_cli import fails
 from tests.support import tiny
+from tests.support.command import fails
 
 CONFIG = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 2, 2, 13, 101), 7)
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]

@@ -16,7 +16,7 @@ from jaxclip.data.folders import find_pictures
 from jaxclip.data.labelled import labelled
 from jaxclip.data.spec import place
 from jaxclip.images.open import SUFFIXES
-from tests.data.test_pairs import png
+from tests.support.pictures import png
 
 
 def write(path: Path, content: bytes | str = b"") -> Path:

@@ -17,16 +17,11 @@ from jaxclip.data.emoji.pictures import unseen_artist
 from jaxclip.data.labelled import Example, Files, aligned, labelled
 from jaxclip.data.spec import place
 from jaxclip.evaluation import prompts
+from tests.support.pictures import grey_png as png
 from tests.support.planted import shard
 
 NAMES = ("dog", "owl", "tabby_cat")
 LABELS = [2, 0, 1, 2, 2, 0]
-
-
-def png(i: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((9, 12, 3), 20 * i, np.uint8)).save(file, "png")
-    return file.getvalue()
 
 
 def write_places(root: Path) -> dict[str, str]:

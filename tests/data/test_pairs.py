@@ -19,28 +19,10 @@ from jaxclip.data import pairs
 from jaxclip.data.pairs import Pair, TarShards
 from jaxclip.data.records import Fault
 from jaxclip.data.stream import Skips, TooManySkipped, batches, random_square, usable
+from tests.support.pictures import png
+from tests.support.sources import Memory
 
 SIZE = 8
-
-
-def png(seed: int = 0, width: int = 12, height: int = 9) -> bytes:
-    pixels = np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-class Memory:
-    """A source in memory; what is wrong with some of its pairs is given by index."""
-
-    def __init__(self, count: int, wrong: dict[int, Pair] | None = None) -> None:
-        self.count, self.wrong = count, wrong or {}
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, i: int) -> Pair:
-        return self.wrong.get(i) or Pair(png(i), (f"caption {i}",), f"memory {i}")
 
 
 BROKEN = Pair(png()[:60], ("a truncated picture",), "broken.png")

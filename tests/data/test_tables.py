@@ -15,7 +15,7 @@ from jaxclip.data.labelled import NO_LABEL, Labelled, aligned, labelled
 from jaxclip.data.records import parse_captions, parse_label, parse_path
 from jaxclip.data.spec import place
 from jaxclip.data.tables import table_rows
-from tests.data.test_pairs import png
+from tests.support.pictures import png
 
 SEPARATORS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e")
 QUOTES = [

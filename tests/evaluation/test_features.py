@@ -9,7 +9,7 @@ import pytest
 
 from jaxclip.data.stream import Skips, TooManySkipped
 from jaxclip.evaluation.features import Block, streamed
-from tests.data.test_labelled import png
+from tests.support.pictures import grey_png as png
 
 BROKEN, UNWANTED = (3, 8), 5
 

@@ -20,9 +20,7 @@ from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip
 from jaxclip.tokenizer import tokenize
 from jaxclip.training.sharding import data_mesh, placement
-from tests.data.test_pairs import png
-from tests.images.test_open import encoded
-from tests.training.test_training_pictures import deep
+from tests.support.pictures import deep, encoded, png
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 2, 2), TextConfig(16, 2, 2, context_length=16), 8)

@@ -12,8 +12,7 @@ from PIL import Image
 from jaxclip.data.stream import random_square
 from jaxclip.images.open import decode_image
 from jaxclip.images.preprocess import Preprocess
-from tests.images.test_open import KINDS, encoded
-from tests.training.test_training_pictures import deep
+from tests.support.pictures import KINDS, deep, encoded
 
 
 def seeds() -> dict[str, bytes]:

@@ -14,8 +14,8 @@ from PIL import Image
 import jaxclip
 from jaxclip import checkpoint, cli, reference
 from jaxclip.models import clip
-from tests.cli.test_cli import EXAMPLES, LABELS
 from tests.support import planted, tiny
+from tests.support.command import EXAMPLES, LABELS
 
 BIAS = -10.0
 BIASED = dataclasses.replace(planted.CONFIG, logit_bias=True)

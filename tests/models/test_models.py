@@ -23,6 +23,7 @@ from jaxclip.config import (
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from tests.support import tiny
+from tests.support.counts import COUNTS
 from tests.support.tolerances import departure, within
 
 START = ClipConfig(VisionConfig(24, 8, 96, 5, 3), TextConfig(64, 3, 2, 32, 999), 40)
@@ -57,17 +58,6 @@ def derived(config: ClipConfig) -> dict[str, int]:
     return {"visual": visual, "text": text, "logit_scale": 1}
 
 
-COUNTS = {
-    "RN50": (38_316_896, 63_690_240, 102_007_137),
-    "RN101": (56_259_936, 63_428_096, 119_688_033),
-    "RN50x4": (87_137_080, 91_163_520, 178_300_601),
-    "RN50x16": (167_328_912, 123_650_304, 290_979_217),
-    "RN50x64": (420_380_352, 202_877_952, 623_258_305),
-    "ViT-B/32": (87_849_216, 63_428_096, 151_277_313),
-    "ViT-B/16": (86_192_640, 63_428_096, 149_620_737),
-    "ViT-L/14": (303_966_208, 123_650_304, 427_616_513),
-    "ViT-L/14@336px": (304_293_888, 123_650_304, 427_944_193),
-}
 BATCH_NORMS = {"RN50": 55, "RN101": 106, "RN50x4": 85, "RN50x16": 127, "RN50x64": 199}
 
 

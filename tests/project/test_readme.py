@@ -13,7 +13,7 @@ from experiments.proofs import parity_table
 from experiments.proofs import tpu_plan as plan
 from jaxclip import cli
 from jaxclip.config import RELEASED
-from tests.models.test_models import COUNTS
+from tests.support.counts import COUNTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

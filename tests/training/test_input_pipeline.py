@@ -13,7 +13,8 @@ from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
 from jaxclip.training.input_pipeline import Drawings, Pairs, ahead
-from tests.data.test_pairs import Memory, png
+from tests.support.pictures import png
+from tests.support.sources import Memory
 
 WRONG = {4: Pair(b"broken", ("a caption",), "memory 4")}
 

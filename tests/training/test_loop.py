@@ -29,7 +29,7 @@ from jaxclip.training.checkpoints import Checkpoints
 from jaxclip.training.input_pipeline import Drawings
 from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
-from tests.data.test_pairs import png
+from tests.support.pictures import png
 
 pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs")
 

@@ -22,9 +22,10 @@ from jaxclip.config import RELEASED
 from jaxclip.data.stream import Skips
 from jaxclip.training.recipe import PRESETS, TrainConfig
 from jaxclip.training.sharding import data_mesh
-from tests.cli.test_cli import fails
-from tests.data.test_pairs import png, shard
-from tests.data.test_shards import header
+from tests.support.command import fails
+from tests.support.pictures import png
+from tests.support.planted import shard
+from tests.support.tars import header
 from tests.training.test_distributed import PATIENCE, free_port
 
 pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs", "one_device")

@@ -20,8 +20,8 @@ from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
 from jaxclip.training.recipe import Layout, TrainConfig
 from jaxclip.training.sharding import data_mesh
-from tests.cli.test_cli import fails
-from tests.data.test_pairs import png
+from tests.support.command import fails
+from tests.support.pictures import png
 
 pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs", "one_device")
 SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]

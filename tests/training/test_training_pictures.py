@@ -10,15 +10,7 @@ from PIL import Image
 from jaxclip.data.stream import random_square
 from jaxclip.images.open import decode_image, to_rgb
 from jaxclip.images.preprocess import Preprocess
-from tests.images.test_open import NOISE, encoded
-
-
-def deep(mode: str) -> Image.Image:
-    """A ramp over the whole range of the mode."""
-    ramp = np.arange(1 << 16).reshape(256, 256)
-    if mode == "I;16":
-        return Image.fromarray(ramp.astype(np.uint16))
-    return Image.fromarray((ramp / 65535).astype(np.float32) if mode == "F" else ramp.astype("i4"))
+from tests.support.pictures import NOISE, deep, encoded
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "PPM")])
