@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxclip.cli.shared import warnings_on_stderr
+from jaxclip.cli.usage import parse
 from jaxclip.terminal import complain, run_program
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -69,6 +70,33 @@ def share(text: str) -> float:
         told = f"expected a number between 0 and 1, got {text!r}"
         raise argparse.ArgumentTypeError(told)
     return number
+
+
+def run_experiment(
+    work: Callable[[Any], Any], flags: type, given: Sequence[str], prog: str, header: str
+) -> int:
+    """Parse the command line, call `work` with the flags, print a failure in one line.
+
+    Args:
+        work: called with `flags`, filled; ImportError means a package of an extra.
+        flags: a dataclass, as for `jaxclip.cli.usage.parse`.
+        given: the words of the command line.
+        prog, header: the program's name, and its module's docstring for --help.
+
+    Returns:
+        The exit code, as of `terminal.run_program`.
+    """
+
+    def parse_and_work() -> int:
+        parsed = parse(flags, given, prog, header)
+        try:
+            with warnings_on_stderr():
+                work(parsed)
+        except ImportError as error:
+            raise missing_package(error) from error
+        return 0
+
+    return run_program(prog, parse_and_work, "interrupted; the same command continues from here")
 
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:

@@ -184,7 +184,7 @@ def test_what_a_slow_server_sent_is_kept_for_the_next_run(
 ) -> None:
     start = b"HTTP/1.1 200 OK\r\n" + LENGTH + PAYLOAD[:HALF]
     server.script = [file_server.drip(start), file_server.drip(b"HTTP/1.1 ")]
-    with pytest.raises(OSError, match="[0-9]+ bytes are kept, the next run continues"):
+    with pytest.raises(OSError, match=r"[0-9]+ bytes are kept, the next run continues"):
         download(server, tmp_path / "file")
     server.script = [file_server.ranges()]
     server.seen.clear()
