@@ -1,10 +1,11 @@
 """Flags from typed arguments, by tyro; a usage error takes one line and exit code 2."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -62,6 +63,13 @@ def usage_errors_in_one_line(prog: str) -> Iterator[None]:
         raise
 
 
+def _refuse_nothing(parsed: Any) -> None:
+    """ValueError where a flag that takes one value or more was given none."""
+    for field in dataclasses.fields(parsed):
+        if getattr(parsed, field.name) == () != field.default:
+            raise ValueError(f"{field.name.replace('_', '-')}: expected a value, got none")
+
+
 def parse(flags: Callable[..., T] | type[T], given: Sequence[str], prog: str, header: str) -> T:
     """The dataclass `flags`, filled from a command line.
 
@@ -78,7 +86,13 @@ def parse(flags: Callable[..., T] | type[T], given: Sequence[str], prog: str, he
         print(header)  # as it is: tyro would join its lines
     with usage_errors_in_one_line(prog):
         config = (tyro.conf.FlagCreatePairsOff,)
-        return tyro.cli(flags, args=list(given), prog=prog, description="", config=config)
+        parsed = tyro.cli(flags, args=list(given), prog=prog, description="", config=config)
+    try:
+        _refuse_nothing(parsed)
+    except ValueError as error:
+        complain(prog, error)
+        raise SystemExit(USAGE) from None
+    return parsed
 
 
 def whole(low: int, high: int) -> tyro.constructors.PrimitiveConstructorSpec[int]:
