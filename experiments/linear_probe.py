@@ -41,7 +41,7 @@ class Features:
     """Features of labelled pictures, read once and kept in a file together with their key."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.model, preprocess = load_model(arguments.model)
+        self.model, preprocess = load_model(arguments.model, arrange=True)
         self.preprocess = preprocess.safe if arguments.policy == "safe" else preprocess
         self.encode = jax.jit(linear_probe.probe_features)
         self.key = keys.of_model(self.model, preprocess, arguments.policy)
@@ -85,7 +85,7 @@ class Features:
         parts.fill(
             source,
             self.preprocess,
-            lambda images: self.encode(self.model.module, images),
+            lambda images: self.encode(self.model, images),
             described_block,
             usable=lambda example: zero_shot.unusable(example, len(source.names)),
             block=self.batch_size,

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if (arguments.out / "result.json").exists() and not arguments.force:
         raise ValueError(f"{arguments.out} holds a result already; add --force or another --out")
     pairs = source(arguments)
-    model, preprocess = load_model(arguments.model)
+    model, preprocess = load_model(arguments.model, arrange=True)
     skips, captions = Skips(arguments.skip_limit), list[str]()
 
     def encode(texts: Sequence[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from jaxclip import cli
 from jaxclip.cli.shared import PlainConsole
 from jaxclip.config import RELEASED
 from jaxclip.terminal import complain, run_program
-from jaxclip.training.recipe import PAPER_PAIRS, PRESETS
+from jaxclip.training.recipe import PAPER_PAIRS, presets
 
 COLUMNS = ("model", "steps", "batch", "epochs", "learning rate", "warm-up", "decay", "picture")
 
@@ -30,7 +30,7 @@ def table() -> Table:
     """One row a released model."""
     shown = Table(*COLUMNS, title="The recipes (sections 2.4 and 2.5 of the paper)")
     for name in RELEASED:
-        recipe = PRESETS[name]
+        recipe = presets[name]
         epochs = round(recipe.steps * recipe.batch_size / PAPER_PAIRS)
         numbers = (recipe.steps, recipe.batch_size, epochs, recipe.learning_rate, recipe.warmup)
         size = recipe.model.vision.image_size

@@ -63,7 +63,7 @@ def run(task: Task, out: Path, force: bool = False) -> dict[str, Any]:
 
     A result of the very same question that is there already is returned as it is.
     """
-    model, preprocess = load_model(task.model)
+    model, preprocess = load_model(task.model, arrange=True)
     classes = task.source.names
     key = key_of(task, model, preprocess)
     if not force and (done := finished(out, key, task.skip_limit)) is not None:
@@ -113,7 +113,7 @@ def key_of(task: Task, model: Any, preprocess: Any) -> Key:
 def checked_sums(model: Any, preprocess: Any, said: Any, policy: str) -> dict[str, str]:
     """`checksums` of result.json. `said`: all that is turned to text."""
     return {
-        "weights": weights_checksum(model.module),
+        "weights": weights_checksum(model),
         "prompts": keys.digest(said),
         "preprocessing": keys.digest([policy, preprocess.size]),
     }

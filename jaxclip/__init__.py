@@ -9,32 +9,64 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jaxclip.convert as convert
+    from jaxclip import config as config
+    from jaxclip import evaluation as evaluation
+    from jaxclip import hardware as hardware
     from jaxclip import losses as losses
+    from jaxclip import models as models
+    from jaxclip import parity as parity
     from jaxclip import reference as reference
-    from jaxclip.hub.load import available_models, load
-    from jaxclip.images.preprocess import Preprocess
+    from jaxclip import training as training
+    from jaxclip.config import ClipConfig as ClipConfig
+    from jaxclip.hub.load import available_models as available_models
+    from jaxclip.hub.load import load as load
+    from jaxclip.images.preprocess import Preprocess as Preprocess
+    from jaxclip.models.clip import Clip as Clip
+    from jaxclip.models.clip import create as create
     from jaxclip.tokenizer import tokenize as tokenize
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Preprocess",
-    "__version__",
-    "available_models",
-    "convert",
-    "load",
-    "losses",
-    "reference",
-    "tokenize",
-]
-
 _HOMES = {
+    "Clip": "jaxclip.models.clip",
+    "ClipConfig": "jaxclip.config",
     "Preprocess": "jaxclip.images.preprocess",
     "available_models": "jaxclip.hub.load",
+    "create": "jaxclip.models.clip",
     "load": "jaxclip.hub.load",
     "tokenize": "jaxclip.tokenizer",
 }
-_SUBMODULES = ("convert", "losses", "reference")
+_SUBMODULES = (
+    "config",
+    "convert",
+    "evaluation",
+    "hardware",
+    "losses",
+    "models",
+    "parity",
+    "reference",
+    "training",
+)
+
+__all__ = [
+    "Clip",
+    "ClipConfig",
+    "Preprocess",
+    "__version__",
+    "available_models",
+    "config",
+    "convert",
+    "create",
+    "evaluation",
+    "hardware",
+    "load",
+    "losses",
+    "models",
+    "parity",
+    "reference",
+    "tokenize",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

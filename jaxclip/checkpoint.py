@@ -8,7 +8,6 @@ Names are compared here, once: modules themselves would accept permuted layers w
 """
 
 import json
-import mmap
 import os
 import re
 import tempfile
@@ -189,22 +188,6 @@ def check_model(
         )
     if faults := [fault for fault in found if fault is not None]:
         raise ValueError(f"{shorten(faults)}; get the file again")
-
-
-def release(array: np.ndarray) -> None:
-    """Let go of the memory that holds the bytes of a mapped file, where the array is such a view.
-
-    They are read from the file again if need be; until then they do not count beside a copy.
-    """
-    base: Any = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    mapped = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(mapped, mmap.mmap) or not array.size or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = np.lib.array_utils.byte_bounds(array)[0] - np.frombuffer(mapped, np.uint8).ctypes.data
-    first = start - start % mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first, start - first + array.nbytes)
 
 
 @contextmanager

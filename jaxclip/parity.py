@@ -143,8 +143,8 @@ def judge(
 
 
 def _run(model: clip.Clip, images: Any, tokens: Any) -> Any:
-    image_features, image = model.visual(images, intermediates=True)
-    text_features, text = model.text(tokens, intermediates=True)
+    image_features, image = model.visual.stages(images)
+    text_features, text = model.text.stages(tokens)
     image, text = {**image, "features": image_features}, {**text, "features": text_features}
     embeds, logits = model.embed(images, tokens), model(images, tokens)[0]
     return image, text, {"image_embeds": embeds[0], "text_embeds": embeds[1], "logits": logits}

@@ -27,8 +27,8 @@ import sys, time, jax
 from jaxclip import load
 jax.devices()
 began = time.monotonic(), time.process_time()
-model, preprocess = load(sys.argv[1])
-jax.block_until_ready(jax.tree.leaves(model.module))
+model, preprocess = load(sys.argv[1], arrange=True)
+jax.block_until_ready(jax.tree.leaves(model))
 print(time.monotonic() - began[0], time.process_time() - began[1])
 """
 TOUCHED = 1_700_000_000  # bytes, more than any of the programs takes

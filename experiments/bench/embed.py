@@ -23,8 +23,7 @@ import torch
 from pathlib import Path
 from PIL import Image
 from experiments.lib.peers.official_run import package
-from jaxclip.cli.usage import Positive
-from tests.support.parity_support import official_transform
+from experiments.lib.peers.parity_support import official_transform
 
 clip = package()
 class Pictures(torch.utils.data.Dataset):

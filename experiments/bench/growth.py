@@ -21,9 +21,10 @@ from experiments.bench.training import DECAY, RATE, SMALL
 from jaxclip.cli.usage import Positive
 from jaxclip.config import ClipConfig
 from jaxclip.models import clip
-from jaxclip.training import step as steps
 from jaxclip.training.optimizer import adamw
 from jaxclip.training.sharding import data_mesh
+from jaxclip.training.state import TrainState
+from jaxclip.training.step import clip_loss_fn, sharded_step
 
 PLOT = Path(__file__).parents[2] / "docs" / "growth.png"
 
@@ -59,18 +60,18 @@ def _row(config: ClipConfig, batch: int, devices: int, runs: int) -> dict[str, A
     say(f"batch {batch}, {config.vision.image_size} pixels, {devices} devices")
     mesh = data_mesh(jax.devices()[:devices])
     optimizer = adamw(RATE, 10, 1000, DECAY)
-    step = steps.sharded_step(mesh, optimizer, prepare=lambda batch, key, size: batch["image"])
-    model = clip.create(config)
-    state = optimizer.init(model)
+    graphdef, state = TrainState.create(clip.create(config), optimizer, jax.random.key(0))
+    step = sharded_step(mesh, clip_loss_fn(graphdef), optimizer)
     images, tokens = bench_peers.arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
-    whole = (model, state, data, jax.random.key(0))
+    whole = (state, data, jax.random.key(0))
     compiled = step.lower(*whole).compile()
     memory = compiled.memory_analysis()
-    *kept, data, key = jax.device_put(whole, compiled.input_shardings[0])
+    state, data, key = jax.device_put(whole, compiled.input_shardings[0])
 
     def run() -> None:
-        kept[0], kept[1], metrics = compiled(*kept, data, key)
+        nonlocal state
+        state, metrics = compiled(state, data, key)
         jax.block_until_ready(metrics)
 
     run()

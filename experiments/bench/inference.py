@@ -51,7 +51,7 @@ def measured(name: str, tower: str, config: ClipConfig, flags: Flags) -> Iterato
     formats = [dtype] if dtype == "float32" else [dtype, "float32"]
     with tempfile.TemporaryDirectory() as folder:
         path = bench_peers.weights(config, Path(folder))
-        model, _ = jaxclip.load(path, dtype=getattr(jnp, dtype))
+        model, _ = jaxclip.load(path, dtype=getattr(jnp, dtype), arrange=True)
         peers = {
             each: bench_peers.encoders(config, path, each, compiled=flags.compiled)
             for each in formats

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from experiments.lib.peers import official
+from experiments.lib.peers.parity_support import torchvision_transforms
 from jaxclip import convert
 from jaxclip.config import ClipConfig, ResNetConfig
-from tests.support.parity_support import torchvision_transforms
 
 Encoders = dict[str, Callable[[Any], Any]]
 
@@ -31,7 +31,7 @@ def weights(config: ClipConfig, folder: Path) -> Path:
 
 
 def _official(config: ClipConfig, state: dict[str, Any]) -> Any:
-    from tests.support.parity_support import official_module
+    from experiments.lib.peers.parity_support import official_module
 
     return official_module("model").build_model(dict(state)).float().eval()
 

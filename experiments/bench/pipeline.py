@@ -23,8 +23,8 @@ from jaxclip.cli.usage import Positive
 from jaxclip.data.pairs import folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop
-from jaxclip.training.input_pipeline import Pairs, ahead
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.input_pipeline import PairStream, prefetch
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 
 CAPTIONS = ("a temple in the mountains", "a flower, seen from near", "a street at night")
@@ -55,7 +55,7 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
         for name in flags.models:
             for batch in flags.batches:
                 say(f"{name}, batch {batch}")
-                recipe = TrainConfig(
+                recipe = Recipe(
                     steps=flags.steps,
                     batch_size=batch,
                     warmup=10,
@@ -78,15 +78,17 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
                 yield {**what, "readers": flags.readers, "measured": middle}
 
 
-def measured(recipe: TrainConfig, pictures: Path, readers: int, run: Path) -> dict[str, float]:
+def measured(recipe: Recipe, pictures: Path, readers: int, run: Path) -> dict[str, float]:
     """The three rates, and the share of a run that is waiting for data."""
     alone = _step_alone(recipe)
     stream = _stream(recipe, pictures, readers)
-    pipeline = _rate(recipe, lambda: sum(1 for _ in ahead(stream, recipe.steps)))
+    pipeline = _rate(recipe, lambda: sum(1 for _ in prefetch(stream, recipe.steps)))
     run.mkdir(parents=True)
     (run / "config.json").write_text(recipe.to_json())
     mesh = data_mesh(jax.devices()[:1])
-    loop.train(recipe, _stream(recipe, pictures, readers), run, mesh=mesh, layout=Layout(keep=1))
+    loop.train(
+        recipe, _stream(recipe, pictures, readers), run, mesh=mesh, execution=Execution(keep=1)
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     # the first steps compile
     first, last = lines[2], lines[-1]
@@ -100,8 +102,8 @@ def measured(recipe: TrainConfig, pictures: Path, readers: int, run: Path) -> di
     }
 
 
-def _stream(recipe: TrainConfig, pictures: Path, readers: int) -> Pairs:
-    return Pairs(
+def _stream(recipe: Recipe, pictures: Path, readers: int) -> PairStream:
+    return PairStream(
         [folder(pictures)],
         size=recipe.model.vision.image_size,
         batch_size=recipe.batch_size,
@@ -112,14 +114,14 @@ def _stream(recipe: TrainConfig, pictures: Path, readers: int) -> Pairs:
     )
 
 
-def _rate(recipe: TrainConfig, run: Run) -> float:
+def _rate(recipe: Recipe, run: Run) -> float:
     """Images a second of a run of all the recipe's steps."""
     began = time.monotonic()
     run()
     return recipe.steps * recipe.batch_size / (time.monotonic() - began)
 
 
-def _step_alone(recipe: TrainConfig) -> float:
+def _step_alone(recipe: Recipe) -> float:
     step = ours(recipe.model, recipe.batch_size, recipe.dtype, recipe.remat)
     for _ in range(3):
         step()

@@ -13,10 +13,10 @@ from PIL import Image
 
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
+from experiments.lib.peers.parity_support import official_transform
 from jaxclip.cli.usage import Positive
 from jaxclip.images.open import open_image
 from jaxclip.images.preprocess import Preprocess
-from tests.support.parity_support import official_transform
 
 SIZE = 224
 

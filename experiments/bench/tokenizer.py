@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
+from experiments.lib.peers.parity_support import official_module
 from jaxclip import tokenizer
 from jaxclip.cli.usage import Positive
-from tests.support.parity_support import official_module
 
 WORDS = (6, 16)  # in a caption, at least and at most
 

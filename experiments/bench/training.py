@@ -17,8 +17,9 @@ from experiments.bench import peers as bench_peers
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, peak_memory, say
 from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.training import assembly
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training import from_recipe
+from jaxclip.training.pixels import as_given
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 from jaxclip.training.tpu_plan import model_flops
 
@@ -52,7 +53,7 @@ def ours(
 ) -> Callable[[], float]:
     """A function that makes one step and returns its loss; state donated, batch on the device."""
     mesh = data_mesh(jax.devices()[:1])
-    recipe = TrainConfig(
+    recipe = Recipe(
         steps=1000,
         batch_size=batch,
         learning_rate=RATE,
@@ -63,15 +64,16 @@ def ours(
         text_length=config.text.context_length,
         model=config,
     )
-    layout = Layout(loss)  # type: ignore[arg-type]
-    step = assembly.compiled_step(recipe, layout, mesh, lambda batch, key, size: batch["image"])
-    state = list(assembly.first_state(recipe, mesh))
+    execution = Execution(loss)  # type: ignore[arg-type]
+    step = from_recipe.compiled_step(recipe, execution, mesh, as_given)
+    state = from_recipe.first_state(recipe, mesh)
     images, tokens = bench_peers.arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
     key = jax.random.key(0)
 
     def run() -> float:
-        state[0], state[1], metrics = step(*state, data, key)
+        nonlocal state
+        state, metrics = step(state, data, key)
         return float(metrics["loss"])
 
     return run

@@ -34,9 +34,9 @@ def of_values(**values: Any) -> Key:
 def of_model(model: Any, preprocess: Any, policy: str) -> Key:
     """What the features of a picture depend on, but for the picture."""
     return {
-        "weights": weights_checksum(model.module),
+        "weights": weights_checksum(model),
         "config": digest(model.config.to_json()),
-        "numerics": digest(numerics(model.module)),
+        "numerics": digest(numerics(model)),
         "preprocessing": digest([policy, dataclasses.asdict(preprocess)]),
         "versions": digest([version(name) for name in LIBRARIES]),
     }

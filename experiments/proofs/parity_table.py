@@ -35,7 +35,7 @@ from jaxclip.cli.usage import USAGE, Seed, parse
 from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
 from jaxclip.images.open import open_image
-from jaxclip.models import clip
+from jaxclip.models.parameters import params_only, to_flat
 from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
         "logits": np.asarray(ours(images, tokens)[0], np.float64),
     }
     seconds = time.monotonic() - began
-    parameters = sum(x.size for x in clip.to_flat(clip.trained(ours.module)).values())
+    parameters = sum(x.size for x in to_flat(params_only(ours)).values())
     del ours, arrays
     gc.collect()
     single = official.run(model.float(), images, tokens)

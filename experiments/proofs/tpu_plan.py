@@ -18,7 +18,7 @@ from typing import Any
 from experiments.lib import pages
 from experiments.lib.common import run_experiment
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.training.recipe import PRESETS, Layout, TrainConfig
+from jaxclip.training.recipe import Execution, Recipe, presets
 from jaxclip.training.tpu_plan import report
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
 COMMAND = "python -m experiments.plan"
 # No width of it is 2048, the batch, or 2048 over the number of devices.
 SMALL = ClipConfig(VisionConfig(64, 16, 128, 2, 2), TextConfig(128, 2, 2, 33, 1009), 96)
-SMALL_RECIPE = TrainConfig(
-    batch_size=2048, text_length=33, dtype="bfloat16", remat="full", model=SMALL
-)
+SMALL_RECIPE = Recipe(batch_size=2048, text_length=33, dtype="bfloat16", remat="full", model=SMALL)
 SMALL_TOPOLOGIES = ("v5e:2x4", "v4:2x2x1")
 TOPOLOGIES = ("v5e:16x16", "v4:4x4x4", "v5p:4x4x4", "v6e:8x8")
 
@@ -37,18 +35,18 @@ TOPOLOGIES = ("v5e:16x16", "v4:4x4x4", "v5p:4x4x4", "v6e:8x8")
 def small() -> None:
     """What continuous integration asks: it compiles, as a ring, and holds a block of logits."""
     for topology in SMALL_TOPOLOGIES:
-        told = report(SMALL_RECIPE, Layout("ring"), topology)
+        told = report(SMALL_RECIPE, Execution("ring"), topology)
         print(json.dumps(told), flush=True)
         assert told["fits"], told
         assert told["collectives"]["collective-permute"]["count"] >= 1, told
         assert told["logits held"] == [], told
     # the check can fail
-    told = report(SMALL_RECIPE, Layout("gathered"), SMALL_TOPOLOGIES[0])
+    told = report(SMALL_RECIPE, Execution("gathered"), SMALL_TOPOLOGIES[0])
     print(json.dumps(told), flush=True)
     assert told["logits held"] == [(256, 2048)], told
     # what does not fit is told, with what to change
     tight = dataclasses.replace(SMALL_RECIPE, batch_size=2**17, remat="none")
-    told = report(tight, Layout("ring"), "v5e:2x2")
+    told = report(tight, Execution("ring"), "v5e:2x2")
     print(json.dumps(told), flush=True)
     assert not told["fits"] and told["try"][0] == "--remat full", told
 
@@ -77,7 +75,7 @@ def main() -> list[dict[str, Any]]:
     for topology in TOPOLOGIES:
         for name in ("ViT-B/32", "ViT-L/14", "RN50"):
             began = time.monotonic()
-            row = {"model": name, **report(PRESETS[name], Layout("ring"), topology)}
+            row = {"model": name, **report(presets[name], Execution("ring"), topology)}
             assert not row.get("logits held"), row  # the ring holds a block of logits and no more
             rows.append({**row, "compile seconds": round(time.monotonic() - began)})
             print(json.dumps(rows[-1]), flush=True)

@@ -134,7 +134,7 @@ def similarity(
 
 def attention(model: Any, preprocess: Any, shown: Sequence[Shown]) -> dict[str, Any]:
     """The pictures, dark where the model does not look; none where its grid is a single cell."""
-    weights = np.asarray(jax.jit(attention_map)(model.module, _pixels(preprocess, shown)))
+    weights = np.asarray(jax.jit(attention_map)(model, _pixels(preprocess, shown)))
     grid = weights.shape[1:]
     if grid == (1, 1):
         return {"grid": grid, "maps": []}

@@ -19,7 +19,7 @@ from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
 from jaxclip.hub import load as hub
 from jaxclip.hub.find import EMBEDDED, find
 from jaxclip.images.preprocess import Preprocess
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.tokenizer import tokenize
 
 SIDES = ("clip", "supervised")
@@ -87,7 +87,7 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         if side == "clip":
             scores = unit(scores) @ named(model, data.classes, data.templates).T
         notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
-        checkpoint.save(weights(plan, name), clip.to_flat(model), model.config, notes)
+        checkpoint.save(weights(plan, name), parameters.to_flat(model), model.config, notes)
         answers = data.answers(scores)
         return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
 
@@ -175,7 +175,7 @@ def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     def work(told: Told) -> Arrays:
         """Probe the features of a trained tower, for each number of shots."""
         flat, config, _ = checkpoint.load(weights(plan, name))
-        model = clip.from_flat(flat, clip.abstract(config, remat="none"))
+        model = parameters.from_flat(flat, clip.abstract(config, remat="none"))
         training, test = (data.at(split, size) for split in ("train", "test"))
         encode = clip_features if side == "clip" else towers.penultimate
         told(0.1, "features")
@@ -251,14 +251,12 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
 
     def work(told: Told) -> Arrays:
         """Features once, then the prompts and the probes on them."""
-        model, preprocess = hub.load(EMBEDDED)
+        model, preprocess = hub.load(EMBEDDED, arrange=True)
         encode = jax.jit(linear_probe.probe_features)
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
             told(0.1, what)
-            return in_blocks(
-                lambda x: encode(model.module, sized(x, preprocess)), images, EMOJI_BLOCK
-            )
+            return in_blocks(lambda x: encode(model, sized(x, preprocess)), images, EMOJI_BLOCK)
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
         asked, arrays = features(test[0], "test pictures"), {}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
@@ -24,10 +25,13 @@ from jaxclip.data.emoji.pictures import Pictures
 from jaxclip.evaluation.zero_shot import in_blocks
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import new_statistics
 from jaxclip.tokenizer import tokenize
 from jaxclip.training import step as steps
 from jaxclip.training.optimizer import adamw
+from jaxclip.training.pixels import augment_drawings, normalize_image
 from jaxclip.training.sharding import data_mesh
+from jaxclip.training.state import TrainState
 
 Array = jax.Array
 MARGIN = 2  # pixels a side that a training picture may be moved by
@@ -64,7 +68,7 @@ def order(n: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
-def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
+def cropped(batch: dict[str, Any], key: Array, *, size: int) -> Array:
     """`image` uint8 [n, s, s, 3] moved by up to MARGIN pixels either way -> pixels.
 
     A random crop of the picture within a black margin; the paper, too, does nothing but crop
@@ -77,7 +81,7 @@ def cropped(batch: dict[str, Any], key: Array, size: int) -> Array:
     def crop(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, 3))
 
-    return steps.normalised({"image": jax.vmap(crop)(wide, corners)}, key, size)
+    return normalize_image({"image": jax.vmap(crop)(wide, corners)}, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Labelled:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    prepare: ClassVar[Any] = staticmethod(cropped)  # inputs of a batch -> pixels, inside the step
+    batch_to_pixels: ClassVar[Any] = staticmethod(cropped)  # runs inside the step
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """(inputs, labels [size]) of every step, without end."""
@@ -104,11 +108,11 @@ class Labelled:
 class Drawn(Labelled):
     """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
 
-    A batch holds no name twice: `data.loader`.
+    A batch holds no name twice: `data.emoji.batches`.
     """
 
     drawings: Pictures
-    prepare: ClassVar[Any] = staticmethod(steps.augmented)
+    batch_to_pixels: ClassVar[Any] = staticmethod(augment_drawings)
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         batches = Batches(self.drawings, size, seed)
@@ -121,23 +125,23 @@ class Drawn(Labelled):
             yield inputs, self.labels[batch.indices]
 
 
-def label_gradients(model: Clip, images: Array, labels: Array) -> tuple[Clip, Any, Any]:
-    """As `training.step.gradients`, of the cross-entropy of the tower's outputs [n, classes]."""
-    old = clip.running_statistics(model)
+def label_loss_fn(graphdef: nnx.GraphDef) -> steps.LossFn:
+    """The loss of the image tower alone, as `step.clip_loss_fn` makes it of both.
 
-    def of_parameters(parameters: Clip) -> tuple[Array, Any]:
-        whole = clip.with_statistics(parameters, old)
+    Cross-entropy of its outputs [n, classes] with the labels [n], which a batch has as `tokens`.
+    """
+
+    def loss_fn(params: Any, stats: Any, batch: steps.Batch, key: Array) -> tuple[Array, Any]:
+        model = nnx.merge(graphdef, params, stats)
         if isinstance(model.config.vision, ResNetConfig):
-            logits, seen = whole.visual(images, train=True)
-            statistics = checkpoint.flatten(seen["statistics"], "visual.")
+            logits, new = model.visual(batch["image"], train=True)
+            stats = new_statistics(model, checkpoint.flatten(new, "visual."))
         else:
-            logits, statistics = whole.visual(images)[0], {}
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), statistics
+            logits = model.visual(batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"])
+        return losses.mean(), ({}, stats)
 
-    evaluate = jax.value_and_grad(of_parameters, has_aux=True)
-    (loss, statistics), grads = evaluate(clip.trained(model))
-    return grads, {"loss": loss, "grad_norm": optax.tree.norm(grads)}, statistics
+    return loss_fn
 
 
 def _train(
@@ -145,7 +149,7 @@ def _train(
     recipe: Recipe,
     data: Labelled,
     targets: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-    gradients: steps.Gradients,
+    make_loss_fn: Callable[[nnx.GraphDef], steps.LossFn],
     progress: Callable[[int, float], None],
 ) -> Clip:
     """The loop of both sides; `targets` makes what the batch's tokens are of its labels."""
@@ -160,19 +164,20 @@ def _train(
     model = clip.create(config, recipe.seed, remat="none")
     # placed beforehand: what has no place yet would have the step compiled a second time
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    model, opt_state = jax.device_put((model, jax.jit(optimizer.init)(model)), everywhere)
-    step = steps.sharded_step(mesh, optimizer, prepare=data.prepare, gradients=gradients)
+    graphdef, state = TrainState.create(model, optimizer, jax.random.key(recipe.seed))
+    state = jax.device_put(state, everywhere)
+    pixels = partial(data.batch_to_pixels, size=recipe.vision.image_size)
+    step = steps.sharded_step(mesh, make_loss_fn(graphdef), optimizer, batch_to_pixels=pixels)
     batches = data.batches(recipe.batch_size, recipe.seed)
-    key = jax.random.key(recipe.seed)
     for i, (inputs, labels) in zip(range(recipe.steps), batches, strict=False):
         rng = np.random.default_rng([recipe.seed, 1, i])
         batch = inputs | {"tokens": targets(labels, rng)}
-        model, opt_state, metrics = step(model, opt_state, batch, jax.random.fold_in(key, i))
+        state, metrics = step(state, batch, jax.random.fold_in(state.key, i))
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
             raise ValueError(f"step {i + 1}: the loss is {loss}; try a lower learning rate")
         progress(i + 1, loss)
-    return model
+    return state.model(graphdef)
 
 
 def from_captions(
@@ -196,7 +201,7 @@ def from_captions(
 
     text = TextConfig(width=embed_dim, context_length=CONTEXT, kind="cbow")
     config = ClipConfig(recipe.vision, text, embed_dim)
-    return _train(config, recipe, data, targets, steps.gradients, progress)
+    return _train(config, recipe, data, targets, steps.clip_loss_fn, progress)
 
 
 def from_labels(
@@ -211,7 +216,7 @@ def from_labels(
     def targets(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return labels.astype(np.int32)
 
-    return _train(config, recipe, data, targets, label_gradients, progress)
+    return _train(config, recipe, data, targets, label_loss_fn, progress)
 
 
 def encoded(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
@@ -224,11 +229,11 @@ def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray
     """uint8 images [n, s, s, 3] -> what the last projection sees, [n, d]."""
 
     def before(model: Clip, images: Array) -> Array:
-        return model.visual(pixels(images), intermediates=True)[1]["pooled"]
+        return model.visual.stages(pixels(images))[1]["pooled"]
 
     return in_blocks(partial(jax.jit(before), model), images, block)
 
 
 def pixels(images: Array) -> Array:
     """uint8 images [n, s, s, 3] of the tower's size -> pixels as the towers take them."""
-    return steps.normalised({"image": images}, jax.random.key(0), images.shape[1])
+    return normalize_image({"image": images}, jax.random.key(0))

@@ -1,23 +1,25 @@
 """The `jaxclip` command: one typed function a sub-command, flags made from its arguments."""
 
 import contextlib
+import dataclasses
 import functools
 import io
+import operator
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
-from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
-from jaxclip.cli.train import Flags, evaluate, train
+from jaxclip.cli.shared import UsageError, flag_error, warnings_on_stderr
+from jaxclip.cli.train import TrainFlags, evaluate, train
+from jaxclip.cli.usage import USAGE, usage_errors_in_one_line
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
-from jaxclip.training.recipe import PRESETS
 
 DESCRIPTION = (
     "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
@@ -37,45 +39,23 @@ COMMANDS = (
 )
 
 
-# How tyro tells what the config of a model refused: where in the recipe, and the message.
-_OF_A_CONFIG = re.compile(
-    r"Error parsing \S+?\.flags\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
-    r"(?: (?:-{3,}|For full helptext).*)?$"
-)
+@dataclasses.dataclass(frozen=True)
+class _PresetFlag:
+    preset: str = "quick"
 
 
-# How tyro tells that a value is no number.
-_OF_A_NUMBER = re.compile(
-    r"Error parsing (--\S+?): .*?(?:base 10:|to float:|instantiated from|arguments:?) "
-    r"""('.*?'|".*?"|\[.*?\])\.? (?:into |Got |Argument ).*?helptext: \S+ .*?((?:INT ?)+|FLOAT)"""
-)
-_NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
-
-
-def _preset(arguments: Sequence[str]) -> Flags:
-    """The recipe that --preset names, which gives every other flag of `train` its default."""
-    found = re.findall(r"--preset[= ](\S+)", " ".join(arguments))  # the parser takes the last
-    return Flags.of(PRESETS.get(found[-1] if found else "quick", PRESETS["quick"]))
+def _preset(arguments: Sequence[str]) -> str:
+    """The value of --preset, which gives the other flags of `train` their defaults."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        found, _ = tyro.cli(_PresetFlag, args=arguments, return_unknown_args=True, add_help=False)
+        return found.preset
+    return "quick"  # --preset without a value: the whole command line is refused for it
 
 
 def _given(arguments: Sequence[str]) -> frozenset[str]:
     """The names of the flags on a command line, as --help spells them but for a "no-"."""
     names = (text[2:].partition("=")[0] for text in arguments if text.startswith("--"))
     return frozenset(re.sub(r"(^|\.)no-", r"\1", name.replace("_", "-")) for name in names)
-
-
-def _one_line(boxed: str) -> str:
-    """What the flag parser drew as boxes, as one line."""
-    words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
-    if found := _OF_A_NUMBER.search(words):
-        kinds = found[3].split()
-        wanted = _NUMBERS[kinds[0]] if len(kinds) == 1 else f"{len(kinds)} whole numbers"
-        return f"{found[1]}: expected {wanted}, got {found[2].strip('[]')}"
-    found = _OF_A_CONFIG.search(words)
-    if found is None:
-        return words
-    path, field, said = found.groups()
-    return f"--{path}.{field.replace('_', '-')}{said}" if field else f"--{path}: {said}"
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
@@ -88,27 +68,32 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
 
 
+def _subcommands(arguments: Sequence[str]) -> Any:
+    """The type that tyro parses: a union with one member a command."""
+    train_defaults = TrainFlags.with_defaults(_preset(arguments), _given(arguments))
+    members = {
+        f.__name__: Annotated[Any, tyro.conf.subcommand(f.__name__, constructor=_later(f))]
+        for f in COMMANDS
+    }
+    members["train"] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=train_defaults)]
+    return functools.reduce(operator.or_, members.values())
+
+
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
-    """What to do, parsed; SystemExit 2 after one line about a usage error, 0 after --help."""
+    """The command to run; SystemExit 2 after one line about a usage error, 0 after --help."""
     if "tokenize" not in arguments[:1]:
         _refuse_empty(arguments)
-    train.__kwdefaults__ = None
-    defaults = train.__defaults__ or ()
-    train.__defaults__ = (_preset(arguments), *defaults[1:-1], _given(arguments))
-    commands = {f.__name__: _later(f) for f in COMMANDS}
-    told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.extras.subcommand_cli_from_dict(
-                commands, prog="jaxclip", description=DESCRIPTION, args=list(arguments)
+        with usage_errors_in_one_line("jaxclip"):
+            parsed = tyro.cli(
+                _subcommands(arguments),
+                prog="jaxclip",
+                description=DESCRIPTION,
+                args=list(arguments),
             )
-    except SystemExit as stop:
-        if stop.code:
-            complain("jaxclip", _one_line(told.getvalue()))
-            raise SystemExit(USAGE) from None
-        raise
-    except ValueError as error:  # of a layout
+    except ValueError as error:  # of an Execution
         raise flag_error(error) from None
+    return functools.partial(train, parsed) if isinstance(parsed, TrainFlags) else parsed
 
 
 def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:

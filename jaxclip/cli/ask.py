@@ -53,7 +53,7 @@ def classify(
     chosen = _labels(labels)
     paths = _files(pictures)
     opened = open_model(model)
-    clip, _ = load_model(opened, of=model, tower="text")
+    clip, _ = load_model(opened, of=model, tower="text", arrange=True)
     from jaxclip.evaluation.classifier_cache import compiled
     from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
     from jaxclip.hub.released import cache_folder
@@ -61,7 +61,7 @@ def classify(
 
     text_embeds = compiled(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
-    clip, preprocess = load_model(opened, of=model, tower="image")
+    clip, preprocess = load_model(opened, of=model, tower="image", arrange=True)
     images = np.stack([preprocess.safe(open_image(path)) for path in paths])
     features = in_blocks(clip.encode_image, images, min(len(images), 32))
     image_embeds = unit(sound(features, "the pictures"))
@@ -144,7 +144,7 @@ def embed(
     require_writable(out)
     require_whole_flag("--batch-size", batch_size, 1, 2**20)
     require_whole_flag("--skip-limit", skip_limit, 0)
-    clip, preprocess = load_model(model, tower="image")
+    clip, preprocess = load_model(model, tower="image", arrange=True)
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
 

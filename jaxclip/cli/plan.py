@@ -1,4 +1,4 @@
-"""The command that asks the TPU compiler what a training step takes: plan."""
+"""The command that compiles a training step for a TPU topology: plan."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from jaxclip.cli.shared import (
     require_whole_flag,
 )
 from jaxclip.config import RELEASED, Remat
-from jaxclip.training.recipe import PRESETS, Layout
+from jaxclip.training.recipe import Execution, presets
 
 
 def plan(
@@ -27,12 +27,12 @@ def plan(
     fsdp: int = 1,
     tensor: int = 1,
     remat: Remat = "full",
-    parts: int = 1,
+    microbatches: int = 1,
     as_json: AsJson = False,
 ) -> int:
-    """Compile a training step for TPUs that are not there: does it fit, what does it send?
+    """Compile a training step for TPUs without having them: memory and collectives.
 
-    Needs libtpu (pip install 'jaxclip[tpu]'). Nothing is run, so no speed is told. Takes minutes.
+    Needs libtpu (pip install 'jaxclip[tpu]'). Nothing is run, so no speed is known. Takes minutes.
 
     Args:
         model: One of the released models.
@@ -42,28 +42,30 @@ def plan(
         fsdp: Devices that share parameters and moments.
         tensor: Devices that share a matrix product.
         remat: What the backward pass computes again.
-        parts: Of the batch, with gradient caching.
+        microbatches: Of a batch, for gradient caching.
         as_json: Print one JSON object instead of a table.
     """
     if model not in RELEASED:
         raise UsageError(f"--model: expected one of {', '.join(RELEASED)}, got {model!r}")
     require_whole_flag("--batch", batch, 2, 2**20)
     try:
-        recipe = dataclasses.replace(PRESETS[model], batch_size=batch, remat=remat, parts=parts)
-        layout = Layout(loss, fsdp, tensor)
+        recipe = dataclasses.replace(
+            presets[model], batch_size=batch, remat=remat, microbatches=microbatches
+        )
+        execution = Execution(loss, fsdp, tensor)
     except ValueError as error:
         raise flag_error(error) from None
     from jaxclip.training.tpu_plan import report
 
-    told = {"model": model, **report(recipe, layout, topology)}
+    found = {"model": model, **report(recipe, execution, topology)}
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(found))
     else:
         table = Table("", f"{model} on {topology}")
-        for name, value in told.items():
+        for name, value in found.items():
             table.add_row(name, _plain(value))
         print_table(table)
-    return 0 if told["fits"] else FAILED
+    return 0 if found["fits"] else FAILED
 
 
 def _plain(value: object) -> Text:

@@ -1,4 +1,4 @@
-"""What `jaxclip train` does once its flags are understood. It imports jax: import it late."""
+"""The parts of `jaxclip train` that need jax: devices, data, evaluation, the run itself."""
 
 import contextlib
 import gc
@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxclip.cli.begin import Fed
+from jaxclip.cli.run_folder import RunInputs
 from jaxclip.cli.shared import UsageError, flag_error, stderr
 from jaxclip.data.emoji.pictures import emoji, known
 from jaxclip.data.labelled import labelled
@@ -28,21 +28,21 @@ from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.evaluation.named_pictures import Evaluation
-from jaxclip.training import assembly, distributed, loop
+from jaxclip.training import distributed, from_recipe, loop
 from jaxclip.training.finetune import parameters_at_rate
-from jaxclip.training.input_pipeline import Drawings, Pairs, Stream
-from jaxclip.training.recipe import Layout, TrainConfig, parse_rates
+from jaxclip.training.input_pipeline import DrawingStream, PairStream, Stream
+from jaxclip.training.recipe import Execution, Recipe, parse_rates
 from jaxclip.training.sharding import data_mesh
 
 EMOJI = ("emoji",)
-# of the metrics of an evaluation, those that are told while it runs
+# the scores of an evaluation that are shown while training runs
 SHOWN = {"top1": "top-1", "image_to_text_r1": "image to text R@1", "text_to_image_r1": "back R@1"}
-LESS_MEMORY = "try --remat full, more --parts, a smaller --batch-size or a smaller model"
-WORTH_TELLING = 0.05  # of the time waiting for data
+LESS_MEMORY = "try --remat full, more --microbatches, a smaller --batch-size or a smaller model"
+WORTH_SHOWING = 0.05  # share of the time that is spent waiting for data
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-    """Meet the other processes, where there are any."""
+    """Connect to the other processes, where there are any."""
     if coordinator == "auto":
         distributed.start()
     elif coordinator:
@@ -66,56 +66,59 @@ def _place(text: str) -> Place:
         raise UsageError(str(error)) from None
 
 
-def _folder(fed: Fed) -> Path | None:
-    return Path(fed.data_dir) if fed.data_dir else None
+def _data_dir(inputs: RunInputs) -> Path | None:
+    return Path(inputs.data_dir) if inputs.data_dir else None
 
 
-def stream(config: TrainConfig, layout: Layout, fed: Fed, skips: Skips) -> Stream:
-    """What `fed` names, as batches."""
+def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: Skips) -> Stream:
+    """The batches of a run, from the data that its inputs name."""
     common: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "text_length": config.text_length,
+        "size": recipe.model.vision.image_size,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "text_length": recipe.text_length,
     }
-    if "emoji" in fed.data and fed.data != EMOJI:
+    if "emoji" in inputs.data and inputs.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
-    places = [] if fed.data == EMOJI else [_place(text) for text in fed.data]
-    sources = [opened(found, _folder(fed)) for found in places]
+    specs = [] if inputs.data == EMOJI else [_place(text) for text in inputs.data]
+    sources = [opened(spec, _data_dir(inputs)) for spec in specs]
     try:
-        if fed.data == EMOJI:
-            return Drawings(emoji("train"), **common)
-        return Pairs(
+        if inputs.data == EMOJI:
+            return DrawingStream(emoji("train"), **common)
+        return PairStream(
             sources,
-            size=config.model.vision.image_size,
             skips=skips,
-            weights=fed.weights or None,
-            threads=layout.threads,
+            weights=inputs.weights or None,
+            threads=execution.threads,
             **common,
         )
     except ValueError as error:
         raise flag_error(error) from None
 
 
-def devices(layout: Layout) -> Mesh:
-    """All devices, as the layout wants them; UsageError where they do not divide so."""
+def devices(execution: Execution) -> Mesh:
+    """The mesh of all devices; UsageError where they cannot be divided so."""
     try:
-        return data_mesh(fsdp=layout.fsdp, tensor=layout.tensor)
+        return data_mesh(fsdp=execution.fsdp, tensor=execution.tensor)
     except ValueError as error:
         raise flag_error(error) from None
 
 
-def validation(config: TrainConfig, mesh: Mesh, fed: Fed) -> Callable[[Any], dict[str, Any]] | None:
-    """What is asked on a schedule: what the flags hold out, or of the emoji the same artists'."""
-    if fed.zero_shot or fed.retrieval:
+def held_out_evaluation(
+    recipe: Recipe, mesh: Mesh, inputs: RunInputs
+) -> Callable[[Any], dict[str, Any]] | None:
+    """model -> scores on what the flags hold out or, of the emoji, on other artists' drawings."""
+    if inputs.zero_shot or inputs.retrieval:
+        folder = _data_dir(inputs)
         return HeldOut(
             mesh,
-            config.model.vision.image_size,
-            config.model.text.context_length,
-            labelled=labelled(_place(fed.zero_shot), _folder(fed)) if fed.zero_shot else None,
-            pairs=opened(_place(fed.retrieval), _folder(fed)) if fed.retrieval else None,
-            skip_limit=fed.skip_limit,
+            recipe.model.vision.image_size,
+            recipe.model.text.context_length,
+            labelled=labelled(_place(inputs.zero_shot), folder) if inputs.zero_shot else None,
+            pairs=opened(_place(inputs.retrieval), folder) if inputs.retrieval else None,
+            skip_limit=inputs.skip_limit,
         )
-    if fed.data != EMOJI:
+    if inputs.data != EMOJI:
         return None
     training = emoji("train")
     return Evaluation(known(emoji("validation"), training.names), training.names)
@@ -128,7 +131,7 @@ def require_tensorboard() -> None:
 
 
 def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """What writes every number to TensorBoard's event files; nothing on other processes."""
+    """A function that writes metrics to TensorBoard's event files; in process 0 only."""
     if not is_first():
         return lambda values: None
     from tensorboard.compat.proto.event_pb2 import Event
@@ -150,9 +153,9 @@ def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Callable[[int], bool]]:
-    """Ctrl-C and SIGTERM set a flag, which the loop reads between steps; a second one is final.
+    """Whether to stop after a step: Ctrl-C and SIGTERM ask for it; a second one stops at once.
 
-    With several processes all stop after the same step, once one of them was told SIGTERM.
+    With several processes all stop after the same step, once one of them received SIGTERM.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -175,18 +178,18 @@ def stoppable() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def progress_bar(
-    config: TrainConfig, skips: Skips, cutter: Cutter | None = None
+    recipe: Recipe, skips: Skips, cutter: Cutter | None = None
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What shows a step: loss beside chance, temperature, speed, how many were skipped or cut."""
-    chance = float(np.log(config.batch_size))
+    """A function that shows a step's loss beside chance, temperature, speed, what was skipped."""
+    chance = float(np.log(recipe.batch_size))
     columns = (TextColumn("{task.fields[line]}"), BarColumn(), MofNCompleteColumn())
     quiet = jax.process_index() > 0
     with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=quiet) as bar:
-        task = bar.add_task("", total=config.steps, line="compiling ...")
-        times: list[tuple[float, float]] = []  # of a step, and waited for data until then
+        task = bar.add_task("", total=recipe.steps, line="compiling ...")
+        times: list[tuple[float, float]] = []  # seconds at a step, and of them waiting for data
 
         def show(values: dict[str, Any]) -> None:
-            """The metrics of a step in the line, those of an evaluation above it."""
+            """Show the metrics of a step in the line, the scores of an evaluation above it."""
             shown = [f"{SHOWN[k]} {100 * values[k]:.1f} %" for k in SHOWN if k in values]
             if shown and not quiet:
                 bar.console.print(f"step {values['step']}: held out: {', '.join(shown)}")
@@ -194,9 +197,9 @@ def progress_bar(
                 return
             times[:] = [*times[-20:], (values["seconds"], values["seconds_for_data"])]
             passed, waited = (last - first for first, last in zip(times[0], times[-1], strict=True))
-            rate = config.batch_size * (len(times) - 1) / (passed or 1)
+            rate = recipe.batch_size * (len(times) - 1) / (passed or 1)
             share = waited / (passed or 1)
-            waits = f" ({100 * share:.0f} % waiting)" if share > WORTH_TELLING else ""
+            waits = f" ({100 * share:.0f} % waiting)" if share > WORTH_SHOWING else ""
             skipped = f", {skips.counts.total()} skipped" if skips.counts else ""
             cut = f", {cutter.count} captions cut" if cutter and cutter.count else ""
             line = (
@@ -209,8 +212,8 @@ def progress_bar(
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
-    """Silence for Orbax's threads and coroutines, whose failures `Checkpoints` raises anyway."""
+def quiet_orbax_threads() -> Iterator[None]:
+    """Silence Orbax's threads and coroutines: `Checkpoints` raises their failures anyway."""
     before = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None
@@ -223,39 +226,38 @@ def one_voice() -> Iterator[None]:
 
 
 def run(
-    config: TrainConfig,
-    layout: Layout,
-    feed: Stream,
+    recipe: Recipe,
+    execution: Execution,
+    stream: Stream,
     out: Path,
     *,
     skips: Skips,
-    evaluate: Callable[[Any], dict[str, Any]] | None,
-    again: str,
+    mesh: Mesh,
+    resume_command: str,
     **options: Any,
 ) -> Any:
-    """`loop.train` with a progress bar, until it ends or a signal ends it: None then.
+    """`loop.train` with a progress bar; None where a signal ended it.
 
-    `again` is the command that goes on with it.
+    `resume_command` is printed then.
     """
-    if config.rates and is_first():
-        model = assembly.shapes(config, devices(layout))[0]
-        caught = parameters_at_rate(model, parse_rates(config.rates))
-        told = ", ".join(f"{count:,} at {factor:g}" for factor, count in sorted(caught.items()))
-        stderr.print(f"parameters by factor on the learning rate: {told}", highlight=False)
-    with one_voice(), stoppable() as asked, progress_bar(config, skips, feed.cutter) as show:
+    if recipe.rates and is_first():
+        _print_rates(recipe, mesh)
+    cutter = stream.cutter
+    with quiet_orbax_threads(), stoppable() as stop, progress_bar(recipe, skips, cutter) as show:
         try:
             return loop.train(
-                config,
-                feed,
+                recipe,
+                stream,
                 out,
-                layout=layout,
-                evaluate=evaluate,
+                execution=execution,
+                mesh=mesh,
                 progress=show,
-                should_stop=asked,
+                should_stop=stop,
                 **options,
             )
-        except loop.Stopped as stop:
-            stderr.print(f"{stop}; to go on: {again}", highlight=False, soft_wrap=True)
+        except loop.Stopped as stopped:
+            message = f"{stopped}; to continue: {resume_command}"
+            stderr.print(message, highlight=False, soft_wrap=True)
             return None
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -264,6 +266,14 @@ def run(
         except MemoryError:
             raise ValueError(f"out of memory; {LESS_MEMORY}") from None
         finally:
-            if feed.cutter.count:
-                kept = f"{feed.cutter.told()}; the model takes {config.model.text.context_length}"
-                stderr.print(f"{kept} (--text-length)", highlight=False, soft_wrap=True)
+            if cutter.count:
+                context = recipe.model.text.context_length
+                message = f"{cutter.told()}; the model takes {context} (--text-length)"
+                stderr.print(message, highlight=False, soft_wrap=True)
+
+
+def _print_rates(recipe: Recipe, mesh: Mesh) -> None:
+    params = from_recipe.abstract_state(recipe, mesh)[1].params
+    counts = parameters_at_rate(params, parse_rates(recipe.rates))
+    shown = ", ".join(f"{count:,} at {factor:g}" for factor, count in sorted(counts.items()))
+    stderr.print(f"parameters by factor on the learning rate: {shown}", highlight=False)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # How tyro reports what the config of a model refused: where in the recipe, and the message.
 _OF_A_CONFIG = re.compile(
-    r"Error parsing \S+?\.flags\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
+    r"Error parsing \S+?\.recipe\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
     r"(?: (?:-{3,}|For full helptext).*)?$"
 )
 # How tyro reports that a value is no number.

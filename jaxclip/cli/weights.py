@@ -258,7 +258,7 @@ def verify(
     else:
         texts = _texts(config, texts)
         images, tokens, content = _inputs(preprocess, config.text, picture, texts)
-    got, ladders, bounds = _judged(loaded.module, images, tokens)
+    got, ladders, bounds = _judged(loaded, images, tokens)
     if against is not None:
         ladder = parity.compare(got | made, expected, bounds)
         ladders[f"recorded by {about.get('by', against)}"] = ladder
@@ -300,11 +300,11 @@ def _judged(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, float]]:
     """(the model's rungs, its ladder beside the reference's, the bound of every stage)."""
     from jaxclip import parity
-    from jaxclip.models import clip
+    from jaxclip.models.parameters import to_flat
 
     stderr.print("running the model ...")
     got = parity.model_rungs(module, images, tokens)
-    flat = clip.to_flat(module)
+    flat = to_flat(module)
     double, bounds = parity.judge(flat, module.config, images, tokens, stderr.print)
     return got, {"reference, float64": parity.compare(got, double, bounds)}, bounds
 

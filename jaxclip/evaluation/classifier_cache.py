@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclip import hardware
 from jaxclip.checkpoint import load_arrays, save_arrays
 from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted, sound
-from jaxclip.models.clip import to_flat
+from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def weights_checksum(model: Any) -> str:
     It stays the same from version to version, and does not tell all models apart: the number of
     heads is in the config only.
     """
-    return fingerprint(to_flat(model), model.config.activation)
+    return fingerprint(to_flat(hardware.plain(model)), model.config.activation)
 
 
 def numerics(model: Any) -> dict[str, str]:
@@ -89,7 +90,7 @@ def compiled(
     """One unit vector a class [c, e] float32, from the cache folder or computed and kept there.
 
     Args:
-      model: a `hub.Model`: `module`, `config` and `encode_text`.
+      model: a `Clip`.
       classes: names.
       templates: each with one slot {}.
       cache: the cache folder; None keeps nothing. One that cannot be written to is told and left.
@@ -99,7 +100,7 @@ def compiled(
       ValueError: a prompt without its slot, or too long for the model and not to be cut.
     """
     tokens = tokenize(prompted(classes, templates), model.config.text.context_length, truncate)
-    name = key(model.module, tokens, templates)
+    name = key(model, tokens, templates)
     path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
     shape = (len(classes), model.config.embed_dim)
     found = None if path is None else _read(path, name, shape)

@@ -37,7 +37,7 @@ def probe_features(model: Clip, images: Array) -> Array:
     """images [n, h, w, c] -> what the probe learns from: [n, d] of a ViT, [n, e] of a ResNet."""
     if isinstance(model.config.vision, ResNetConfig):
         return model.encode_image(images)
-    return model.visual(images, intermediates=True)[1]["pooled"]
+    return model.visual.stages(images)[1]["pooled"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""The whole model: two towers and a temperature (`clip/model.py: CLIP`), to and from arrays."""
+"""The whole model: two towers and a temperature (`clip/model.py: CLIP`)."""
 
+import functools
 import math
-import mmap
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
@@ -15,16 +15,14 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
-from jaxclip.models.layers import PADDING, Numerics, Padded, constant
+from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
+from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
+from jaxclip.models.parameters import TOWERS, Statistics, Tower, describe, to_flat
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
 
 Array = jax.Array
-Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
-BLOCK = 1 << 19  # numbers that are converted at once: they stay in the processor's cache
-STRIP = 32  # columns
-REBIAS = np.float32(2.0**112)
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
 INITIAL_LOGIT_BIAS = -10.0  # nearly all pairs of a batch are wrong ones
 
@@ -61,18 +59,74 @@ def probabilities(logits_per_image: Array, *, sigmoid: bool) -> Array:
     return jax.nn.softmax(logits_per_image, axis=1)
 
 
+class Notes(dict[str, Any]):
+    """Where a model's weights are from. JAX never copies them along.
+
+    They are true of the weights that were loaded. What `jax.tree.map`, `jax.jit` or `nnx.merge`
+    makes of a model may hold other numbers, so its notes are empty.
+    """
+
+
+jax.tree_util.register_pytree_node(Notes, lambda notes: ((), None), lambda aux, _: Notes())
+
+
+# What runs under jit ------------------------------------------------------------------------------
+
+
+@on_any_mesh
+def image_features(model: "Clip", images: Array) -> Array:
+    """images [n, h, w, c] -> image_features [n, e]."""
+    return model.visual(images)
+
+
+@on_any_mesh
+def text_features(model: "Clip", tokens: Array) -> Array:
+    """tokens [n, l] -> text_features [n, e]."""
+    return model.text(tokens)
+
+
+@on_any_mesh
+def similarity(model: "Clip", image_embeds: Array, text_embeds: Array) -> Array:
+    """image_embeds [n_i, e], text_embeds [n_t, e] -> logits_per_image [n_i, n_t]."""
+    tower = model.visual if hasattr(model, "visual") else model.text
+    temperature = (parameter[...] for parameter in model.temperature())
+    return logits(image_embeds, text_embeds, *temperature, precision=tower.numerics.precision)
+
+
+def both_logits(model: "Clip", images: Array, tokens: Array) -> tuple[Array, Array]:
+    """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], its transpose)."""
+    logits_per_image = similarity(model, *model.embed(images, tokens))
+    return logits_per_image, logits_per_image.T
+
+
+_jitted = functools.cache(jax.jit)  # one compiled program per function, model structure and shape
+
+
 class Clip(nnx.Module):
-    """Image tower, text tower and the log temperature; a pytree that goes straight into jax.jit."""
+    """Image tower, text tower and the log temperature: a Flax NNX module and a JAX pytree.
+
+    It goes into `jax.jit`, `jax.vmap`, `jax.grad`, `jax.device_put`, `jax.tree.map`, `nnx.split`,
+    pickle, and as a submodule into a larger module. Its own methods are compiled once per shape,
+    unless `jit` is False.
+
+    Attributes:
+      visual, text: the towers; `load(..., tower=)` leaves one out.
+      logit_scale: the logarithm of the temperature's factor; logit_bias: SigLIP's, if any.
+      config: the frozen `ClipConfig`.
+      notes: where the weights are from (`Notes`).
+    """
+
+    jit: bool = True  # False: op by op
 
     def __init__(
         self,
         config: ClipConfig,
         *,
-        rngs: nnx.Rngs | None,
+        init: Initialiser,
         remat: str = "full",
         numerics: Numerics = Numerics(),
     ) -> None:
-        towers: dict[str, Any] = {"numerics": numerics, "rngs": rngs}
+        towers: dict[str, Any] = {"numerics": numerics, "init": init}
         tower = ModifiedResNet if isinstance(config.vision, ResNetConfig) else VisionTransformer
         self.visual = tower(config, remat=remat, **towers)
         self.text = (
@@ -81,18 +135,91 @@ class Clip(nnx.Module):
             else TextTransformer(config, remat=remat, **towers)
         )
         scale = math.log(10) if config.logit_bias else INITIAL_LOGIT_SCALE
-        self.logit_scale = constant(rngs, (), scale)
+        self.logit_scale = init.constant((), scale)
         if config.logit_bias:  # SigLIP (arXiv 2303.15343), section 3.2; not in the paper
-            self.logit_bias = constant(rngs, (), INITIAL_LOGIT_BIAS)
+            self.logit_bias = init.constant((), INITIAL_LOGIT_BIAS)
         self.config = config
+        self.notes: Notes = nnx.data(Notes())
 
-    def encode_image(self, images: Array) -> Array:
-        """images [n, h, w, c] -> image_features [n, e], not normalised."""
-        return self.visual(images)[0]
+    @classmethod
+    def from_config(cls, config: ClipConfig, key: Array | int = 0, **options: Any) -> "Clip":
+        """A model with fresh random weights: `create`."""
+        return create(config, key, **options)
 
-    def encode_text(self, tokens: Array) -> Array:
-        """tokens [n, l] -> text_features [n, e], not normalised."""
-        return self.text(tokens)[0]
+    def encode_image(self, images: np.ndarray | Array) -> Array:
+        """Image features, not normalised, as the official code returns them.
+
+        Args:
+          images: pixels [n, h, w, c] as `Preprocess` makes them, floating point.
+
+        Returns:
+          [n, e], in the model's dtype.
+
+        Raises:
+          ValueError: another shape or integers, or a model loaded without its image tower.
+
+        >>> import jaxclip, numpy as np
+        >>> model, preprocess = jaxclip.load("emoji")
+        >>> size = preprocess.size
+        >>> model.encode_image(np.zeros((2, size, size, 3), np.float32)).shape
+        (2, 128)
+        """
+        self._require_tower("image")
+        return self._run(image_features, check_images(images, self.config.vision.image_size))
+
+    def encode_text(self, tokens: np.ndarray | Array) -> Array:
+        """Text features, not normalised, as the official code returns them.
+
+        Inside `jax.jit` no value can be checked: there the features of a text with an id outside of
+        the vocabulary, or of one that is too long, are NaN.
+
+        Args:
+          tokens: ids [n, l] as `jaxclip.tokenize` makes them. Columns beyond the model's context
+            length are cut if they hold padding only.
+
+        Returns:
+          [n, e], in the model's dtype.
+
+        Raises:
+          ValueError: another shape or type, an id outside of the vocabulary, a text that is too
+            long, or a model loaded without its text tower.
+
+        >>> import jaxclip
+        >>> model, _ = jaxclip.load("emoji")
+        >>> model.encode_text(jaxclip.tokenize(["a cat", "a rocket"])).shape
+        (2, 128)
+        """
+        self._require_tower("text")
+        return self._run(text_features, check_tokens(tokens, self.config.text))
+
+    def __call__(
+        self, images: np.ndarray | Array, tokens: np.ndarray | Array
+    ) -> tuple[Array, Array]:
+        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], its transpose).
+
+        Logits are float32. Arguments and errors as of `encode_image` and `encode_text`.
+        """
+        self._require_tower("image", "text")
+        images = check_images(images, self.config.vision.image_size)
+        return self._run(both_logits, images, check_tokens(tokens, self.config.text))
+
+    def logits(self, image_embeds: np.ndarray | Array, text_embeds: np.ndarray | Array) -> Array:
+        """logits_per_image [n_i, n_t] of embeddings [n_i, e] and [n_t, e], rows of length one.
+
+        One tower is enough: the embeddings may be older than the model. ValueError for other
+        shapes.
+        """
+        both = (check_embeds(each, self.config.embed_dim) for each in (image_embeds, text_embeds))
+        return self._run(similarity, *both)
+
+    def probabilities(self, logits_per_image: np.ndarray | Array) -> Array:
+        """How likely each text is, by image: logits [n_i, n_t] -> [n_i, n_t].
+
+        Softmax over the texts; sigmoid, each text on its own, for a model that was trained with
+        SigLIP's loss (`config.logit_bias`).
+        """
+        sigmoid = self.config.logit_bias
+        return probabilities(jnp.asarray(logits_per_image), sigmoid=sigmoid)
 
     @overload
     def embed(
@@ -107,44 +234,81 @@ class Clip(nnx.Module):
     def embed(
         self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
     ) -> Any:
-        """(image_embeds [n_i, e], text_embeds [n_t, e]), each row of length one, float32.
+        """(image_embeds [n_i, e], text_embeds [n_t, e]) for a loss: rows of length one, float32.
 
-        With `train` BatchNorm uses the batch's statistics, and a third value comes: the new running
-        ones by name, for `with_statistics`. A Vision Transformer has none, so it is empty. `axis`
-        names the devices that share the batch inside `shard_map` or `pmap`.
+        Plain JAX without checks or `jit`, to be called inside of a compiled step. With `train`
+        BatchNorm uses the batch's statistics, and a third value is returned: the new running ones
+        by name, for `with_statistics`; empty for a Vision Transformer. `axis` names the devices
+        that share the batch inside `shard_map` or `pmap`.
         """
         statistics: Statistics = {}
         if train and isinstance(self.visual, ModifiedResNet):
-            image_features, seen = self.visual(images, train=True, axis=axis)
-            statistics = checkpoint.flatten(seen["statistics"], "visual.")
+            features, new = self.visual(images, train=True, axis=axis)
+            statistics = checkpoint.flatten(new, "visual.")
         else:
-            image_features = self.encode_image(images)
-        text_features = self.encode_text(tokens)
-        wide = jnp.promote_types(image_features.dtype, jnp.float32)
-        I_e = l2_normalize(image_features.astype(wide))
-        T_e = l2_normalize(text_features.astype(wide))
+            features = image_features(self, images)
+        I_e = l2_normalize(at_least_float32(features))
+        T_e = l2_normalize(at_least_float32(text_features(self, tokens)))
         return (I_e, T_e, statistics) if train else (I_e, T_e)
 
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
         return [self.logit_scale, *([self.logit_bias] if self.config.logit_bias else [])]
 
-    def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
-        """images [n_i, h, w, c], tokens [n_t, l] -> (logits_per_image [n_i, n_t], transposed)."""
-        logits_per_image = self.logits(*self.embed(images, tokens))
-        return logits_per_image, logits_per_image.T
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the weights and their config as one safetensors file that `jaxclip.load` reads.
 
-    def logits(self, image_embeds: Array, text_embeds: Array) -> Array:
-        """Embeddings [n_i, e] and [n_t, e], rows of length one -> logits_per_image [n_i, n_t]."""
-        tower = self.visual if hasattr(self, "visual") else self.text
-        temperature = (parameter[...] for parameter in self.temperature())
-        precision = tower.numerics.precision
-        return logits(image_embeds, text_embeds, *temperature, precision=precision)
+        The file appears whole or not at all.
+
+        Raises:
+          ValueError: something is at `path` and `force` is not given, no file can be made there, or
+            a tower is missing.
+
+        >>> import jaxclip, pathlib, tempfile
+        >>> model, _ = jaxclip.load("emoji")
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.safetensors"
+        >>> model.save(path)
+        >>> jaxclip.load(path)[0].config == model.config
+        True
+        """
+        self._require_tower("image", "text")
+        path = Path(path)
+        if path.exists() and not force:
+            raise ValueError(
+                f"{path}: expected no such file, got one; pass force=True to replace it"
+            )
+        notes = {"saved_by": "jaxclip.Clip.save", "made_from": self.notes}
+        checkpoint.save(path, to_flat(self), self.config, notes)
+
+    def __deepcopy__(self, memo: Any = None) -> "Clip":
+        copied: Clip = super().__deepcopy__(memo)
+        copied.notes = Notes(self.notes)
+        return copied
+
+    def __repr__(self) -> str:
+        """One line: the architecture, how many parameters, the dtype.
+
+        >>> import jaxclip
+        >>> jaxclip.load("emoji", tower="text")[0]
+        Clip(text tower of 64x64 ViT, 7,109,504 parameters, float32)
+        """
+        return f"{type(self).__name__}({describe(self)})"
+
+    __str__ = __repr__
+
+    def _run(self, function: Callable[..., Any], *rows: Array) -> Any:
+        """`function(self, *rows)`, compiled unless `jit` is False; `hardware` overrides this."""
+        return (_jitted(function) if self.jit else function)(self, *rows)
+
+    def _require_tower(self, *towers: Tower) -> None:
+        for tower in towers:
+            if not hasattr(self, TOWERS[tower]):
+                raise ValueError(f"this model was loaded without its {tower} tower; load it whole")
 
 
 def create(
     config: ClipConfig,
-    seed: int = 0,
+    key: Array | int = 0,
     *,
     remat: str = "full",
     numerics: Numerics = Numerics(),
@@ -152,204 +316,25 @@ def create(
 ) -> Clip:
     """A model with fresh random weights; blocks as the released code draws its text tower's.
 
-    `placement` is a tree like the model, of the shardings that its leaves shall have.
+    Args:
+      config: its architecture.
+      key: of `jax.random.key`, or a seed.
+      remat: what each block saves for the backward pass: "none", "dots" or "full" (nothing).
+      numerics: dtype and precision.
+      placement: a tree like the model, of the shardings for its leaves.
+
+    >>> from jaxclip.config import RELEASED
+    >>> jax.eval_shape(lambda key: create(RELEASED["ViT-B/32"], key), jax.random.key(0))
+    Clip(ViT-B/32, 151,277,313 parameters, float32)
     """
 
     def make(key: Array) -> Clip:
-        return Clip(config, rngs=nnx.Rngs(key), remat=remat, numerics=numerics)
+        return Clip(config, init=Initialiser(nnx.Rngs(key)), remat=remat, numerics=numerics)
 
-    return jax.jit(make, out_shardings=placement)(jax.random.key(seed))
+    key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+    return jax.jit(make, out_shardings=placement)(key)
 
 
 def abstract(config: ClipConfig, *, remat: str = "full", numerics: Numerics = Numerics()) -> Clip:
     """A model whose leaves are shapes: no weight is drawn, no memory taken, nothing traced."""
-    return Clip(config, rngs=None, remat=remat, numerics=numerics)
-
-
-Tower = Literal["image", "text"]
-TOWERS: dict[Tower, str] = {"image": "visual", "text": "text"}  # attribute of `Clip`, path prefix
-
-
-def only(model: Clip, tower: Tower) -> Clip:
-    """An `abstract` model without its other tower, whose attribute is gone."""
-    if tower not in TOWERS:
-        raise ValueError(f"tower {tower!r} came; {' or '.join(TOWERS)} was expected")
-    other = next(attribute for name, attribute in TOWERS.items() if name != tower)
-    delattr(model, other)
-    return model
-
-
-PRODUCTS = ("kernel", "proj", "text_projection")  # how the names end of what enters a product
-
-
-def with_kernels(model: Clip, dtype: Any) -> Clip:
-    """An `abstract` model whose kernels are kept in `dtype`: converted once, not in every call.
-
-    The rest is cheap, or is added up in float32: biases, norms, embeddings, temperature.
-    """
-
-    def kept(path: tuple[Any, ...], leaf: Any) -> Any:
-        kernel = _name(path).endswith(PRODUCTS)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype) if kernel else leaf
-
-    return jax.tree_util.tree_map_with_path(kept, model)
-
-
-def _part(key: Any) -> str:
-    found = [getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)]
-    return str(found[0] if found else key)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    parts = [_part(key) for key in path]
-    return ".".join(part.lstrip(".") for part in parts if part not in (".value", "value"))
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf} of a model, or of any tree of its shape (gradients, moments)."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def trained(model: Any) -> Any:
-    """The model without its running statistics: what gradients and the optimiser are for.
-
-    The same kind of tree, with nothing where they were; a Vision Transformer comes back whole.
-    """
-
-    def emptied(variable: Any) -> Any:
-        statistic = isinstance(variable, nnx.BatchStat)
-        return jax.tree.map(lambda _: None, variable) if statistic else variable
-
-    return jax.tree.map(emptied, model, is_leaf=lambda node: isinstance(node, nnx.Variable))
-
-
-def running_statistics(model: Any) -> Statistics:
-    """{dotted path: running mean or variance}; empty for a Vision Transformer."""
-    parameters = named_leaves(trained(model))
-    return {path: leaf for path, leaf in named_leaves(model).items() if path not in parameters}
-
-
-def with_statistics(model: Any, statistics: Statistics) -> Any:
-    """The model, whole or `trained` only, with these running statistics; itself unchanged."""
-
-    def chosen(path: tuple[Any, ...], leaf: Any) -> Any:
-        return statistics.get(_name(path), leaf)
-
-    return jax.tree_util.tree_map_with_path(chosen, model, is_leaf=lambda leaf: leaf is None)
-
-
-def _padded(tree: Any) -> set[str]:
-    """The names of the kernels that have columns of zeros behind their own."""
-    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, Padded))
-    return {_name(path) for path, node in nodes if isinstance(node, Padded)}
-
-
-def to_flat(tree: Any) -> checkpoint.Flat:
-    """A model's (or a gradient's) arrays by official name, one entry a layer, as NumPy."""
-    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
-    arrays |= {name: arrays[name][..., :-PADDING] for name in _padded(tree)}
-    return checkpoint.unstack(arrays)
-
-
-def _in_order(array: np.ndarray) -> np.ndarray:
-    """The array in C order; a transposed one in strips, so that what is read stays in the cache."""
-    if array.flags.c_contiguous:
-        return array
-    ordered = np.empty(array.shape, array.dtype)
-    for at in range(0, array.shape[-1], STRIP):
-        ordered[..., at : at + STRIP] = array[..., at : at + STRIP]
-    return ordered
-
-
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-    """Slices of the first axis of some `BLOCK` numbers each."""
-    rows = max(1, BLOCK // max(1, array[:1].size))
-    return (slice(at, at + rows) for at in range(0, len(array), rows))
-
-
-def _widen(halves: np.ndarray, own: np.ndarray) -> bool:
-    """float16 into float32 of the same shape, to the bit as NumPy, in a quarter of its time.
-
-    NumPy takes one number after the other. Here the bits of many are moved to their new places as
-    whole numbers, and a product with 2^112 turns the exponent's bias of 15 into one of 127. Blocks
-    that hold infinities or no numbers, and threads to which subnormal numbers are zero, are left to
-    NumPy. Returns whether all numbers are finite.
-    """
-    flushes = np.float32(1e-40) * REBIAS == 0
-    halves, own = np.atleast_1d(halves, own)
-    finite = True
-    for block in _blocks(halves):
-        half, wide = _in_order(halves[block]), own[block]
-        holds = (half.view(np.uint16) & 0x7C00).max() < 0x7C00
-        finite = finite and bool(holds)
-        if flushes or not holds:
-            np.copyto(wide, half)
-            continue
-        bits = wide.view(np.int32)
-        np.copyto(bits, half.view(np.int16))
-        np.left_shift(bits, 13, out=bits)
-        np.bitwise_and(bits, ~0x70000000, out=bits)  # three copies of the sign
-        np.multiply(wide, REBIAS, out=wide)
-    return finite
-
-
-def _convert(array: np.ndarray, own: np.ndarray) -> bool:
-    """The numbers of an array into one of its shape; returns whether all of them are finite."""
-    if array.dtype == np.float16 and own.dtype == np.float32:
-        return _widen(array, own)
-    array, own = np.atleast_1d(array, own)
-    narrower = own if own.dtype.itemsize < array.dtype.itemsize else array
-    # NumPy finds the best order for an array in another one; blocks are looked at in the cache
-    blocks = _blocks(array) if array.flags.c_contiguous else iter([slice(None)])
-    finite = True
-    for block in blocks:
-        with np.errstate(over="ignore"):  # seen below
-            np.copyto(own[block], array[block], casting="unsafe")
-        finite = finite and checkpoint.is_finite(narrower[block])
-    return finite
-
-
-def _copied(array: np.ndarray, leaf: Any, name: str | None = None) -> np.ndarray:
-    """The array in the shape and number format of a leaf, in memory that jax need not copy again.
-
-    ValueError under `name`, where one is given, for numbers that are not finite.
-    Where the leaf has more columns (`layers.Padded`), zeros stand in them.
-
-    NumPy converts: jax would compile a program a shape for it, a second in all. At a multiple of 64
-    bytes, as every page is, jax on a CPU takes the memory as it is: it must be nobody else's. It is
-    asked of the system, as NumPy would ask for huge pages: in a virtual machine whose unused memory
-    goes back to the host those come from the host, and cost up to three times as much.
-    """
-    dtype, count = np.dtype(leaf.dtype), math.prod(leaf.shape)
-    memory = mmap.mmap(-1, max(1, count * dtype.itemsize), access=mmap.ACCESS_COPY)
-    whole = np.frombuffer(memory, dtype, count).reshape(leaf.shape)
-    own = whole
-    if leaf.shape != array.shape:
-        columns = array.shape[-1]
-        own, whole[..., columns:] = whole[..., :columns], 0
-    if not _convert(array, own) and name is not None:
-        raise ValueError(f"{name}: {checkpoint.NOT_FINITE} in {dtype}; get the file again")
-    checkpoint.release(array)
-    return whole
-
-
-def from_flat(flat: Mapping[str, np.ndarray], like: Any) -> Any:
-    """Fill a tree shaped like `like` (a model or `abstract` one) from arrays by official name.
-
-    ValueError lists the paths that are missing, unknown or of the wrong shape, or names one whose
-    numbers are not finite.
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    expected, padded = {_name(path): leaf for path, leaf in leaves}, _padded(like)
-    arrays = checkpoint.stack(flat) if checkpoint.is_stacked(expected) else flat
-    shapes = {
-        name: (*leaf.shape[:-1], leaf.shape[-1] - PADDING) if name in padded else leaf.shape
-        for name, leaf in expected.items()
-    }
-    checkpoint.check(shapes, arrays)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's copies run beside each other
-        copies = pool.map(lambda name: _copied(arrays[name], expected[name], name), expected)
-        filled = [jax.device_put(copy) for copy in copies]  # here: jax_enable_x64 is a thread's own
-    return jax.tree_util.tree_unflatten(structure, filled)
+    return Clip(config, init=Shapes(), remat=remat, numerics=numerics)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.config import ClipConfig
-from jaxclip.models.layers import LayerNorm, Numerics, Transformer, normal
+from jaxclip.models.layers import Encoder, Initialiser, LayerNorm, Numerics, Taps, Transformer
 
 Array = jax.Array
 
@@ -13,8 +13,8 @@ Array = jax.Array
 class TokenEmbedding(nnx.Module):
     """One row a token of the vocabulary."""
 
-    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs | None) -> None:
-        self.embedding = normal(rngs, (vocab_size, width), 0.02)
+    def __init__(self, vocab_size: int, width: int, *, init: Initialiser) -> None:
+        self.embedding = init.normal((vocab_size, width), 0.02)
 
     def __call__(self, tokens: Array) -> Array:
         """tokens [n, l] -> [n, l, d]; NaN for an id outside of the vocabulary.
@@ -26,36 +26,27 @@ class TokenEmbedding(nnx.Module):
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-class TextTransformer(nnx.Module):
+class TextTransformer(Encoder):
     """Causal transformer; the row at the end of text is projected (`clip/model.py`)."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs | None
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, init: Initialiser
     ) -> None:
         t = config.text
-        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, rngs=rngs)
-        self.positional_embedding = normal(rngs, (t.context_length, t.width), 0.01)
+        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
+        self.positional_embedding = init.normal((t.context_length, t.width), 0.01)
         self.transformer = Transformer(
-            t.width,
-            t.heads,
-            t.layers,
-            config.activation,
-            remat=remat,
-            numerics=numerics,
-            rngs=rngs,
+            t, config.activation, remat=remat, numerics=numerics, init=init
         )
-        self.ln_final = LayerNorm(t.width, rngs=rngs)
-        projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
-        self.text_projection = numerics.kernel(projection)
+        self.ln_final = LayerNorm(t.width, init=init)
+        self.text_projection = init.normal((t.width, config.embed_dim), t.width**-0.5)
         self.numerics = numerics
 
-    def __call__(
-        self, tokens: Array, *, intermediates: bool = False
-    ) -> tuple[Array, dict[str, Array]]:
-        """tokens [n, l] -> (text_features [n, e], named intermediates or an empty dict).
+    def __call__(self, tokens: Array, *, taps: Taps | None = None) -> Array:
+        """tokens [n, l] -> text_features [n, e].
 
         Any l up to the context length: what follows the end of text cannot change the result, as
-        attention is causal. Intermediates: `stem`, `hidden`, `attention`, `pooled` as in
+        attention is causal. Taps: `stem`, `hidden`, `attention`, `pooled` as in
         `vit.VisionTransformer`, and `last` [n, l, d] (after `ln_final`).
         """
         l = tokens.shape[1]
@@ -63,36 +54,34 @@ class TextTransformer(nnx.Module):
         stem = stem.astype(self.numerics.dtype)
         # A hidden position gets minus infinity; no row is hidden whole, so softmax stays finite.
         mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1)
-        x, seen = self.transformer(stem, mask, intermediates=intermediates)
+        x = self.transformer(stem, mask, taps)
         x = self.ln_final(x)
         end = tokens.argmax(axis=-1)  # [n]: end-of-text has the largest id
         pooled = x[jnp.arange(x.shape[0]), end]  # [n, d]
-        if intermediates:
-            seen = {"stem": stem, **seen, "last": x, "pooled": pooled}
-        return self.numerics.dot(pooled, self.text_projection), seen  # [n, e]
+        if taps is not None:
+            taps.update(stem=stem, last=x, pooled=pooled)
+        return self.numerics.dot(pooled, self.text_projection)  # [n, e]
 
 
-class ContinuousBagOfWords(nnx.Module):
+class ContinuousBagOfWords(Encoder):
     """Mean of the word embeddings up to the end of text, then the projection (Figure 3: "CBOW").
 
     The paper names this encoder and says no more. Chosen here: the mean runs over the start token,
     the words and the end token; what follows is ignored; no position, no normalisation, no bias.
     """
 
-    def __init__(self, config: ClipConfig, *, numerics: Numerics, rngs: nnx.Rngs | None) -> None:
+    def __init__(self, config: ClipConfig, *, numerics: Numerics, init: Initialiser) -> None:
         t = config.text
-        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, rngs=rngs)
-        projection = normal(rngs, (t.width, config.embed_dim), t.width**-0.5)
-        self.text_projection = numerics.kernel(projection)
+        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
+        self.text_projection = init.normal((t.width, config.embed_dim), t.width**-0.5)
         self.numerics = numerics
 
-    def __call__(
-        self, tokens: Array, *, intermediates: bool = False
-    ) -> tuple[Array, dict[str, Array]]:
-        """tokens [n, l] -> (text_features [n, e], {`pooled`: [n, d]} or an empty dict)."""
+    def __call__(self, tokens: Array, *, taps: Taps | None = None) -> Array:
+        """tokens [n, l] -> text_features [n, e]; tap: `pooled` [n, d]."""
         embedded = self.token_embedding(tokens)  # [n, l, d]
         end = tokens.argmax(axis=-1, keepdims=True)  # [n, 1]
         keep = (jnp.arange(tokens.shape[1]) <= end).astype(embedded.dtype)  # [n, l]
         pooled = (embedded * keep[..., None]).sum(1) / keep.sum(1, keepdims=True)  # [n, d]
-        features = self.numerics.dot(pooled, self.text_projection)  # [n, e]
-        return features, ({"pooled": pooled} if intermediates else {})
+        if taps is not None:
+            taps["pooled"] = pooled
+        return self.numerics.dot(pooled, self.text_projection)  # [n, e]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.config import ClipConfig, VisionConfig
-from jaxclip.models.layers import LayerNorm, Numerics, Transformer, normal
+from jaxclip.models.layers import Encoder, Initialiser, LayerNorm, Numerics, Taps, Transformer
 
 Array = jax.Array
 
@@ -13,12 +13,9 @@ Array = jax.Array
 class PatchConvolution(nnx.Module):
     """Convolution whose stride is its size, without bias, as one matrix product."""
 
-    def __init__(
-        self, patch: int, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None
-    ) -> None:
+    def __init__(self, patch: int, width: int, *, numerics: Numerics, init: Initialiser) -> None:
         fan_in = patch * patch * 3
-        shape = (patch, patch, 3, width)
-        self.kernel = numerics.kernel(normal(rngs, shape, (3 * fan_in) ** -0.5))
+        self.kernel = init.normal((patch, patch, 3, width), (3 * fan_in) ** -0.5)
         self.numerics = numerics
 
     def __call__(self, images: Array) -> Array:
@@ -30,38 +27,30 @@ class PatchConvolution(nnx.Module):
         return self.numerics.dot(x, self.kernel)
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Encoder):
     """Patches and a class token, normalised before the blocks; the class token is projected."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, rngs: nnx.Rngs | None
+        self, config: ClipConfig, *, remat: str, numerics: Numerics, init: Initialiser
     ) -> None:
         v = config.vision
         assert isinstance(v, VisionConfig)
         std = v.width**-0.5
-        self.conv1 = PatchConvolution(v.patch_size, v.width, numerics=numerics, rngs=rngs)
-        self.class_embedding = normal(rngs, (v.width,), std)
-        self.positional_embedding = normal(rngs, (v.tokens, v.width), std)
-        self.ln_pre = LayerNorm(v.width, rngs=rngs)
+        self.conv1 = PatchConvolution(v.patch_size, v.width, numerics=numerics, init=init)
+        self.class_embedding = init.normal((v.width,), std)
+        self.positional_embedding = init.normal((v.tokens, v.width), std)
+        self.ln_pre = LayerNorm(v.width, init=init)
         self.transformer = Transformer(
-            v.width,
-            v.heads,
-            v.layers,
-            config.activation,
-            remat=remat,
-            numerics=numerics,
-            rngs=rngs,
+            v, config.activation, remat=remat, numerics=numerics, init=init
         )
-        self.ln_post = LayerNorm(v.width, rngs=rngs)
-        self.proj = numerics.kernel(normal(rngs, (v.width, config.embed_dim), std))
+        self.ln_post = LayerNorm(v.width, init=init)
+        self.proj = init.normal((v.width, config.embed_dim), std)
         self.numerics = numerics
 
-    def __call__(
-        self, images: Array, *, intermediates: bool = False
-    ) -> tuple[Array, dict[str, Array]]:
-        """images [n, h, w, c] -> (image_features [n, e], named intermediates or an empty dict).
+    def __call__(self, images: Array, *, taps: Taps | None = None) -> Array:
+        """images [n, h, w, c] -> image_features [n, e].
 
-        Intermediates: `stem` [n, l, d] (what the first block sees), `hidden` [layers, n, l, d],
+        Taps: `stem` [n, l, d] (what the first block sees), `hidden` [layers, n, l, d],
         `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection).
         """
         x = self.conv1(images)  # [n, p, d]
@@ -69,8 +58,8 @@ class VisionTransformer(nnx.Module):
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (n, 1, d))
         x = jnp.concatenate([first, x], axis=1)  # [n, l, d]
         stem = self.ln_pre(x + self.positional_embedding[...].astype(x.dtype))
-        x, seen = self.transformer(stem, intermediates=intermediates)
+        x = self.transformer(stem, taps=taps)
         pooled = self.ln_post(x[:, 0])  # [n, d]
-        if intermediates:
-            seen = {"stem": stem, **seen, "pooled": pooled}
-        return self.numerics.dot(pooled, self.proj), seen  # [n, e]
+        if taps is not None:
+            taps.update(stem=stem, pooled=pooled)
+        return self.numerics.dot(pooled, self.proj)  # [n, e]

@@ -2,38 +2,38 @@
 arXiv 2101.06983).
 
 The loss needs the embeddings of all pairs, but a tower needs only its own picture or text. So the
-batch goes through twice, a few pairs at a time: first forward only, for the embeddings; then the
-loss is differentiated with respect to these; then every part goes forward again and back, with its
-share of that gradient. Nothing is approximated, unlike in the mean over the losses of parts.
+batch passes the towers in microbatches, first forward only, for the embeddings; the loss is
+differentiated with respect to these; then every microbatch passes forward again and back, with its
+share of that gradient. Nothing is approximated, unlike in the mean over the losses of microbatches.
 
-BatchNorm is the one thing that looks across a batch. Here each part is normalised by its own
+In JAX that is `jax.checkpoint` around one microbatch, inside a loop: the forward pass keeps the
+inputs of the loop and no activation, and the backward pass computes them again.
+
+BatchNorm is the one thing that looks across a batch. Here each microbatch is normalised by its own
 statistics, in both passes the same, so the gradient is that of a model which sees the batch in
-these parts; the new running statistics are the mean over the parts of what each would make of the
-old. Towers without BatchNorm give the gradient of the whole batch.
+microbatches; the new running statistics are the mean of what each would make of the old. Towers
+without BatchNorm give the gradient of the whole batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-
-from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
-from jaxclip.models.clip import Clip, Statistics
-from jaxclip.training.step import Loss, Metrics, spread
 
 Array = jax.Array
+Embed = Callable[[Array, Array], tuple[Array, Array, Any]]  # (images, tokens) -> (I_e, T_e, stats)
 
 
-def _deal(x: Array, parts: int) -> Array:
-    """[n, ...] -> [parts, n / parts, ...]; part k has the rows k, k + parts, k + 2 parts, ...
+def _deal(x: Array, microbatches: int) -> Array:
+    """[n, ...] -> [m, n / m, ...]; microbatch k has the rows k, k + m, k + 2 m, ...
 
     Dealt like cards, so that rows which are spread over devices stay on their devices.
     """
-    if x.shape[0] % parts:
-        raise ValueError(f"{parts} parts came, which do not divide a batch of {x.shape[0]}")
-    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    if x.shape[0] % microbatches:
+        raise ValueError(
+            f"microbatches: expected a divisor of {x.shape[0]}, the batch, got {microbatches}"
+        )
+    return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _collect(x: Array) -> Array:
@@ -41,52 +41,19 @@ def _collect(x: Array) -> Array:
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
-def gradients(
-    model: Clip,
-    images: Array,
-    tokens: Array,
-    *,
-    parts: int,
-    loss: Loss = contrastive_loss,
-    axis: str | None = None,
-) -> tuple[Clip, Metrics, Statistics]:
-    """What `step.gradients` gives, with the activations of n / parts pairs at a time.
+def embed_in_microbatches(
+    embed: Embed, microbatches: int, images: Array, tokens: Array
+) -> tuple[Array, Array, Any]:
+    """What `embed(images, tokens)` returns, with the activations of n / m pairs at a time.
 
     Args:
-      model: the model.
+      embed: both towers, as in training.
+      microbatches: m, a divisor of n (under `shard_map` and `pmap`, of one device's pairs).
       images: [n, h, w, c].
       tokens: [n, l].
-      parts: how many; a divisor of n (under `shard_map` and `pmap`, of one device's pairs).
-      loss: over the embeddings of the batch, as for `step.gradients`.
-      axis: the devices inside `shard_map` and `pmap`.
     """
-    old = clip.running_statistics(model)
-    parameters = clip.trained(model)
-    dealt = _deal(images, parts), _deal(tokens, parts)
-
-    def embed(parameters: Clip, part: tuple[Array, Array]) -> Any:
-        whole = clip.with_statistics(parameters, old)
-        I_e, T_e, statistics = whole.embed(*part, train=True, axis=axis)
-        return (I_e, T_e), statistics
-
-    # first pass: embeddings [parts, n / parts, e]
-    embeds, seen = jax.lax.map(lambda part: embed(parameters, part), dealt)
-    I_e, T_e = (_collect(x) for x in embeds)
-    numbers = [number[...] for number in parameters.temperature()]
-    differentiated = jax.value_and_grad(loss, argnums=tuple(range(2 + len(numbers))))
-    value, (d_I, d_T, *d_numbers) = differentiated(I_e, T_e, *numbers)
-
-    # second pass: each part's share of the gradient
-    def add(total: Clip, part: Any) -> tuple[Clip, None]:
-        inputs, d_embeds = part
-        _, backward, _ = jax.vjp(lambda p: embed(p, inputs), parameters, has_aux=True)
-        return jax.tree.map(jnp.add, total, backward(d_embeds)[0]), None
-
-    nothing = jax.tree.map(jnp.zeros_like, parameters)
-    grads, _ = jax.lax.scan(add, nothing, (dealt, (_deal(d_I, parts), _deal(d_T, parts))))
-    for number, d_number in zip(grads.temperature(), d_numbers, strict=True):
-        number[...] += d_number
-    grads = grads if axis is None else jax.lax.pmean(grads, axis)
-    metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
-    new = {name: values.mean(0) for name, values in seen.items()}
-    return grads, {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}, new
+    dealt = _deal(images, microbatches), _deal(tokens, microbatches)
+    # inside a loop nothing is merged with the first pass: `prevent_cse` would only cost time
+    again = jax.checkpoint(lambda pairs: embed(*pairs), prevent_cse=False)
+    I_e, T_e, stats = jax.lax.map(again, dealt)  # [m, n / m, e] twice
+    return _collect(I_e), _collect(T_e), jax.tree.map(lambda x: x.mean(0), stats)

@@ -1,8 +1,8 @@
-"""The whole state of a run, by Orbax: saved while training goes on, each device its own part.
+"""Saves and restores the whole state of a run with Orbax, while training goes on.
 
-A checkpoint holds model, optimiser state, step, random key, position in the data and config. It can
-be restored on another number of devices, as what is read is cut anew. One that was not finished
-does not count, and if the newest cannot be read, the one before it is taken, which is logged.
+A checkpoint holds the train state, the position in the data and the recipe. It can be restored on
+another number of devices: each device reads its own part of every array. A checkpoint that was not
+finished does not count. If the newest cannot be read, the one before it is taken, with a warning.
 """
 
 import contextlib
@@ -15,41 +15,48 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves
+from jaxclip.models.parameters import named_leaves
+from jaxclip.training.distributed import replicate
+from jaxclip.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-PARTS = ("model", "opt_state")
+Named = dict[str, dict[str, Any]]  # {"model" or "opt_state": {dotted path: leaf}}
 
 
-class RunState(NamedTuple):
-    """What a run goes on from; `step` updates have been made."""
+class Snapshot(NamedTuple):
+    """What a run continues from."""
 
-    model: Any
-    opt_state: Any
-    step: int
-    key: jax.Array  # from jax.random.key
-    position: Any  # of the data, JSON: of every process, as `streams.Stream` counts
-    config: Any  # JSON
+    state: TrainState
+    position: list[int]  # in the data, of every process, as `input_pipeline.Stream` counts
+    recipe: Any  # JSON
 
 
-def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _named(state: TrainState) -> Named:
+    """The leaves as they are stored: parameters and statistics together, under their names."""
+    model = named_leaves(state.params) | named_leaves(state.stats)
+    return {"model": model, "opt_state": named_leaves(state.opt_state)}
+
+
+def _refill(tree: Any, leaves: dict[str, Any]) -> Any:
+    """A tree like `tree` with the leaves of those names."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[n] for n in named_leaves(tree)])
 
 
 def _cause(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _checked(rest: dict[str, Any]) -> tuple[jax.Array, list[int], Any]:
-    """(random key, positions, config) of a stored state; some error where they are damaged."""
+def _parse_rest(rest: dict[str, Any]) -> tuple[jax.Array, list[int], Any]:
+    """(random key's data, positions, recipe) of a stored state; an error where it is damaged."""
     position = rest["position"]
     if not position or any(type(i) is not int or i < 0 for i in position):
         raise ValueError(f"position: expected whole numbers, got {position!r}")
-    return jax.random.wrap_key_data(jnp.array(rest["key"], jnp.uint32)), position, rest["config"]
+    return jnp.array(rest["key"], jnp.uint32), position, rest["config"]
 
 
 class Checkpoints:
@@ -57,7 +64,7 @@ class Checkpoints:
 
     All processes of a run make and call it together.
 
-    ValueError where the folder's name is taken by something else: Orbax would wait for minutes.
+    ValueError where a file has the folder's name: Orbax would wait for minutes.
     """
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
@@ -75,35 +82,31 @@ class Checkpoints:
         }
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
-    def save(self, state: RunState) -> None:
-        """Begin to save; the arrays may be donated as soon as it returns."""
-        arrays = {
-            "model": named_leaves(state.model),
-            "opt_state": named_leaves(state.opt_state),
-        }
+    def save(self, step: int, snapshot: Snapshot) -> None:
+        """Begin to save the state after `step` updates; it may be donated once this returns."""
         rest = {
-            "key": jax.random.key_data(state.key).tolist(),
-            "position": state.position,
-            "config": state.config,
+            "key": jax.random.key_data(snapshot.state.key).tolist(),
+            "position": snapshot.position,
+            "config": snapshot.recipe,
         }
         args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest)
+            arrays=ocp.args.StandardSave(_named(snapshot.state)), rest=ocp.args.JsonSave(rest)
         )
-        with self._writing():
-            self.manager.save(state.step, args=args)
+        with self._storage_errors():
+            self.manager.save(step, args=args)
 
     def finish(self) -> None:
-        """Wait until what was begun is on disk."""
-        with self._writing():
+        """Wait until every save that was begun is on disk."""
+        with self._storage_errors():
             self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """End Orbax's threads; what `finish` was not called for may be lost."""
-        with contextlib.suppress(Exception):  # told by save or finish, or the run fails anyway
+        """End Orbax's threads; a save that `finish` was not called for may be lost."""
+        with contextlib.suppress(Exception):  # save or finish raised it, or the run fails anyway
             self.manager.close()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _storage_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of Orbax and its storage, also of a save before this one
@@ -111,64 +114,58 @@ class Checkpoints:
                 f"cannot save to {self.folder}: {_cause(error)}; what was saved before is untouched"
             ) from None
 
-    def restore(self, like: tuple[Any, Any], placement: tuple[Any, Any]) -> RunState | None:
-        """The newest state that can be read, or None where no checkpoint is.
+    def restore(self, like: TrainState, shardings: Any) -> Snapshot | None:
+        """The newest state that can be read, or None where there is no checkpoint.
 
         Args:
-          like: model and optimiser state, or their shapes.
-          placement: the shardings that they shall have (`sharding.placement`), on this run's mesh.
+          like: a state, or the shapes of one.
+          shardings: how its leaves shall lie on this run's mesh (`sharding.shardings`).
 
         Raises:
-          ValueError: there are checkpoints, and none can be read, or one is of another config.
+          ValueError: there are checkpoints, and none can be read, or one is of another model.
         """
-        expected = {
-            name: dict(
-                zip(
-                    named_leaves(tree),
-                    map(_abstract, jax.tree.leaves(tree), jax.tree.leaves(places)),
-                    strict=True,
-                )
-            )
-            for name, tree, places in zip(PARTS, like, placement, strict=True)
-        }
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
             try:
                 stored = self.manager.item_metadata(step)["arrays"]
-                came = {name: dict(stored[name]) for name in PARTS}
+                found = {name: dict(stored[name]) for name in ("model", "opt_state")}
             except Exception as error:  # what Orbax and its storage raise has no type in common
-                self._tell(step, error)
+                self._warn(step, error)
                 continue
-            # before anything is read: another config is no damage
-            for name in PARTS:
-                shapes = {path: leaf.shape for path, leaf in expected[name].items()}
-                checkpoint.check(shapes, came[name])
+            # before anything is read: a state of another model is not damaged, and is an error
+            for name, leaves in _named(like).items():
+                checkpoint.check({path: leaf.shape for path, leaf in leaves.items()}, found[name])
             try:
-                read, rest = self._read(step, expected)
-                key, position, config = _checked(rest)
+                snapshot = self._read(step, like, shardings)
             except Exception as error:
-                self._tell(step, error)
+                self._warn(step, error)
                 continue
-            model, opt_state = (
-                jax.tree.unflatten(
-                    jax.tree.structure(tree), [read[name][n] for n in expected[name]]
-                )
-                for name, tree in zip(PARTS, like, strict=True)
-            )
             self._set_aside([newer for newer in steps if newer > step])
-            return RunState(model, opt_state, step, key, position, config)
+            return snapshot
         if steps:
             raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read")
         return None
 
-    def _read(self, step: int, expected: Any) -> tuple[Any, Any]:
+    def _read(self, step: int, like: TrainState, shardings: Any) -> Snapshot:
+        def wanted(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        shapes = _named(jax.tree.map(wanted, like, shardings))
         read = self.manager.restore(
             step,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(expected), rest=ocp.args.JsonRestore()
+                arrays=ocp.args.StandardRestore(shapes), rest=ocp.args.JsonRestore()
             ),
         )
-        return read["arrays"], read["rest"]
+        key, position, recipe = _parse_rest(read["rest"])
+        model, opt_state = read["arrays"]["model"], read["arrays"]["opt_state"]
+        state = TrainState(
+            _refill(like.params, model),
+            _refill(like.stats, model),
+            _refill(like.opt_state, opt_state),
+            *replicate(shardings.step.mesh, (np.int32(step), jax.random.wrap_key_data(key))),
+        )
+        return Snapshot(state, position, recipe)
 
     def _set_aside(self, steps: list[int]) -> None:
         """Move what cannot be read: Orbax saves nothing below a newer step."""
@@ -184,7 +181,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints are aside")
             self.manager.reload()
 
-    def _tell(self, step: int, error: Exception) -> None:
+    def _warn(self, step: int, error: Exception) -> None:
         logger.warning(
             "checkpoint %d in %s cannot be read (%s); the one before it is tried",
             step,

@@ -2,12 +2,12 @@
 
     distributed.start("10.0.0.1:1234", processes=16, index=3)
     mesh = data_mesh()  # the devices of all processes
-    state = distributed.everywhere(mesh, state)
+    state = distributed.replicate(mesh, state)
     rows = distributed.own_rows(batch_size)  # read these and no others
     batch = distributed.global_batch(mesh, my_part_of_the_batch)
 
 After that every step of `training.step` but `pmap_step` works as in one process, and all processes
-must call it, with the same key, `everywhere` too. On TPU and under Slurm `start()` without
+must call it, with the same key, and `replicate` too. On TPU and under Slurm `start()` without
 arguments finds everything.
 """
 
@@ -83,14 +83,14 @@ def global_batch(mesh: Mesh, own: dict[str, np.ndarray]) -> dict[str, jax.Array]
     }
 
 
-def everywhere(mesh: Mesh, tree: Any) -> Any:
-    """A tree that every process holds, with the same values, as one that lives on all devices."""
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """A tree of host arrays, the same in every process, replicated over the mesh."""
     sharding = NamedSharding(mesh, P())
 
-    def spread(leaf: Any) -> jax.Array:
+    def put(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(spread(jax.random.key_data(leaf)))
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(spread, tree)
+    return jax.tree.map(put, tree)

@@ -1,4 +1,4 @@
-"""What fine-tuning adds to training: locked parts, rates of their own, averages of weights."""
+"""Fine-tuning: locked parts, learning rates by path, averages of weights."""
 
 import math
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxclip import checkpoint
-from jaxclip.models.clip import named_leaves, running_statistics, trained, with_statistics
+from jaxclip.models.parameters import named_leaves
 from jaxclip.training.optimizer import hold_logit_scale
 
 # (pattern, factor on the learning rate): the first pattern found in a parameter's path counts, one
@@ -20,8 +20,8 @@ Rates = Sequence[tuple[str, float]]
 LOCKED_IMAGE_TOWER: Rates = ((r"^visual\.", 0.0),)  # LiT (Zhai et al. 2021, arXiv 2111.07991)
 
 
-def factors(model: Any, rates: Rates) -> Any:
-    """A tree like `trained(model)`: the factor of every parameter, [layers, 1, ...] for a stack."""
+def factors(params: Any, rates: Rates) -> Any:
+    """A tree like `params`: the factor of every parameter, [layers, 1, ...] for a stack."""
 
     def of(path: str) -> float:
         return next((factor for pattern, factor in rates if re.search(pattern, path)), 1.0)
@@ -33,54 +33,44 @@ def factors(model: Any, rates: Rates) -> Any:
         each = [of(f"{tower}resblocks.{i}.{rest}") for i in range(value.shape[0])]
         return np.array(each, np.float32).reshape(-1, *(1,) * (value.ndim - 1))
 
-    parameters = trained(model)
-    leaves = [leaf(path, value) for path, value in named_leaves(parameters).items()]
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(parameters), leaves)
+    leaves = [leaf(path, value) for path, value in named_leaves(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def at_rates(optimizer: optax.GradientTransformation, rates: Rates) -> optax.GradientTransformation:
     """`optimizer` with its updates, decay too, times a factor by path; 0 locks to the bit."""
 
-    def update(grads: Any, state: Any, model: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(grads, state, model)
-        scaled = jax.tree.map(lambda u, f: u * f.astype(u.dtype), updates, factors(model, rates))
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        scaled = jax.tree.map(lambda u, f: u * f.astype(u.dtype), updates, factors(params, rates))
         return scaled, state
 
     return optax.GradientTransformation(optimizer.init, update)
-
-
-def moving_average(average: Any, model: Any, decay: float) -> Any:
-    """decay * average + (1 - decay) * model, for every array of two models (or flat dicts)."""
-    return jax.tree.map(lambda a, m: a + (1 - decay) * (m - a), average, model)
 
 
 class Averaged(NamedTuple):
     """The state of an optimiser that keeps an average of the weights beside its own."""
 
     inner: Any
-    average: Any  # a tree like `trained(model)`
+    average: Any  # a tree like the parameters
 
 
 def with_average(optimizer: optax.GradientTransformation, decay: float) -> Any:
-    """`optimizer` with the moving average of what its updates lead to, begun at the first weights.
+    """`optimizer` with the moving average of the weights after each update, from the first on.
 
-    Running statistics have none: `average_model` takes those of the model.
+    average = decay * average + (1 - decay) * weights
     """
 
-    def init(model: Any) -> Averaged:
-        return Averaged(optimizer.init(model), jax.tree.map(jnp.array, trained(model)))
+    def init(params: Any) -> Averaged:
+        return Averaged(optimizer.init(params), jax.tree.map(jnp.array, params))
 
-    def update(grads: Any, state: Averaged, model: Any) -> tuple[Any, Averaged]:
-        updates, inner = optimizer.update(grads, state.inner, model)
-        reached = hold_logit_scale(optax.apply_updates(trained(model), updates))
-        return updates, Averaged(inner, moving_average(state.average, reached, decay))
+    def update(grads: Any, state: Averaged, params: Any) -> tuple[Any, Averaged]:
+        updates, inner = optimizer.update(grads, state.inner, params)
+        updated = hold_logit_scale(optax.apply_updates(params, updates))
+        average = optax.incremental_update(updated, state.average, 1 - decay)
+        return updates, Averaged(inner, average)
 
     return optax.GradientTransformation(init, update)
-
-
-def average_model(model: Any, opt_state: Averaged) -> Any:
-    """The model with the average of its weights, and its own running statistics."""
-    return with_statistics(opt_state.average, running_statistics(model))
 
 
 def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
@@ -123,11 +113,11 @@ def interpolate(
     }
 
 
-def parameters_at_rate(model: Any, rates: Rates) -> dict[float, int]:
+def parameters_at_rate(params: Any, rates: Rates) -> dict[float, int]:
     """{factor: how many parameters train at it}: to see what a rule has caught."""
     found: dict[float, int] = {}
     for factor, value in zip(
-        jax.tree.leaves(factors(model, rates)), jax.tree.leaves(trained(model)), strict=True
+        jax.tree.leaves(factors(params, rates)), jax.tree.leaves(params), strict=True
     ):
         for one in np.ravel(factor):
             found[float(one)] = found.get(float(one), 0) + value.size // jnp.size(factor)

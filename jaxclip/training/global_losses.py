@@ -1,12 +1,14 @@
-"""The loss of `jaxclip/losses.py` for batches whose logits [n, n] are too much for one device.
+"""`jaxclip.losses.contrastive_loss` for batches whose logits [n, n] do not fit on one device.
 
-Three ways to the same number and the same gradient, up to rounding:
-  gathered  every device gets the embeddings of all and computes its own rows of the logits
+Three functions with the same value and gradient, up to rounding:
+  gathered  every device gathers the embeddings of all and computes its own rows of the logits
   ring      the texts travel from device to device; only one block of the logits exists at a time
-  chunked   one device walks over blocks of texts
-Ring and chunked never hold a whole row of logits: a log-sum-exp is kept up to date while the texts
-pass (Milakov and Gimelshein 2018, arXiv 1805.02867), and the backward pass computes every block a
-second time, since the softmax follows from the logits and their log-sum-exp.
+  chunked   the same on one device, chunk by chunk of texts
+
+What makes ring and chunked possible: the cross-entropy of a row of logits needs their log-sum-exp
+and the logit of the right pair, not the row. A log-sum-exp can be updated with one block of logits
+after another (Milakov and Gimelshein 2018, arXiv 1805.02867). In the backward pass the softmax is
+exp(logits - log-sum-exp), so each block is computed a second time in place of being kept.
 
 `axis` is the name of the axis of devices inside `jax.shard_map` or `jax.pmap`; every device passes
 its own b pairs and gets the loss over the n pairs of all.
@@ -53,119 +55,132 @@ def gathered_contrastive_loss(
     return jax.lax.pmean(sum(both) / 2, axis)
 
 
-# Log-sum-exp over texts that pass by -------------------------------------------------------------
+# A log-sum-exp, updated block by block ------------------------------------------------------------
 
 
-class Running(NamedTuple):
-    """log-sum-exp so far = top + log(total), each [b]."""
+class LogSumExp(NamedTuple):
+    """log-sum-exp = top + log(total), each [b]; `top` is the maximum, so that nothing overflows."""
 
     top: Array
     total: Array
 
 
-def _nothing_yet(like: Array) -> Running:
-    return Running(jnp.full_like(like, -jnp.inf), jnp.zeros_like(like))
+def _logsumexp_of_nothing(like: Array) -> LogSumExp:
+    return LogSumExp(jnp.full_like(like, -jnp.inf), jnp.zeros_like(like))
 
 
-def _fold(so_far: Running, logits: Array, axis: int) -> Running:
+def _logsumexp_update(so_far: LogSumExp, logits: Array, axis: int) -> LogSumExp:
+    """The log-sum-exp of what it was over and of `logits`, over `axis`."""
     top = jnp.maximum(so_far.top, logits.max(axis))
-    total = so_far.total * jnp.exp(so_far.top - top)
-    return Running(top, total + jnp.exp(logits - jnp.expand_dims(top, axis)).sum(axis))
+    total = so_far.total * jnp.exp(so_far.top - top)  # to the new maximum
+    return LogSumExp(top, total + jnp.exp(logits - jnp.expand_dims(top, axis)).sum(axis))
 
 
-def _finish(running: Running) -> Array:
-    return running.top + jnp.log(running.total)
+def _logsumexp_value(sums: LogSumExp) -> Array:
+    return sums.top + jnp.log(sums.total)
 
 
-def _cut(tree: Any, chunk: int) -> Any:
+# Texts in chunks, and around the ring -------------------------------------------------------------
+
+
+def _to_chunks(tree: Any, chunk: int) -> Any:
     """Every leaf [b, ...] as [b / chunk, chunk, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), tree)
 
 
-def _join(tree: Any) -> Any:
+def _from_chunks(tree: Any) -> Any:
+    """The inverse of `_to_chunks`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _pass_on(tree: Any, axis: str | None) -> Any:
-    """To the next device of the ring; without an axis there is only one."""
+def _send_to_next(tree: Any, axis: str | None) -> Any:
+    """Each device's arrays to the next device of the ring; without an axis there is only one."""
     if axis is None:
         return tree
     n = jax.lax.axis_size(axis)
     return jax.lax.ppermute(tree, axis, [(k, (k + 1) % n) for k in range(n)])
 
 
-def _round(visit: Any, carry: Any, axis: str | None) -> Any:
-    """`visit` once for the texts of every device; afterwards what travels is home again."""
-    stops = 1 if axis is None else jax.lax.axis_size(axis)
-    return jax.lax.scan(lambda carry, _: (visit(carry), None), carry, None, length=stops)[0]
+def _around_ring(visit: Any, carry: Any, axis: str | None) -> Any:
+    """`visit` once for the texts of every device; afterwards each device has its own again."""
+    visits = 1 if axis is None else jax.lax.axis_size(axis)
+    return jax.lax.scan(lambda carry, _: (visit(carry), None), carry, None, length=visits)[0]
+
+
+# Both log-sum-exps of the logits, and their gradient ----------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _log_sums(images: Array, texts: Array, axis: str | None, chunk: int) -> tuple[Array, Array]:
+def _both_logsumexps(
+    images: Array, texts: Array, axis: str | None, chunk: int
+) -> tuple[Array, Array]:
     """Of logits = images @ texts.T: log-sum-exp over the texts, and over the images, each [b].
 
-    images [b, e] times exp(t), texts [b, e]; the logits are [n, n] over all devices.
+    images [b, e] times exp(t), texts [b, e]; the logits are [n, n] over all devices. Texts travel
+    with the log-sum-exp over the images that they have met; that over the texts stays at home.
     """
 
-    def block(over_texts: Running, passing: Any) -> Any:
+    def one_chunk(over_texts: LogSumExp, passing: Any) -> Any:
         T, over_images = passing
         logits = jnp.dot(images, T.T)  # [b, chunk]
-        return _fold(over_texts, logits, 1), _fold(over_images, logits, 0)
+        over_images = _logsumexp_update(over_images, logits, 0)
+        return _logsumexp_update(over_texts, logits, 1), over_images
 
     def visit(carry: Any) -> Any:
         T, over_images, over_texts = carry
-        passing = _cut((T, over_images), chunk)
-        over_texts, over_images = jax.lax.scan(block, over_texts, passing)
-        return (*_pass_on((T, _join(over_images)), axis), over_texts)
+        passing = _to_chunks((T, over_images), chunk)
+        over_texts, over_images = jax.lax.scan(one_chunk, over_texts, passing)
+        return (*_send_to_next((T, _from_chunks(over_images)), axis), over_texts)
 
-    start = _nothing_yet(images[:, 0])
-    _, over_images, over_texts = _round(visit, (texts, start, start), axis)
-    return _finish(over_texts), _finish(over_images)
+    nothing = _logsumexp_of_nothing(images[:, 0])
+    _, over_images, over_texts = _around_ring(visit, (texts, nothing, nothing), axis)
+    return _logsumexp_value(over_texts), _logsumexp_value(over_images)
 
 
-def _log_sums_forward(images: Array, texts: Array, axis: str | None, chunk: int) -> Any:
-    sums = _log_sums(images, texts, axis, chunk)
+def _forward(images: Array, texts: Array, axis: str | None, chunk: int) -> Any:
+    sums = _both_logsumexps(images, texts, axis, chunk)
     return sums, (images, texts, sums)
 
 
-def _log_sums_backward(axis: str | None, chunk: int, kept: Any, gradients: Any) -> Any:
-    """A softmax is exp(logits - log-sum-exp): one more round computes it, block by block."""
-    images, texts, (over_texts, over_images) = kept
+def _backward(axis: str | None, chunk: int, residuals: Any, gradients: Any) -> Any:
+    """The derivative of a log-sum-exp is a softmax: one more round computes it, chunk by chunk."""
+    images, texts, (over_texts, over_images) = residuals
     g_texts, g_images = gradients  # each [b]
 
-    def block(d_images: Array, passing: Any) -> Any:
+    def one_chunk(d_images: Array, passing: Any) -> Any:
         T, over, g, d_texts = passing
         logits = jnp.dot(images, T.T)  # [b, chunk]
-        by_image = jnp.exp(logits - over_texts[:, None]) * g_texts[:, None]
-        d_logits = by_image + jnp.exp(logits - over) * g
+        d_logits = jnp.exp(logits - over_texts[:, None]) * g_texts[:, None]
+        d_logits += jnp.exp(logits - over) * g
         return d_images + jnp.dot(d_logits, T), d_texts + jnp.dot(d_logits.T, images)
 
     def visit(carry: Any) -> Any:
         T, over, g, d_texts, d_images = carry
-        passing = _cut((T, over, g, d_texts), chunk)
-        d_images, d_texts = jax.lax.scan(block, d_images, passing)
-        return (*_pass_on((T, over, g, _join(d_texts)), axis), d_images)
+        passing = _to_chunks((T, over, g, d_texts), chunk)
+        d_images, d_texts = jax.lax.scan(one_chunk, d_images, passing)
+        return (*_send_to_next((T, over, g, _from_chunks(d_texts)), axis), d_images)
 
     start = (texts, over_images, g_images, jnp.zeros_like(texts), jnp.zeros_like(images))
-    *_, d_texts, d_images = _round(visit, start, axis)
+    *_, d_texts, d_images = _around_ring(visit, start, axis)
     return d_images, d_texts
 
 
-_log_sums.defvjp(_log_sums_forward, _log_sums_backward)
+_both_logsumexps.defvjp(_forward, _backward)
 
 
-def _loss_of_own_pairs(
+def _mean_loss_of_own_pairs(
     image_embeds: Array, text_embeds: Array, logit_scale: Array, axis: str | None, chunk: int | None
 ) -> Array:
+    """Cross-entropy = log-sum-exp - logit of the right pair, both ways, mean over the b pairs."""
     I_e, T_e = _wide(image_embeds, text_embeds)
     b = I_e.shape[0]
     chunk = b if chunk is None else chunk
     if b % chunk:
-        raise ValueError(f"a chunk of {chunk} came, which does not divide {b} pairs a device")
+        raise ValueError(f"chunk: expected a divisor of {b}, the pairs of a device, got {chunk}")
     scaled = I_e * jnp.exp(logit_scale).astype(I_e.dtype)
-    over_texts, over_images = _log_sums(scaled, T_e, axis, chunk)
-    own = jnp.sum(scaled * T_e, axis=-1)  # the diagonal of the logits
-    return jnp.mean(over_texts + over_images) / 2 - jnp.mean(own)
+    over_texts, over_images = _both_logsumexps(scaled, T_e, axis, chunk)
+    right = jnp.sum(scaled * T_e, axis=-1)  # the diagonal of the logits
+    return jnp.mean(over_texts + over_images) / 2 - jnp.mean(right)
 
 
 def ring_contrastive_loss(
@@ -188,7 +203,7 @@ def ring_contrastive_loss(
     Returns:
       Scalar, the same on every device.
     """
-    own = _loss_of_own_pairs(image_embeds, text_embeds, logit_scale, axis, chunk)
+    own = _mean_loss_of_own_pairs(image_embeds, text_embeds, logit_scale, axis, chunk)
     return jax.lax.pmean(own, axis)
 
 
@@ -207,4 +222,4 @@ def chunked_contrastive_loss(
     >>> round(float(chunked_contrastive_loss(jnp.eye(4), jnp.eye(4), jnp.log(10.0), chunk=2)), 6)
     0.000136
     """
-    return _loss_of_own_pairs(image_embeds, text_embeds, logit_scale, None, chunk)
+    return _mean_loss_of_own_pairs(image_embeds, text_embeds, logit_scale, None, chunk)

@@ -1,8 +1,8 @@
-"""What feeds a run: batches of this process's rows, from a position that can be gone on from.
+"""Batches for a run: an endless stream of this process's rows, from a resumable position.
 
 A stream is an iterator of host arrays, the same for every process but for its rows. `position`
-counts what this process has read up to the batch that came out last; `seek` takes the counts of
-all. `prepare` makes pixels of a batch inside the step.
+counts what this process has read up to the newest batch; `seek` takes the counts of all processes.
+`batch_to_pixels` makes the images of a batch, inside the compiled step.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips, batches
 from jaxclip.data.texts import Cutter
 from jaxclip.training.distributed import own_rows
-from jaxclip.training.step import Prepare, augmented, normalised
+from jaxclip.training.pixels import augment_drawings, normalize_image
 
 HostBatch = dict[str, np.ndarray]
 
@@ -28,28 +28,34 @@ HostBatch = dict[str, np.ndarray]
 class Stream(Protocol):
     """An endless iterator of batches with a position."""
 
-    prepare: Prepare
     cutter: Cutter
+
+    def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        """What the compiled step makes of a batch's images (`pixels.py`)."""
 
     def __next__(self) -> HostBatch: ...
 
     @property
     def position(self) -> int:
-        """How much this process has read."""
+        """How much this process has read; the unit is the stream's own."""
 
     def seek(self, positions: Sequence[int]) -> None:
-        """Go on from the positions of all processes, which may have been more or fewer."""
+        """Continue from the positions of all processes, which may have been more or fewer."""
 
 
-class Drawings:
+class DrawingStream:
     """Named pictures in memory: `drawings`, `mirrorable` and `tokens` of every step."""
 
-    prepare = staticmethod(augmented)
-
-    def __init__(self, pictures: Pictures, batch_size: int, seed: int, text_length: int) -> None:
+    def __init__(
+        self, pictures: Pictures, *, size: int, batch_size: int, seed: int, text_length: int
+    ) -> None:
+        self.size = size
         self.batches = Batches(pictures, batch_size, seed)
         self.cutter = Cutter(text_length, "captions")
         self.rows, self.step = own_rows(batch_size), 0
+
+    def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        return augment_drawings(batch, key, size=self.size)
 
     def __next__(self) -> HostBatch:
         batch = self.batches.at(self.step)
@@ -69,13 +75,14 @@ class Drawings:
         self.step = min(positions)
 
 
-class Pairs:
+class PairStream:
     """Pictures with captions from any sources: `image` uint8 and `tokens`.
 
-    Its position is in places of the order (`data.stream`); those of processes part after a skip.
+    Its position counts examples of the global order (`data.stream`); after a skipped example the
+    positions of processes differ.
     """
 
-    prepare = staticmethod(normalised)
+    batch_to_pixels = staticmethod(normalize_image)
 
     def __init__(
         self,
@@ -105,7 +112,7 @@ class Pairs:
         self._open(0)
 
     def _open(self, read: int) -> None:
-        self.read = read  # of the places that are this process's own
+        self.read = read  # of this process's own share of the order
         self.iterator = iter(batches(self.sources, start=read, **self.options))
 
     def __next__(self) -> HostBatch:
@@ -124,12 +131,12 @@ class Pairs:
         own = self.rows.stop - self.rows.start
         if share == own:
             self._open(positions[jax.process_index()])
-        else:  # no place is left out, some after a skip are read again
+        else:  # nothing is left out; some examples after a skip are read again
             self._open(min(positions) // share * own)
 
 
-def ahead(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
-    """(batch, position after it), `steps` times, made in a thread while the caller computes."""
+def prefetch(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
+    """(batch, position after it), `steps` times, read in a thread while the caller computes."""
     results: queue.Queue[Any] = queue.Queue(depth)
     ended = threading.Event()
 
@@ -145,7 +152,7 @@ def ahead(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBat
                 put(((batch, stream.position), None))
                 if ended.is_set():
                     return
-        except BaseException as error:  # handed to the caller, who raises it
+        except BaseException as error:  # raised by the caller
             put((None, error))
 
     threading.Thread(target=work, daemon=True).start()

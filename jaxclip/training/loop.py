@@ -1,11 +1,11 @@
-"""The training loop: batches in, checkpoints and metrics out, stoppable and resumable at any time.
+"""The training loop: writes checkpoints and metrics, stoppable and resumable after any step.
 
 A run folder holds
-  config.json          the TrainConfig
-  state/               what is needed to go on, the newest few (`checkpoints.py`)
+  config.json          the Recipe
+  state/               the newest few checkpoints (`checkpoints.py`)
   metrics.jsonl        one line every `log_every` steps, and one an evaluation
   model.safetensors    the result, written at the end
-  average.safetensors  the moving average of the weights, if the config asks for one
+  average.safetensors  the moving average of the weights, if the recipe has one
 
 Every process of a run calls `train`; process 0 writes the files, and each its part of the state.
 """
@@ -27,13 +27,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
 from jaxclip.files import read_text, split_lines
-from jaxclip.models import clip
+from jaxclip.models.clip import Clip
+from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import check_vocabulary
-from jaxclip.training import assembly, distributed
-from jaxclip.training.checkpoints import Checkpoints, RunState
-from jaxclip.training.finetune import average_model
-from jaxclip.training.input_pipeline import Stream, ahead
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training import distributed, from_recipe
+from jaxclip.training.checkpoints import Checkpoints, Snapshot
+from jaxclip.training.input_pipeline import Stream, prefetch
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 
 STATE, METRICS, CONFIG, MODEL, AVERAGE = (
@@ -48,7 +48,7 @@ Metrics = dict[str, Any]
 
 
 class Diverged(ValueError):
-    """The loss or a gradient is no longer a number."""
+    """The loss or a gradient is no longer finite."""
 
 
 class Stopped(Exception):
@@ -98,59 +98,59 @@ def append(log: FileIO, values: Metrics) -> None:
         ) from None
 
 
-class _Teller:
-    """Where numbers go: those of a step are waited for while the next one runs."""
+class MetricsLog:
+    """Logs the metrics of each step one step late, so that the device never waits for the host."""
 
     def __init__(
         self,
-        config: TrainConfig,
+        recipe: Recipe,
         run: Path,
         sinks: Sequence[Callable[[Metrics], None]],
         progress: Callable[[Metrics], None],
     ) -> None:
-        self.config, self.run, self.sinks, self.progress = config, run, sinks, progress
+        self.recipe, self.run, self.sinks, self.progress = recipe, run, sinks, progress
         self.began = time.monotonic()
-        self.waited = 0.0  # seconds, for data
-        self.running: tuple[int, Metrics] | None = None  # dispatched, its numbers not waited for
+        self.seconds_for_data = 0.0
+        self.pending: tuple[int, Metrics] | None = None  # of a step that may still be running
 
-    def fed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, and on the clock how long each is waited for."""
+    def time_data(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches; how long each is waited for counts as `seconds_for_data`."""
         began = time.monotonic()
         for batch in batches:
-            self.waited += time.monotonic() - began
+            self.seconds_for_data += time.monotonic() - began
             yield batch
             began = time.monotonic()
 
-    def dispatched(self, step: int, metrics: Metrics) -> None:
-        """A step was begun: tell the one before it."""
-        self.wait()
-        self.running = step, metrics
+    def log_step(self, step: int, metrics: Metrics) -> None:
+        """Remember the metrics of a step that has just begun; log those of the one before."""
+        self.flush()
+        self.pending = step, metrics
 
-    def wait(self) -> None:
-        """Tell the step that was begun last; Diverged when its numbers are none."""
-        if self.running is None:
+    def log_eval(self, step: int, scores: Metrics) -> None:
+        """Log the scores of an evaluation; `flush` first."""
+        self._write({"step": step, **scores})
+        self.progress({"step": step, **scores})
+
+    def flush(self) -> None:
+        """Wait for the newest step and log it; Diverged if its loss or gradient is not finite."""
+        if self.pending is None:
             return
-        step, metrics = self.running
-        self.running = None
+        step, metrics = self.pending
+        self.pending = None
         values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         values["seconds"] = time.monotonic() - self.began
-        values["seconds_for_data"] = self.waited
+        values["seconds_for_data"] = self.seconds_for_data
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise Diverged(
                 f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
                 f"what was saved before it, if anything, is in {self.run / STATE}; "
                 "try a lower --learning-rate"
             )
-        if step % self.config.log_every == 0 or step == self.config.steps:
-            self._keep(values)
+        if step % self.recipe.log_every == 0 or step == self.recipe.steps:
+            self._write(values)
         self.progress(values)
 
-    def scored(self, step: int, scores: Metrics) -> None:
-        """Tell an evaluation."""
-        self._keep({"step": step, **scores})
-        self.progress({"step": step, **scores})
-
-    def _keep(self, values: Metrics) -> None:
+    def _write(self, values: Metrics) -> None:
         for sink in self.sinks:
             sink(values)
 
@@ -158,37 +158,44 @@ class _Teller:
 # The state ----------------------------------------------------------------------------------------
 
 
-def _begin(
-    config: TrainConfig, mesh: Mesh, stored: Checkpoints, flat: dict[str, Any] | None, resume: bool
-) -> RunState:
-    """The newest state of the run, or a first one. The key is the same throughout a run."""
+def _restore_or_start(
+    recipe: Recipe,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    start: dict[str, Any] | None,
+    resume: bool,
+) -> Snapshot:
+    """The newest snapshot of the run or, without one, that of a new run."""
     if resume:
-        found = stored.restore(assembly.shapes(config, mesh), assembly.places(config, mesh))
+        _, like = from_recipe.abstract_state(recipe, mesh)
+        found = checkpoints.restore(like, from_recipe.state_shardings(recipe, mesh))
         if found is not None:
             return found
-    model, opt_state = assembly.first_state(config, mesh, flat)
-    key = jax.random.key(config.seed)
-    return RunState(model, opt_state, 0, key, None, json.loads(config.to_json()))
+    state = from_recipe.first_state(recipe, mesh, start)
+    return Snapshot(state, [], json.loads(recipe.to_json()))
 
 
-def _positions(own: int) -> list[int]:
-    """The positions of all processes, which each of them knows only its own of."""
+def _gather_positions(own: int) -> list[int]:
+    """The positions of all processes, each of which knows its own only."""
     if jax.process_count() == 1:
         return [own]
     return [int(i) for i in multihost_utils.process_allgather(np.int64(own)).ravel()]
 
 
-def _write_models(config: TrainConfig, run: Path, state: RunState, mesh: Mesh) -> Any:
-    """The result files; the model whole on every device, as it comes back."""
-    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
-    model = whole(state.model)
+def _write_models(recipe: Recipe, run: Path, snapshot: Snapshot, mesh: Mesh) -> Clip:
+    """Write the result files; returns the model, whole on every device."""
+    graphdef, _ = from_recipe.abstract_state(recipe, mesh)
+    replicate = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
+    state = snapshot.state
+    model = replicate(state.model(graphdef))
     written = {MODEL: model}
-    if config.average:
-        written[AVERAGE] = whole(average_model(state.model, state.opt_state))
-    notes = {"trained_by": "jaxclip train", "config": state.config}
+    if recipe.average:
+        average = state._replace(params=state.opt_state.average)
+        written[AVERAGE] = replicate(average.model(graphdef))
+    notes = {"trained_by": "jaxclip train", "config": snapshot.recipe}
     if jax.process_index() == 0:
         for name, each in written.items():
-            checkpoint.save(run / name, clip.to_flat(each), config.model, notes)
+            checkpoint.save(run / name, to_flat(each), recipe.model, notes)
     return model
 
 
@@ -196,11 +203,11 @@ def _write_models(config: TrainConfig, run: Path, state: RunState, mesh: Mesh) -
 
 
 def train(
-    config: TrainConfig,
+    recipe: Recipe,
     stream: Stream,
     run: Path,
     *,
-    layout: Layout = Layout(),
+    execution: Execution = Execution(),
     mesh: Mesh | None = None,
     start: dict[str, Any] | None = None,
     resume: bool = False,
@@ -209,80 +216,84 @@ def train(
     should_stop: Callable[[int], bool] = lambda _: False,
     sinks: Sequence[Callable[[Metrics], None]] = (),
     profile: bool = False,
-) -> Any:
-    """Train from scratch, or go on, and write `run`; the trained model comes back.
+) -> Clip:
+    """The trained model; the run folder holds it too, with metrics and checkpoints.
 
     Args:
-      config: the recipe.
+      recipe: what to train, and how.
       stream: what to train on.
       run: the run folder; must exist and hold config.json.
-      layout: how it lies on the devices.
+      execution: how to run it on the devices.
       mesh: the devices; all of them unless given.
       start: flat parameters to begin with in place of random ones.
       resume: continue from the newest state in `run` that can be read.
-      evaluate: model -> metrics, called every `evaluate_every` steps and at the end.
-      progress: called with the metrics of every step, one step late, and with every evaluation's.
-      should_stop: asked after every step, with its number; True saves the state and ends the run.
-      sinks: also called with what goes to metrics.jsonl.
+      evaluate: model -> scores, called every `evaluate_every` steps and at the end.
+      progress: called with the metrics of every step, one step late, and with all scores.
+      should_stop: called after every step, with its number; True saves the state and ends the run.
+      sinks: also called with each line of metrics.jsonl.
       profile: write a trace of a few steps to `run`/profile.
 
     Raises:
-      Diverged: loss or gradient is not a number; the state saved last stays in `run`.
-      Stopped: `should_stop` said so, and the state was saved.
+      Diverged: loss or gradient is not finite; the state saved last stays in `run`.
+      Stopped: `should_stop` returned True, and the state was saved.
       OSError: a file cannot be written; what was saved before is untouched.
     """
-    mesh = mesh or data_mesh(fsdp=layout.fsdp, tensor=layout.tensor)
-    step_fn = assembly.compiled_step(config, layout, mesh, stream.prepare)
+    mesh = mesh or data_mesh(fsdp=execution.fsdp, tensor=execution.tensor)
+    step_fn = from_recipe.compiled_step(recipe, execution, mesh, stream.batch_to_pixels)
+    graphdef, _ = from_recipe.abstract_state(recipe, mesh)
     with contextlib.ExitStack() as stack:
-        stored = stack.enter_context(contextlib.closing(Checkpoints(run / STATE, layout.keep)))
-        state = _begin(config, mesh, stored, start, resume)
-        if state.step:
-            stream.seek(state.position)
-        log = stack.enter_context(_log(run, state.step))
-        batches = stack.enter_context(contextlib.closing(ahead(stream, config.steps - state.step)))
-        trace = stack.enter_context(_trace(run / "profile", state.step + 1 if profile else None))
-        tell = _Teller(config, run, (log, *sinks), progress)
-        key = distributed.everywhere(mesh, state.key)
-        for host_batch, position in tell.fed(batches):
-            trace(state.step)
-            check_vocabulary(host_batch["tokens"], config.model.text.vocab_size)
+        open_ = stack.enter_context
+        checkpoints = open_(contextlib.closing(Checkpoints(run / STATE, execution.keep)))
+        snapshot = _restore_or_start(recipe, mesh, checkpoints, start, resume)
+        state, begun = snapshot.state, int(snapshot.state.step)
+        if begun:
+            stream.seek(snapshot.position)
+        lines = open_(_log_file(run, begun))
+        batches = open_(contextlib.closing(prefetch(stream, recipe.steps - begun)))
+        trace = open_(_trace(run / "profile", begun + 1 if profile else None))
+        log = MetricsLog(recipe, run, (lines, *sinks), progress)
+        for step, (host_batch, position) in enumerate(log.time_data(batches), start=begun + 1):
+            trace(step - 1)
+            check_vocabulary(host_batch["tokens"], recipe.model.text.vocab_size)
             batch = distributed.global_batch(mesh, host_batch)
-            step_key = jax.random.fold_in(key, state.step)
-            model, opt_state, metrics = step_fn(state.model, state.opt_state, batch, step_key)
-            done = state.step + 1
-            state = state._replace(model=model, opt_state=opt_state, step=done)
-            tell.dispatched(done, metrics)
-            stop, last = should_stop(done), done == config.steps
-            if evaluate and (last or done % config.evaluate_every == 0):
-                tell.wait()
-                tell.scored(done, evaluate(model))
-            if stop or last or done % config.save_every == 0:
-                tell.wait()  # what has diverged is not saved
-                stored.save(state._replace(position=_positions(position)))
+            key = jax.random.fold_in(state.key, step - 1)
+            state, metrics = step_fn(state, batch, key)
+            log.log_step(step, metrics)
+            stop, last = should_stop(step), step == recipe.steps
+            if evaluate and (last or step % recipe.evaluate_every == 0):
+                log.flush()  # a model that has diverged is not evaluated
+                log.log_eval(step, evaluate(state.model(graphdef)))
+            if stop or last or step % recipe.save_every == 0:
+                log.flush()  # nor is it saved
+                snapshot = Snapshot(state, _gather_positions(position), snapshot.recipe)
+                checkpoints.save(step, snapshot)
             if stop and not last:
-                stored.finish()
-                raise Stopped(f"stopped after step {done} of {config.steps}")
-        stored.finish()
-        return _write_models(config, run, state, mesh)
+                checkpoints.finish()
+                raise Stopped(f"stopped after step {step} of {recipe.steps}")
+        checkpoints.finish()
+        return _write_models(recipe, run, snapshot._replace(state=state), mesh)
 
 
 @contextlib.contextmanager
-def _log(run: Path, step: int) -> Any:
-    """What appends a line to metrics.jsonl, whose lines after `step` are dropped: process 0's."""
+def _log_file(run: Path, step: int) -> Iterator[Callable[[Metrics], None]]:
+    """A function that appends a line to metrics.jsonl, whose lines after `step` are dropped.
+
+    In processes other than 0 it does nothing.
+    """
     if jax.process_index():
         yield lambda values: None
         return
     if step:
         keep_lines_until(run / METRICS, step)
     else:
-        (run / METRICS).unlink(missing_ok=True)  # whatever it is: opening a pipe would wait
+        (run / METRICS).unlink(missing_ok=True)  # it may be a pipe: opening that would wait
     with open(run / METRICS, "ab" if step else "wb", buffering=0) as log:
         yield lambda values: append(log, values)
 
 
 @contextlib.contextmanager
-def _trace(folder: Path, first: int | None) -> Any:
-    """What, told the number of each step, traces PROFILED_STEPS of them from `first` on."""
+def _trace(folder: Path, first: int | None) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of steps done: from `first` on it traces a few."""
     running = False
 
     def at(step: int) -> None:

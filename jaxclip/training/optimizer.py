@@ -8,24 +8,26 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.config import ResNetConfig, VisionConfig
-from jaxclip.models.clip import trained
 
 MAX_LOGIT_SCALE = math.log(100)
 CONSTANTS = {VisionConfig: (0.98, 1e-6), ResNetConfig: (0.999, 1e-8)}  # beta2, epsilon
 NEVER_DECAYED = ("bias", "in_proj_bias", "scale", "class_embedding", "logit_scale", "logit_bias")
 
 
-def decayed(model: Any) -> Any:
-    """A tree like `model` that is True at the leaves that weight decay acts on.
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
+
+
+def decay_mask(params: Any) -> Any:
+    """A tree like `params` that is True at the leaves that weight decay acts on.
 
     By name, not by rank: a stack of biases is a matrix too, but holds gains and biases still.
     """
 
     def by_name(path: tuple[Any, ...], _: Any) -> bool:
-        names = [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
-        return not any(name in NEVER_DECAYED for name in names)
+        return not any(name in NEVER_DECAYED for name in _names(path))
 
-    return jax.tree_util.tree_map_with_path(by_name, model)
+    return jax.tree_util.tree_map_with_path(by_name, params)
 
 
 def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
@@ -41,27 +43,22 @@ def adamw(
     *,
     tower: type[VisionConfig | ResNetConfig] = VisionConfig,
 ) -> optax.GradientTransformation:
-    """AdamW with the paper's constants for the kind of image tower (section 2.5).
-
-    `init` and `update` take a whole model and leave its running statistics out.
-    """
+    """AdamW with the paper's constants for the kind of image tower (section 2.5)."""
     beta2, epsilon = CONSTANTS[tower]
-    inner = optax.adamw(
+    return optax.adamw(
         schedule(learning_rate, warmup, steps),
         b1=0.9,
         b2=beta2,
         eps=epsilon,
         weight_decay=weight_decay,
-        mask=decayed,
+        mask=decay_mask,
     )
 
-    def update(grads: Any, state: Any, model: Any) -> tuple[Any, Any]:
-        return inner.update(grads, state, trained(model))
 
-    return optax.GradientTransformation(lambda model: inner.init(trained(model)), update)
+def hold_logit_scale(params: Any) -> Any:
+    """The parameters with their log temperature held at ln 100 or less, after each update."""
 
+    def held(path: tuple[Any, ...], leaf: Any) -> Any:
+        return jnp.minimum(leaf, MAX_LOGIT_SCALE) if "logit_scale" in _names(path) else leaf
 
-def hold_logit_scale(model: Any) -> Any:
-    """The model with its log temperature held at ln 100 or less, after each update."""
-    model.logit_scale[...] = jnp.minimum(model.logit_scale[...], MAX_LOGIT_SCALE)
-    return model
+    return jax.tree_util.tree_map_with_path(held, params)

@@ -1,4 +1,4 @@
-"""What a training run is, in numbers: recipe, layout on devices, presets. Without jax."""
+"""Recipe, execution and presets of training runs. Without jax."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ RANGES = {  # of whole numbers
     "log_every": (1, MOST),
     "evaluate_every": (1, MOST),
     "save_every": (1, MOST),
-    "parts": (1, 2**20),
+    "microbatches": (1, 2**20),
 }
 REAL_RANGES = {"learning_rate": (0.0, 1e3), "weight_decay": (0.0, 1e3), "average": (0.0, 1.0)}
 
@@ -55,8 +55,8 @@ EMOJI_FULL = _emoji(24, (1, 1, 2, 1))  # the embedded model
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that the numbers of a training run depend on; its run folder holds it."""
+class Recipe:
+    """Everything that the numbers of a training run depend on; kept in its run folder."""
 
     steps: int = 640
     """Updates of the weights."""
@@ -81,9 +81,9 @@ class TrainConfig:
     dtype: Dtype = "float32"
     """Of matrix products; weights, norms, softmax and loss stay in float32."""
     remat: Remat = "none"
-    """What the backward pass computes anew: "full" saves most memory for a third more work."""
-    parts: int = 1
-    """Parts that a batch goes through the towers in (gradient caching), for less memory."""
+    """What the backward pass rematerialises: "full" saves most memory for a third more work."""
+    microbatches: int = 1
+    """Microbatches that a batch passes the towers in (gradient caching), for less memory."""
     rates: tuple[str, ...] = ()
     """PATTERN=FACTOR on the rate of the parameters whose path has the pattern; 0 locks them."""
     average: float = 0.0
@@ -102,8 +102,9 @@ class TrainConfig:
         require(self.learning_rate > 0, "learning_rate: expected more than 0, got 0")
         require(self.average < 1, f"average: expected less than 1, got {self.average}")
         require(
-            self.batch_size % self.parts == 0,
-            f"parts: expected a divisor of the batch of {self.batch_size}, got {self.parts}",
+            self.batch_size % self.microbatches == 0,
+            f"microbatches: expected a divisor of the batch of {self.batch_size}, "
+            f"got {self.microbatches}",
         )
         context = self.model.text.context_length
         require(
@@ -121,7 +122,9 @@ class TrainConfig:
     def from_json(cls, text: str) -> Self:
         """The config that `to_json` wrote; ValueError names what is wrong with any other text."""
         try:
-            data = json.loads(text)
+            data = {**json.loads(text)}
+            if "parts" in data:  # its name in runs of version 0.1
+                data["microbatches"] = data.pop("parts")
             model = ClipConfig.from_json(json.dumps(data["model"]))
             return cls(**{**data, "model": model, "rates": tuple(data.get("rates", ()))})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
@@ -149,10 +152,10 @@ def parse_rates(texts: tuple[str, ...]) -> list[tuple[str, float]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a run lies on its devices: speed, memory and rounding, but no other numbers.
+class Execution:
+    """How a run is executed: its speed, memory and rounding depend on it, and no other numbers.
 
-    A run may go on with another layout than it began with.
+    A resumed run may be executed differently.
     """
 
     loss: LossName = "dense"
@@ -178,14 +181,14 @@ PAPER_PAIRS, PAPER_BATCH, PAPER_EPOCHS = 400_000_000, 32_768, 32
 PAPER_RATES = {"RN50x16": 4e-4, "RN50x64": 3.6e-4, "ViT-L/14": 4e-4, "ViT-L/14@336px": 2e-5}
 
 
-def paper(name: str) -> TrainConfig:
+def paper(name: str) -> Recipe:
     """The published recipe of a released model; beta and epsilon follow from the kind of tower.
 
     ViT-L/14@336px is one epoch more, from the finished ViT-L/14 (section 2.5). What the paper
     leaves open is the schedule of that epoch: here the same, with as many steps of warm-up.
     """
     epochs = 1 if name == "ViT-L/14@336px" else PAPER_EPOCHS
-    return TrainConfig(
+    return Recipe(
         steps=epochs * PAPER_PAIRS // PAPER_BATCH,
         batch_size=PAPER_BATCH,
         learning_rate=PAPER_RATES.get(name, 5e-4),
@@ -199,8 +202,8 @@ def paper(name: str) -> TrainConfig:
     )
 
 
-PRESETS: dict[str, TrainConfig] = {
-    "quick": TrainConfig(),
-    "full": TrainConfig(steps=2400, model=EMOJI_FULL),
+presets: dict[str, Recipe] = {
+    "quick": Recipe(),
+    "full": Recipe(steps=2400, model=EMOJI_FULL),
     **{name: paper(name) for name in RELEASED},
 }

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.models.clip import named_leaves
+from jaxclip.models.parameters import named_leaves
 
 BATCH = P(("data", "fsdp"))  # axis 0 of images and tokens
 
@@ -49,7 +49,7 @@ def data_mesh(devices: list[jax.Device] | None = None, *, fsdp: int = 1, tensor:
     )
 
 
-def specification(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """How the array at that dotted path is cut.
 
     A dimension that the devices of its axis do not divide stays whole.
@@ -62,11 +62,11 @@ def specification(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*whole)
 
 
-def placement(tree: Any, mesh: Mesh) -> Any:
-    """A tree like `tree` (a model, a gradient, an optimiser's state) of the leaves' shardings."""
-    leaves, structure = jax.tree_util.tree_flatten(tree)
-    placed = [
-        NamedSharding(mesh, specification(path, leaf.shape, mesh))
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of the leaves' shardings: of parameters, gradients, an optimiser's state or all."""
+    leaves, structure = jax.tree.flatten(tree)
+    found = [
+        NamedSharding(mesh, partition_spec(path, leaf.shape, mesh))
         for path, leaf in zip(named_leaves(tree), leaves, strict=True)
     ]
-    return jax.tree_util.tree_unflatten(structure, placed)
+    return jax.tree.unflatten(structure, found)

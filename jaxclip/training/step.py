@@ -1,10 +1,10 @@
-"""One training step, three ways: sharded `jit` (the main one), `shard_map` and `pmap`.
+"""One training step, compiled three ways: sharded `jit` (the main one), `shard_map` and `pmap`.
 
-All take (model, opt_state, batch, key) and return (model, opt_state, metrics), the same numbers up
-to rounding on any number of devices:
+`train_step` is the step itself. All three ways take (state, batch, key) and return (state,
+metrics), the same numbers up to rounding on any number of devices:
   sharded_step    written for one device and the global batch; XLA inserts the collectives
-  shard_map_step  the gradient is written for one device of many, with every collective in the code
-  pmap_step       the same code under `jax.pmap`, for those who have it in their programs
+  shard_map_step  written for one device of many, with every collective in the code
+  pmap_step       the same code under `jax.pmap`, for programs that already use it
 
 Where collectives are written by hand, one rule is right under `pmap` and under every setting of
 `shard_map`: `pmean` the loss inside the function that is differentiated, then `pmean` the gradient.
@@ -17,118 +17,107 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.data.emoji.augment import augment
-from jaxclip.images.preprocess import MEAN, STD
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
-from jaxclip.models.clip import Clip, Statistics
-from jaxclip.training.global_losses import ring_contrastive_loss
+from jaxclip.models.parameters import new_statistics
+from jaxclip.training.cached import embed_in_microbatches
 from jaxclip.training.optimizer import hold_logit_scale
+from jaxclip.training.pixels import BatchToPixels, as_given
 from jaxclip.training.sharding import BATCH
+from jaxclip.training.state import TrainState
 
 Array = jax.Array
-Batch = dict[str, Any]  # tokens int32 [n, l] and what `Prepare` makes images from
-Prepare = Callable[..., Array]  # (batch, key, size) -> [n, size, size, 3]
-Loss = Callable[..., Array]  # (image_embeds, text_embeds, *numbers of `temperature`) -> scalar
+Batch = dict[str, Any]
 Metrics = dict[str, Array]
-Gradients = Callable[..., tuple[Clip, Metrics, Statistics]]  # as `gradients` below
-Step = Callable[[Clip, Any, Batch, Array], tuple[Clip, Any, Metrics]]
+Loss = Callable[..., Array]  # (image_embeds, text_embeds, *model.temperature()) -> scalar
+LossFn = Callable[..., Any]  # (params, stats, batch, key) -> (loss, (metrics, new stats))
+Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
-def normalised(batch: Batch, key: Array, size: int) -> Array:
-    """`image` uint8 [n, size, size, 3], cropped on the host -> pixels as the towers take them."""
-    return (batch["image"].astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    *,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    axis: Any = None,
+) -> tuple[TrainState, Metrics]:
+    """(the state after one update, metrics).
+
+    Args:
+      state: from `TrainState.create` with the same optimizer.
+      batch: what `loss_fn` takes.
+      key: what `loss_fn` takes, for what it draws at random.
+      loss_fn: (params, stats, batch, key) -> (loss, (metrics, new stats)), such as `clip_loss_fn`.
+      optimizer: of the state's `opt_state`.
+      axis: the devices inside `shard_map` and `pmap`; `loss_fn` must take its `pmean` over it.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (metrics, stats)), grads = grad_fn(state.params, state.stats, batch, key)
+    if axis is not None:
+        grads = jax.lax.pmean(grads, axis)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = hold_logit_scale(optax.apply_updates(state.params, updates))
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+    metrics["logit_scale"] = jnp.exp(params["logit_scale"][...])
+    return TrainState(params, stats, opt_state, state.step + 1, state.key), metrics
 
 
-def augmented(batch: Batch, key: Array, size: int) -> Array:
-    """`drawings` uint8 [n, h, w, 4] and `mirrorable` bool [n], augmented -> pixels."""
-    images = augment(key, batch["drawings"], size, batch["mirrorable"])  # [n, h, w, c]
-    return (images - jnp.array(MEAN)) / jnp.array(STD)
+# The loss -----------------------------------------------------------------------------------------
 
 
-# The gradient -------------------------------------------------------------------------------------
-
-
-def spread(embeds: Array, axis: str | None = None) -> Array:
+def spread(embeds: Array, axis: Any = None) -> Array:
     """Mean squared distance of unit vectors [n, e] from their mean: 1 well spread, 0 collapsed."""
     mean = embeds.mean(0)
     mean = mean if axis is None else jax.lax.pmean(mean, axis)
     return 1 - jnp.square(mean).sum()
 
 
-def loss_and_metrics(
-    model: Clip,
-    images: Array,
-    tokens: Array,
-    *,
-    loss: Loss = contrastive_loss,
-    axis: str | None = None,
-) -> tuple[Array, tuple[Metrics, Statistics]]:
-    """images [n, h, w, c], tokens [n, l] -> (the loss, (what to watch, new statistics))."""
-    I_e, T_e, statistics = model.embed(images, tokens, train=True, axis=axis)
-    metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
-    value = loss(I_e, T_e, *(number[...] for number in model.temperature()))
-    return value, (metrics, statistics)
+def clip_loss_fn(
+    graphdef: nnx.GraphDef, loss: Loss = contrastive_loss, *, microbatches: int = 1
+) -> LossFn:
+    """The loss of a model over a batch with `image` [n, h, w, c] and `tokens` [n, l].
 
+    Args:
+      graphdef: of the model, from `TrainState.create`.
+      loss: over the embeddings; with `axis`, where the step names one.
+      microbatches: more than 1 for gradient caching (`cached.py`).
 
-def gradients(
-    model: Clip,
-    images: Array,
-    tokens: Array,
-    *,
-    loss: Loss = contrastive_loss,
-    axis: str | None = None,
-) -> tuple[Clip, Metrics, Statistics]:
-    """(gradient of the loss, metrics with `loss` and `grad_norm`, new running statistics).
-
-    The gradient is a tree like `clip.trained(model)`: running statistics have none. `axis` names
-    the devices inside `shard_map` and `pmap`; `loss` must then have taken the `pmean` over it.
+    Returns:
+      (params, stats, batch, key, axis=None) -> (loss, (metrics, new stats)).
     """
-    old = clip.running_statistics(model)
 
-    def of_parameters(parameters: Clip) -> Any:
-        whole = clip.with_statistics(parameters, old)
-        return loss_and_metrics(whole, images, tokens, loss=loss, axis=axis)
+    def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, *, axis: Any = None) -> Any:
+        def embed(images: Array, tokens: Array) -> tuple[Array, Array, Any]:
+            model = nnx.merge(graphdef, params, stats)
+            return _embed(model, images, tokens, axis)
 
-    evaluate = jax.value_and_grad(of_parameters, has_aux=True)
-    (value, (metrics, new)), grads = evaluate(clip.trained(model))
-    grads = grads if axis is None else jax.lax.pmean(grads, axis)
-    return grads, {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}, new
+        if microbatches > 1:
+            embed = functools.partial(embed_in_microbatches, embed, microbatches)
+        I_e, T_e, new_stats = embed(batch["image"], batch["tokens"])
+        temperature = [number[...] for number in nnx.merge(graphdef, params, stats).temperature()]
+        over_devices = {} if axis is None else {"axis": axis}
+        value = loss(I_e, T_e, *temperature, **over_devices)
+        metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
+        return value, (metrics, new_stats)
 
-
-def train_step(
-    model: Clip,
-    opt_state: Any,
-    batch: Batch,
-    key: Array,
-    *,
-    optimizer: optax.GradientTransformation,
-    prepare: Prepare = augmented,
-    gradients: Gradients = gradients,
-) -> tuple[Clip, Any, Metrics]:
-    """Prepare, differentiate, update, hold the temperature -> (model, opt_state, metrics).
-
-    `opt_state` belongs to `clip.trained(model)`. Running statistics take the batch's share.
-    """
-    images = prepare(batch, key, model.config.vision.image_size)
-    grads, metrics, statistics = gradients(model, images, batch["tokens"])
-    parameters = clip.trained(model)
-    updates, opt_state = optimizer.update(grads, opt_state, parameters)
-    parameters = hold_logit_scale(optax.apply_updates(parameters, updates))
-    model = clip.with_statistics(parameters, statistics)
-    return model, opt_state, {**metrics, "logit_scale": jnp.exp(model.logit_scale[...])}
+    return loss_fn
 
 
-# Three ways -------------------------------------------------------------------------------------
+def _embed(model: Any, images: Array, tokens: Array, axis: Any) -> tuple[Array, Array, Any]:
+    # until `Clip.embed` returns statistics as the tree of `nnx.split`
+    I_e, T_e, new = model.embed(images, tokens, train=True, axis=axis)
+    return I_e, T_e, new if isinstance(new, nnx.State) else new_statistics(model, new)
 
 
-def over_mesh(mesh: Mesh, loss: Loss) -> Loss:
+def loss_over_mesh(mesh: Mesh, loss: Loss) -> Loss:
     """A loss with collectives as one over the global batch: for `sharded_step` and for tests.
 
-    `loss` takes one device's embeddings and `axis`, as those of `training.losses` do.
+    `loss` takes one device's embeddings and `axis`, as those of `training.global_losses` do.
     """
     local = functools.partial(loss, axis=BATCH[0])
 
@@ -140,13 +129,20 @@ def over_mesh(mesh: Mesh, loss: Loss) -> Loss:
     return of_batch
 
 
+# Three ways ---------------------------------------------------------------------------------------
+
+
+def _with_pixels(batch: Batch, key: Array, batch_to_pixels: BatchToPixels) -> Batch:
+    return {"image": batch_to_pixels(batch, key), "tokens": batch["tokens"]}
+
+
 def sharded_step(
     mesh: Mesh,
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
-    prepare: Prepare = augmented,
-    gradients: Gradients = gradients,
-    placement: tuple[Any, Any] | None = None,
+    batch_to_pixels: BatchToPixels = as_given,
+    state_shardings: Any = None,
 ) -> Any:
     """`train_step` compiled for a mesh: the batch split over its devices.
 
@@ -155,76 +151,84 @@ def sharded_step(
 
     Args:
       mesh: of `data_mesh`.
+      loss_fn: such as `clip_loss_fn`.
       optimizer: such as `optimizer.adamw`.
-      prepare: what makes pixels of a batch.
-      gradients: `gradients` or `cached.gradients`, with another loss bound or not.
-      placement: where model and optimiser state live (`sharding.placement`); without it, whole on
-        every device.
+      batch_to_pixels: makes `image` of a batch.
+      state_shardings: a TrainState of shardings (`sharding.shardings`); without it, the state is
+        whole on every device.
     """
-    everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
-    model, opt_state = placement or (everywhere, everywhere)
-    step = functools.partial(train_step, optimizer=optimizer, prepare=prepare, gradients=gradients)
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
+    state_shardings = state_shardings or replicated
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        batch = _with_pixels(batch, key, batch_to_pixels)
+        return train_step(state, batch, key, loss_fn=loss_fn, optimizer=optimizer)
+
     return jax.jit(
         step,
-        in_shardings=(model, opt_state, split, everywhere),
-        out_shardings=(model, opt_state, everywhere),
-        donate_argnums=(0, 1),
+        in_shardings=(state_shardings, split, replicated),
+        out_shardings=(state_shardings, replicated),
+        donate_argnums=0,
     )
 
 
 def shard_map_step(
     mesh: Mesh,
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
-    prepare: Prepare = augmented,
-    gradients: Gradients = gradients,
-    loss: Loss = ring_contrastive_loss,
+    batch_to_pixels: BatchToPixels = as_given,
 ) -> Any:
-    """`train_step` with the gradient under `shard_map`; the state whole on every device.
+    """`train_step` under `shard_map`; the state whole on every device, and donated.
 
     `check_vma=False`: with True, jax adds collectives of its own where a parameter meets the batch.
-    `loss` is one with `axis`.
+    `loss_fn` takes `axis`, as that of `clip_loss_fn` does.
     """
-    everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
-    axis = BATCH[0]
-    local = functools.partial(gradients, loss=functools.partial(loss, axis=axis), axis=axis)
-    mapped = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=P(), check_vma=False
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
+    local = jax.shard_map(
+        _local_step(loss_fn, optimizer, BATCH[0]),
+        mesh=mesh,
+        in_specs=(P(), BATCH, P()),
+        out_specs=P(),
+        check_vma=False,
     )
-    step = functools.partial(train_step, optimizer=optimizer, prepare=prepare, gradients=mapped)
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        return local(state, _with_pixels(batch, key, batch_to_pixels), key)
+
     return jax.jit(
         step,
-        in_shardings=(everywhere, everywhere, split, everywhere),
-        out_shardings=everywhere,
-        donate_argnums=(0, 1),
+        in_shardings=(replicated, split, replicated),
+        out_shardings=replicated,
+        donate_argnums=0,
     )
 
 
 def pmap_step(
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
     devices: list[jax.Device] | None = None,
-    prepare: Prepare = augmented,
-    gradients: Gradients = gradients,
-    loss: Loss = ring_contrastive_loss,
+    batch_to_pixels: BatchToPixels = as_given,
 ) -> Step:
     """`train_step` under `jax.pmap`: batch and state as for the other ways, without device axes.
 
     One process only: the batch is cut here, [n, ...] to [devices, n / devices, ...].
     """
     chosen = devices or jax.local_devices()
-    axis = "data"
-    local = functools.partial(gradients, loss=functools.partial(loss, axis=axis), axis=axis)
-    prepared = functools.partial(
-        train_step, optimizer=optimizer, prepare=lambda batch, *_: batch["image"], gradients=local
-    )
-    mapped = jax.pmap(prepared, axis, in_axes=(None, None, 0, None), out_axes=None, devices=chosen)
-    pixels = jax.jit(prepare, static_argnums=2)
+    local = _local_step(loss_fn, optimizer, "data")
+    mapped = jax.pmap(local, "data", in_axes=(None, 0, None), out_axes=None, devices=chosen)
+    with_pixels = jax.jit(functools.partial(_with_pixels, batch_to_pixels=batch_to_pixels))
 
-    def step(model: Clip, opt_state: Any, batch: Batch, key: Array) -> tuple[Clip, Any, Metrics]:
-        images = pixels(batch, key, model.config.vision.image_size)
-        whole = {"image": images, "tokens": batch["tokens"]}
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        whole = with_pixels(batch, key)
         cut = jax.tree.map(lambda x: x.reshape(len(chosen), -1, *x.shape[1:]), whole)
-        return mapped(model, opt_state, cut, key)
+        return mapped(state, cut, key)
 
     return step
+
+
+def _local_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, axis: Any) -> Step:
+    """`train_step` as one device of many runs it."""
+    loss_fn = functools.partial(loss_fn, axis=axis)
+    return functools.partial(train_step, loss_fn=loss_fn, optimizer=optimizer, axis=axis)

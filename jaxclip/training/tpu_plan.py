@@ -1,4 +1,4 @@
-"""What a training step takes on TPUs that are not there: the real compiler is asked, nothing runs.
+"""Memory and collectives of a training step on a TPU, from its compiler alone: nothing runs.
 
 It needs libtpu (`pip install 'jaxclip[tpu]'`) and no TPU. It shows that the step compiles, what
 memory a device needs and which collectives the program holds; not how fast it is or whether its
@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip.config import ClipConfig
 from jaxclip.models import clip
-from jaxclip.training import assembly, step
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training import from_recipe
+from jaxclip.training.pixels import normalize_image
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import BATCH, data_mesh
 
 GIB = 2**30
@@ -41,23 +42,22 @@ def topology_devices(name: str) -> list[Any]:
         raise ValueError(message + "with libtpu: pip install 'jaxclip[tpu]'") from None
 
 
-def lowered(config: TrainConfig, layout: Layout, mesh: Mesh) -> Any:
-    """The whole step for a mesh, up to what a compiler takes; no array is made."""
-    model, opt_state = assembly.shapes(config, mesh)
-    compiled = assembly.compiled_step(config, layout, mesh, step.normalised)
-    size, length = config.model.vision.image_size, config.text_length
-    split, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())
-    pairs = config.batch_size
+def lower(recipe: Recipe, execution: Execution, mesh: Mesh) -> Any:
+    """The whole step, lowered for a mesh and ready to be compiled; no array is made."""
+    _, state = from_recipe.abstract_state(recipe, mesh)
+    step = from_recipe.compiled_step(recipe, execution, mesh, normalize_image)
+    size, length = recipe.model.vision.image_size, recipe.text_length
+    split, replicated = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())
+    pairs = recipe.batch_size
     batch = {
         "image": jax.ShapeDtypeStruct((pairs, size, size, 3), jnp.uint8, sharding=split),
         "tokens": jax.ShapeDtypeStruct((pairs, length), jnp.int32, sharding=split),
     }
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
-    return compiled.lower(model, opt_state, batch, key)
+    key = jax.ShapeDtypeStruct(state.key.shape, state.key.dtype, sharding=replicated)
+    return step.lower(state, batch, key)
 
 
-# What stands in the program -----------------------------------------------------------------------
+# What the program holds ---------------------------------------------------------------------------
 
 
 def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -122,58 +122,62 @@ def _flops(jaxpr: Any) -> float:
 # The report ---------------------------------------------------------------------------------------
 
 
-def suggestions(config: TrainConfig, layout: Layout, devices: int) -> list[str]:
-    """What to change when a step does not fit, the cheapest first."""
-    told = []
-    if config.remat != "full":
-        told.append("--remat full")
-    if layout.loss != "ring":
-        told.append("--loss ring")
-    if layout.fsdp == 1 and devices > 1:
-        told.append(f"--fsdp {min(devices, 8)}")
-    if config.batch_size // devices >= 2 * config.parts:
-        told.append(f"--parts {2 * config.parts}")
-    return told
+def suggestions(recipe: Recipe, execution: Execution, devices: int) -> list[str]:
+    """Flags that save memory where a step does not fit, the cheapest first."""
+    flags = []
+    if recipe.remat != "full":
+        flags.append("--remat full")
+    if execution.loss != "ring":
+        flags.append("--loss ring")
+    if execution.fsdp == 1 and devices > 1:
+        flags.append(f"--fsdp {min(devices, 8)}")
+    if recipe.batch_size // devices >= 2 * recipe.microbatches:
+        flags.append(f"--microbatches {2 * recipe.microbatches}")
+    return flags
 
 
-def _needed(message: str) -> str:
-    """What the compiler says of memory: temporary arrays, beside what the chip has."""
+def _memory_error(message: str) -> str:
+    """The compiler's message on memory in short: what temporary arrays need, what the chip has."""
     found = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
-    return f"{found[1]} GiB wanted, {found[2]} GiB there" if found else message.splitlines()[0]
+    if found is None:
+        return message.splitlines()[0]
+    return f"needs {found[1]} GiB, the chip has {found[2]} GiB"
 
 
-def report(config: TrainConfig, layout: Layout, topology: str) -> dict[str, Any]:
-    """Compile a step for a topology; what it takes or, with too little memory, what to change."""
+def report(recipe: Recipe, execution: Execution, topology: str) -> dict[str, Any]:
+    """What a step needs on a topology or, where it does not fit, which flags to change."""
     devices = topology_devices(topology)
-    mesh = data_mesh(devices, fsdp=layout.fsdp, tensor=layout.tensor)
-    shares = len(devices) // layout.tensor
-    told: dict[str, Any] = {
+    mesh = data_mesh(devices, fsdp=execution.fsdp, tensor=execution.tensor)
+    shares = len(devices) // execution.tensor
+    found: dict[str, Any] = {
         "topology": topology,
         "devices": len(devices),
         "kind": devices[0].device_kind,
-        "batch": config.batch_size,
-        "pairs a device": config.batch_size // shares,
-        "model TFLOPs a step": round(model_flops(config.model, config.batch_size) / 1e12, 1),
+        "batch": recipe.batch_size,
+        "pairs a device": recipe.batch_size // shares,
+        "model TFLOPs a step": round(model_flops(recipe.model, recipe.batch_size) / 1e12, 1),
     }
     try:
-        compiled = lowered(config, layout, mesh).compile()
+        compiled = lower(recipe, execution, mesh).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {
-            **told,
+            **found,
             "fits": False,
-            "because": _needed(str(error)),
-            "try": suggestions(config, layout, len(devices)),
+            "because": _memory_error(str(error)),
+            "try": suggestions(recipe, execution, len(devices)),
         }
+    return {**found, "fits": True, **_compiled_facts(compiled, recipe.batch_size, shares)}
+
+
+def _compiled_facts(compiled: Any, batch: int, shares: int) -> dict[str, Any]:
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    taken += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    used += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        **told,
-        "fits": True,
-        "GiB a device": round(taken / GIB, 2),
+        "GiB a device": round(used / GIB, 2),
         "of them state and batch": round(memory.argument_size_in_bytes / GIB, 2),
         "collectives": collectives(text),
-        "logits held": sorted(logits_held(text, config.batch_size, shares)),
+        "logits held": sorted(logits_held(text, batch, shares)),
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxclip import cli
-from jaxclip.training.recipe import PRESETS, TrainConfig
+from jaxclip.training.recipe import Recipe, presets
 from tests.support.command import EXAMPLES, LABELS, fails
 
 
@@ -111,13 +111,13 @@ def test_help_is_there_for_every_command(capsys: pytest.CaptureFixture[str]) -> 
 def test_preset_gives_every_flag_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--preset", "full", "--help"])
-    assert f"default: {PRESETS['full'].steps})" in capsys.readouterr().out
+    assert f"default: {presets['full'].steps})" in capsys.readouterr().out
 
 
 def test_the_last_of_two_presets_counts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--preset", "quick", "--preset=full", "--help"])
-    assert f"default: {PRESETS['full'].steps})" in capsys.readouterr().out
+    assert f"default: {presets['full'].steps})" in capsys.readouterr().out
 
 
 def test_ctrl_c_while_the_command_is_imported_takes_one_line() -> None:
@@ -141,7 +141,7 @@ def test_train_refuses_a_folder_that_holds_something(
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "--force" in fails(capsys, 2, "train", "emoji", "--out", str(tmp_path))
     assert "config.json" in fails(capsys, 2, "train", "emoji", "--out", str(tmp_path), "--resume")
-    (tmp_path / "config.json").write_text(TrainConfig(seed=1).to_json())
+    (tmp_path / "config.json").write_text(Recipe(seed=1).to_json())
     assert "data.json" in fails(capsys, 1, "train", "emoji", "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text('{"steps": 1, "colour": "red"}')
     assert "config" in fails(capsys, 1, "train", "emoji", "--out", str(tmp_path), "--resume")

@@ -9,6 +9,7 @@ import pytest
 
 from jaxclip import cli, convert
 from jaxclip.config import RELEASED
+from jaxclip.convert.archive import torch_archive
 from jaxclip.hub import released as downloads
 from tests.support import foreign
 from tests.support.command import EXAMPLES, fails
@@ -48,7 +49,7 @@ def test_inspect_asks_for_an_activation_that_nothing_says(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "bare.pt"
-    convert.torch_archive.write(path, foreign.openai(buffers=False))
+    torch_archive.write(path, foreign.openai(buffers=False))
     assert "--activation" in fails(capsys, 2, "inspect", str(path))
     assert "--heads" in fails(capsys, 2, "inspect", str(path), "--activation", "gelu_tanh")
     said = ["--activation", "gelu_tanh", "--heads", "2", "1"]

@@ -8,7 +8,7 @@ import pytest
 
 from jaxclip import checkpoint, cli
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.training.finetune import interpolate
 from tests.support.command import fails
 
@@ -21,7 +21,10 @@ def files(tmp_path):
     for seed in (1, 2):
         made[seed] = str(tmp_path / f"{seed}.safetensors")
         checkpoint.save(
-            tmp_path / f"{seed}.safetensors", clip.to_flat(clip.create(CONFIG, seed)), CONFIG, {}
+            tmp_path / f"{seed}.safetensors",
+            parameters.to_flat(clip.create(CONFIG, seed)),
+            CONFIG,
+            {},
         )
     return made[1], made[2], str(tmp_path / "mixed.safetensors")
 

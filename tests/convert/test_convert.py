@@ -22,6 +22,7 @@ from jaxclip.config import RELEASED, ClipConfig, VisionConfig
 from jaxclip.convert.__main__ import main
 from jaxclip.convert.archive import torch_archive
 from jaxclip.models import clip
+from jaxclip.models.parameters import from_flat, named_leaves, to_flat
 from jaxclip.shapes import parameters
 from tests.support import foreign
 from tests.support.foreign import RESNET, VIT
@@ -88,7 +89,7 @@ def test_the_released_models_have_as_many_parameters_as_published(name):
 
 @pytest.mark.parametrize("config", [VIT, RESNET, RELEASED["ViT-B/32"], RELEASED["RN50"]])
 def test_names_and_shapes_are_those_of_the_flax_modules(config):
-    expected = {name: leaf.shape for name, leaf in clip.named_leaves(clip.abstract(config)).items()}
+    expected = {name: leaf.shape for name, leaf in named_leaves(clip.abstract(config)).items()}
     shapes: dict[str, tuple[int, ...]] = {}
     for path, shape in parameters(config).items():
         stacked = re.sub(r"resblocks\.\d+\.", "resblocks.", path)
@@ -244,8 +245,8 @@ def test_a_model_of_ours_without_a_past_gets_what_the_layout_asks_for(tmp_path):
 @towers
 def test_what_is_loaded_fills_the_flax_modules(tmp_path, config):
     flat = convert.load(put(tmp_path, foreign.openai(config))).flat
-    model = clip.from_flat(flat, clip.abstract(config))
-    back = clip.to_flat(model)
+    model = from_flat(flat, clip.abstract(config))
+    back = to_flat(model)
     assert all((back[name] == flat[name].astype(np.float32)).all() for name in flat)
 
 

@@ -8,11 +8,11 @@ from PIL import Image
 
 import jaxclip
 from experiments.lib.peers import archives
+from experiments.lib.peers.parity_support import torchvision_transforms
 from jaxclip import cli, convert
 from jaxclip.convert.layouts import positions
 from tests.support import foreign
 from tests.support.command import fails
-from tests.support.parity_support import torchvision_transforms
 from tests.support.tolerances import departure, within
 
 RNG = np.random.default_rng(3)

@@ -13,8 +13,8 @@ import pytest
 
 from experiments.lib.peers import archives
 from experiments.lib.peers.archives import same
+from experiments.lib.peers.parity_support import official_module
 from jaxclip.convert.archive.torch_archive import read, write
-from tests.support.parity_support import official_module
 
 SAMPLE = archives.sample()
 

@@ -37,7 +37,7 @@ def config(kind: str) -> ClipConfig:
     return dataclasses.replace(CONFIG, text=dataclasses.replace(TEXT, kind=kind))
 
 
-def loaded(kind: str = "transformer", **options: Any) -> hub.Model:
+def loaded(kind: str = "transformer", **options: Any) -> jaxclip.Clip:
     flat = {k: np.float32(x) for k, x in checkpoint.flatten(params(kind)).items()}
     return hub.load(convert.Loaded(flat, config(kind), {}), **options)[0]
 
@@ -111,7 +111,7 @@ def test_text_for_another_vocabulary_is_refused_everywhere(
     assert "token id 49406" in line and "101" in line and "49408" in line
     with pytest.raises(ValueError, match="token id 49406"):
         compiled(loaded(), ["cat"], ["{}"], None)
-    texts = HeldOut(data_mesh(jax.devices()[:1]), 20, 13)._texts(loaded().module)
+    texts = HeldOut(data_mesh(jax.devices()[:1]), 20, 13)._texts(loaded())
     with pytest.raises(ValueError, match="token id 49406"):
         texts(["a cat"])
     assert "token id 49406" in fails(capsys, 1, "evaluate", "--model", path)

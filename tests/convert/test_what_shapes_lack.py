@@ -302,7 +302,7 @@ def test_float64_is_read_and_kept(tmp_path, name):
     convert.convert(ours, tmp_path / "back.pt", "openai")
     back = convert.read(tmp_path / "back.pt")
     assert all(back[k].dtype == v.dtype and (back[k] == v).all() for k, v in wide.items())
-    model = hub.load(ours)[0].module
+    model = hub.load(ours)[0]
     assert model.visual.proj[...].dtype == np.float32
     right = convert.load(put(tmp_path, foreign.openai(), "narrow.pt")).flat["visual.proj"]
     assert (np.asarray(model.visual.proj[...]) == right.astype(np.float32)).all()

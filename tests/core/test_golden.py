@@ -17,7 +17,7 @@ import pytest
 
 import jaxclip
 from jaxclip import checkpoint, cli, convert, parity
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from tests.golden.make_official_golden import GOLDEN, inputs
 from tests.support.command import fails
 from tests.support.tolerances import within
@@ -42,7 +42,7 @@ def test_every_stage_is_that_of_the_official_code(name: str) -> None:
     images, tokens = inputs(model.config)
     assert np.array_equal(expected["pixels"], images)
     assert np.array_equal(expected["tokens"], tokens)
-    got = parity.model_rungs(model.module, images, tokens)
+    got = parity.model_rungs(model, images, tokens)
     assert expected.keys() <= got.keys() and len(expected) >= 12
     worst = worst_rung(got, name)
     assert worst.holds, worst
@@ -63,7 +63,7 @@ def test_every_stage_of_the_reference_is_too(name: str) -> None:
 def test_another_activation_is_noticed(name: str) -> None:
     loaded = convert.load(FOLDER / f"{name}.pt")
     wrong = dataclasses.replace(loaded.config, activation="gelu")
-    module = clip.from_flat(loaded.flat, clip.abstract(wrong))
+    module = parameters.from_flat(loaded.flat, clip.abstract(wrong))
     worst = worst_rung(parity.model_rungs(module, *inputs(wrong)), name)
     assert worst.relative > 30 * within("golden")
 
@@ -78,7 +78,7 @@ def test_blocks_in_the_order_of_their_names_are_noticed(name: str) -> None:
     for i, j in enumerate(order):
         for key in [k for k in loaded.flat if k.startswith(f"{path}.{j}.")]:
             flat[key.replace(f"{path}.{j}.", f"{path}.{i}.")] = loaded.flat[key]
-    module = clip.from_flat(flat, clip.abstract(loaded.config))
+    module = parameters.from_flat(flat, clip.abstract(loaded.config))
     rungs = parity.compare(
         parity.model_rungs(module, *inputs(loaded.config)), recorded(name), within("golden")
     )

@@ -13,10 +13,10 @@ import pytest
 
 import jaxclip
 from experiments.lib.peers import official
+from experiments.lib.peers.parity_support import official_module, torchvision_transforms
 from jaxclip import convert, parity
 from jaxclip.config import ClipConfig
 from tests.golden.make_official_golden import GOLDEN, inputs
-from tests.support.parity_support import official_module, torchvision_transforms
 from tests.support.tolerances import departure, within
 
 pytestmark = pytest.mark.parity
@@ -44,7 +44,7 @@ def test_every_stage_equals_the_official_code(name: str, seed: int, tmp_path: Pa
     images, tokens = inputs(config)
     ours, _ = jaxclip.load(saved(official.model(config, seed), tmp_path / "a.pt"))
     expected = official.ladder(official.in_float64(official.model(config, seed)), images, tokens)
-    got = parity.model_rungs(ours.module, images, tokens)
+    got = parity.model_rungs(ours, images, tokens)
     assert parity.first_departure(parity.compare(got, expected, within("golden"))) is None
     # the negative twin: weights of another seed
     other = official.ladder(official.in_float64(official.model(config, seed + 9)), images, tokens)

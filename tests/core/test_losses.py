@@ -11,20 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from experiments.proofs.loss_memory import by_rows
-from jaxclip.losses import contrastive_loss, cross_entropy_loss, l2_normalize
+from jaxclip.losses import contrastive_loss, cross_entropy_loss
 from jaxclip.training.global_losses import (
     chunked_contrastive_loss,
     gathered_contrastive_loss,
     ring_contrastive_loss,
 )
-from jaxclip.training.sharding import data_mesh
 from jaxclip.training.sigmoid import ring_sigmoid_loss, sigmoid_loss
+from tests.support.losses import E, N, arguments, on_devices
 from tests.support.tolerances import departure, within
 
-N, E = 48, 7
 Result = tuple[Any, ...]  # the value, then the gradient with respect to every argument
 
 pytestmark = [
@@ -33,31 +31,10 @@ pytestmark = [
 ]
 
 
-def arguments(n: int = N, scale: float = 2.5, bias: float | None = None) -> tuple[Any, ...]:
-    rng = np.random.default_rng(0)
-    embeds = (l2_normalize(jnp.asarray(rng.normal(size=(n, E)))) for _ in range(2))
-    return (*embeds, jnp.asarray(scale), *([] if bias is None else [jnp.asarray(bias)]))
-
-
 def value_and_gradient(loss: Callable[..., Any], *values: Any) -> Result:
     everything = tuple(range(len(values)))
     value, gradient = jax.jit(jax.value_and_grad(loss, argnums=everything))(*values)
     return value, *gradient
-
-
-def on_devices(
-    loss: Callable[..., Any], devices: int, *, check_vma: bool = True
-) -> Callable[..., Any]:
-    """The loss with its pairs split over devices, differentiated from outside."""
-
-    def spread(images: Any, texts: Any, *scalars: Any) -> Any:
-        specs = (P("data"), P("data"), *(P() for _ in scalars))
-        mesh = data_mesh(jax.devices()[:devices])
-        inner = functools.partial(loss, axis="data")
-        mapped = jax.shard_map(inner, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
-        return mapped(images, texts, *scalars)
-
-    return spread
 
 
 def worst(got: Result, expected: Result) -> float:
@@ -102,7 +79,7 @@ def test_chunked_equals_dense(chunk):
 
 
 def test_a_chunk_that_divides_nothing_is_refused():
-    with pytest.raises(ValueError, match="chunk of 5 came, which does not divide 48"):
+    with pytest.raises(ValueError, match=r"chunk: expected a divisor of 48, .*, got 5"):
         chunked_contrastive_loss(*arguments(), chunk=5)
 
 

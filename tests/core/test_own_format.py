@@ -20,11 +20,11 @@ from jaxclip import checkpoint, convert
 from jaxclip.config import LARGEST, ClipConfig, TextConfig, VisionConfig
 from jaxclip.hub import load as hub
 from jaxclip.hub.find import find
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from tests.support.command import EXAMPLES, fails
 
 CONFIG = ClipConfig(VisionConfig(16, 8, 16, 2, 2), TextConfig(8, 1, 2, 13, 101), 8)
-FLAT = clip.to_flat(clip.create(CONFIG, remat="none"))
+FLAT = parameters.to_flat(clip.create(CONFIG, remat="none"))
 SEED = {"format": checkpoint.FORMAT, "config": CONFIG.to_json(), "notes": '{"by": "a test"}'}
 KERNEL = "visual.transformer.resblocks.1.mlp.c_fc.kernel"
 

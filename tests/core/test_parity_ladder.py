@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxclip import checkpoint, parity
+from jaxclip import checkpoint, hardware, parity
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.models import clip, layers, resnet
-from jaxclip.models.layers import Numerics
+from jaxclip.hardware import memory
+from jaxclip.models import clip, layers, parameters, resnet
 from tests.support import tiny
 
 TEXT = TextConfig(16, layers=12, heads=2, context_length=13, vocab_size=101)
@@ -51,7 +51,7 @@ def departure(case: str, flat: Any = None, config: ClipConfig | None = None) -> 
     """The first stage at which the Flax model of a case, altered or not, leaves the reference."""
     own, params, size = CASES[case]
     config, flat = config or own, flat or checkpoint.flatten(params)
-    got = parity.model_rungs(clip.from_flat(flat, clip.abstract(config)), *inputs(size))
+    got = parity.model_rungs(parameters.from_flat(flat, clip.abstract(config)), *inputs(size))
     rung = parity.first_departure(parity.compare(got, *judge(case)))
     return rung and rung.name
 
@@ -59,7 +59,7 @@ def departure(case: str, flat: Any = None, config: ClipConfig | None = None) -> 
 @pytest.mark.parametrize("case", CASES)
 def test_every_rung_of_a_faithful_model_holds(case: str) -> None:
     config, params, size = CASES[case]
-    model = clip.from_flat(checkpoint.flatten(params), clip.abstract(config))
+    model = parameters.from_flat(checkpoint.flatten(params), clip.abstract(config))
     got, (expected, bounds) = parity.model_rungs(model, *inputs(size)), judge(case)
     rungs = parity.compare(got, expected, bounds)
     assert parity.first_departure(rungs) is None
@@ -124,7 +124,7 @@ def test_a_bias_of_the_logits_is_judged() -> None:
     plain = parity.reference_rungs(checkpoint.flatten(CASES["vit"][1]), VIT, *inputs(20))
     judged = parity.reference_rungs(flat, config, *inputs(20))
     assert np.allclose(judged["logits"], plain["logits"] - 3.5, atol=1e-12)
-    got = parity.model_rungs(clip.from_flat(flat, clip.abstract(config)), *inputs(20))
+    got = parity.model_rungs(parameters.from_flat(flat, clip.abstract(config)), *inputs(20))
     assert parity.first_departure(parity.compare(got, judged, judge("vit")[1])) is None
     other = parity.first_departure(parity.compare(got, plain, judge("vit")[1]))
     assert other is not None and other.name == "logits"
@@ -151,8 +151,7 @@ def test_a_sound_resnet_of_full_size_holds(name: str, seed: int) -> None:
     text = TextConfig(config.text.width, 1, 8, context_length=13, vocab_size=101)
     config = dataclasses.replace(config, text=text)
     flat = deep_resnet(name, seed)
-    numerics = Numerics(unroll=True, winograd=True, one_by_one=True)  # as hub.load on a CPU
-    model = clip.from_flat(flat, clip.abstract(config, remat="none", numerics=numerics))
+    model = parameters.from_flat(flat, hardware.for_cpu(clip.abstract(config)), memory.put)
     images, tokens = tiny.batch(n=1, image_size=config.vision.image_size)
     got = parity.model_rungs(model, images.astype(np.float32), tokens)
     double, bounds = parity.judge(flat, config, images.astype(np.float32), tokens)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.lib.peers.parity_support import official_module
 from jaxclip import tokenizer
 from jaxclip.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCAB_SIZE, decode, encode, tokenize
 from tests.golden.make_tokenizer_golden import PARTS
-from tests.support.parity_support import official_module
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tokenizer.json").read_text())["rows"]
 MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"  # unpacked

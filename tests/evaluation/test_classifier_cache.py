@@ -15,6 +15,7 @@ from jaxclip import checkpoint, cli
 from jaxclip.evaluation import classifier_cache as compiled
 from jaxclip.evaluation.zero_shot import classifier
 from jaxclip.hub import load as hub
+from jaxclip.models.clip import Clip
 from jaxclip.tokenizer import tokenize
 from tests.support import planted
 
@@ -29,12 +30,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(file: Path) -> hub.Model:
+def model(file: Path) -> Clip:
     """A fresh one, so that what it is asked can be counted."""
     return hub.load(file)[0]
 
 
-def counted(model: hub.Model) -> list[int]:
+def counted(model: Clip) -> list[int]:
     """How many texts the model is asked to encode, call by call, from now on."""
     asked: list[int] = []
     honest = model.encode_text
@@ -92,7 +93,7 @@ def test_other_classes_or_templates_are_another_file(model, tmp_path, classes, t
 
 def test_the_same_tokens_from_other_templates_are_another_key(model):
     tokens = tokenize(["a red"], 13)
-    keys = {compiled.key(model.module, tokens, [t]) for t in ("a {}", "{} red", "A {}")}
+    keys = {compiled.key(model, tokens, [t]) for t in ("a {}", "{} red", "A {}")}
     assert len(keys) == 3
 
 
@@ -110,7 +111,7 @@ def test_other_weights_are_another_file_and_another_image_tower_is_not(file, tmp
         asked = counted(other)
         compiled.compiled(other, CLASSES, TEMPLATES, tmp_path)
         count[name] = len(asked)
-        assert compiled.weights_checksum(other.module) != compiled.weights_checksum(model.module)
+        assert compiled.weights_checksum(other) != compiled.weights_checksum(model)
     assert count == {"text.text_projection": 1, "visual.proj": 0}
 
 
@@ -121,18 +122,18 @@ def test_another_number_format_precision_or_activation_is_another_key(file, mode
     checkpoint.save(gelu, flat, dataclasses.replace(config, activation="gelu"), notes)
     models = [model, hub.load(file, dtype=jnp.bfloat16)[0], hub.load(gelu)[0]]
     models += [hub.load(file, **{name: flag})[0] for name, flag in WAYS]
-    assert len({compiled.key(m.module, tokens, ["{}"]) for m in models}) == len(models)
+    assert len({compiled.key(m, tokens, ["{}"]) for m in models}) == len(models)
 
 
 def test_another_jax_backend_or_global_precision_is_another_key(model, monkeypatch):
     tokens = tokenize(["red"], 13)
-    keys = {compiled.key(model.module, tokens, ["{}"])}
+    keys = {compiled.key(model, tokens, ["{}"])}
     monkeypatch.setattr(jax, "__version__", "0.0.1")
-    keys.add(compiled.key(model.module, tokens, ["{}"]))
+    keys.add(compiled.key(model, tokens, ["{}"]))
     with jax.default_matmul_precision("highest"):
-        keys.add(compiled.key(model.module, tokens, ["{}"]))
+        keys.add(compiled.key(model, tokens, ["{}"]))
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    keys.add(compiled.key(model.module, tokens, ["{}"]))
+    keys.add(compiled.key(model, tokens, ["{}"]))
     assert len(keys) == 4
 
 
@@ -183,6 +184,6 @@ def test_classify_uses_the_kept_classifier(file, tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     assert '"label": "blue"' in first.split('"probability"')[0]
     assert len(files(tmp_path / "cache")) == 1
-    monkeypatch.setattr(hub.Model, "encode_text", None)  # whoever asks for a text now fails
+    monkeypatch.setattr(Clip, "encode_text", None)  # whoever asks for a text now fails
     assert cli.main([*given, "--json"]) == 0
     assert capsys.readouterr().out == first

@@ -19,7 +19,7 @@ from jaxclip.images.open import decode_image
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip
 from jaxclip.tokenizer import tokenize
-from jaxclip.training.sharding import data_mesh, placement
+from jaxclip.training.sharding import data_mesh, shardings
 from tests.support.pictures import deep, encoded, png
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def held_out(folders: Path, devices: int, fsdp: int, tensor: int) -> dict[str, float]:
     mesh = data_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
-    model = clip.create(CONFIG, placement=placement(clip.abstract(CONFIG), mesh))
+    model = clip.create(CONFIG, placement=shardings(clip.abstract(CONFIG), mesh))
     asked = HeldOut(
         mesh,
         16,

@@ -53,11 +53,11 @@ def test_every_picture_comes_once_an_epoch():
 def test_both_sides_see_the_same_pictures_with_the_same_keys(monkeypatch):
     seen = []
 
-    def recording(mesh, optimizer, *, prepare, gradients):
-        def step(model, opt_state, batch, key):
+    def recording(mesh, loss_fn, optimizer, *, batch_to_pixels):
+        def step(state, batch, key):
             seen[-1].append((batch["image"].copy(), jax.random.key_data(key).tolist()))
-            assert prepare is towers.cropped
-            return model, opt_state, {"loss": 1.0}
+            assert batch_to_pixels.func is towers.cropped
+            return state, {"loss": 1.0}
 
         return step
 
@@ -74,7 +74,7 @@ def test_both_sides_see_the_same_pictures_with_the_same_keys(monkeypatch):
 
 def test_a_crop_is_the_picture_moved_by_at_most_the_margin():
     images = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
-    made = np.asarray(towers.cropped({"image": images}, jax.random.key(0), 8))
+    made = np.asarray(towers.cropped({"image": images}, jax.random.key(0), size=8))
     wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     corners = []
     for i in range(6):
@@ -96,7 +96,7 @@ def test_the_gradient_of_the_head_is_that_of_softmax_regression(vision):
     data = pictures(vision.image_size, 6)
     images = towers.pixels(jnp.asarray(data.images))
     train = {"train": True} if vision is RESNET else {}
-    logits, seen = jax.jit(lambda m, x: m.visual(x, intermediates=True, **train))(model, images)
+    logits, seen = jax.jit(lambda m, x: m.visual.stages(x, **train))(model, images)
     grads, metrics, statistics = jax.jit(towers.label_gradients)(model, images, data.labels)
     slopes = np.asarray(jax.nn.softmax(logits)) - np.eye(COUNT)[data.labels]
     expected = np.asarray(seen["pooled"]).T @ slopes / 6

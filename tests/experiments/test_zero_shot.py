@@ -19,7 +19,7 @@ from experiments.lib import common
 from jaxclip import checkpoint
 from jaxclip.config import TextConfig
 from jaxclip.evaluation import results
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from tests.support import planted
 
 NAMES = list(planted.COLOURS)
@@ -307,7 +307,7 @@ def test_imagenet_folders_by_wordnet_id_are_asked_with_the_released_names(tmp_pa
     """A thousand classes, three folders, a random model: the labels are the released places."""
     config = dataclasses.replace(planted.CONFIG, text=TextConfig(16, 1, 2, 77, 49408))
     path = tmp_path / "random.safetensors"
-    checkpoint.save(path, clip.to_flat(clip.create(config, remat="none")), config, {})
+    checkpoint.save(path, parameters.to_flat(clip.create(config, remat="none")), config, {})
     for folder, colour in (("n01440764", "red"), ("n02123045", "blue"), ("n15075141", "white")):
         (tmp_path / "val" / folder).mkdir(parents=True)
         (tmp_path / "val" / folder / "1.png").write_bytes(planted.png(colour))

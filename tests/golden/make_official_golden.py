@@ -10,17 +10,15 @@ from them in float64, kept in float32. Made with torch 2.13.0 and clip-anytorch 
 `jaxclip verify tests/golden/NAME.pt --against tests/golden/NAME.ladder.safetensors` compares.
 """
 
-import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.lib.peers import official
 from jaxclip import parity
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from tests.support.parity_support import official_module
 
 FOLDER = Path(__file__).parent
 
@@ -57,23 +55,6 @@ def inputs(config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
     return images, tokens
 
 
-def save_traced(model: Any, path: Path, config: ClipConfig) -> None:
-    """As the released files were made: traced, with the numbers beside the weights as buffers."""
-    import torch
-
-    text, size = config.text, config.vision.image_size
-    numbers = {"input_resolution": size, "context_length": text.context_length}
-    for name, number in {**numbers, "vocab_size": text.vocab_size}.items():
-        model.__dict__.pop(name, None)  # a plain number in the published code
-        model.register_buffer(name, torch.tensor(number))
-    example = (torch.zeros(1, 3, size, size), torch.zeros(1, text.context_length, dtype=torch.long))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated, and warns about constants
-        traced = torch.jit.trace(model.float(), example, check_trace=False)
-        official_module("model").convert_weights(model)  # the traced module shares the weights
-        traced.save(str(path))
-
-
 def main() -> None:
     import torch
 
@@ -81,7 +62,7 @@ def main() -> None:
         path = FOLDER / f"{name}.pt"
         model = official.model(config, seed)
         if traced:
-            save_traced(model, path, config)
+            official.save_traced(model, path, config)
         else:
             arrays = official.arrays(model)
             torch.save({key: torch.from_numpy(x) for key, x in arrays.items()}, path)

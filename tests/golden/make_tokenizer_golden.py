@@ -16,7 +16,7 @@ import random
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.support.parity_support import official_module
+from experiments.lib.peers.parity_support import official_module
 
 GOLDEN = Path(__file__).with_name("tokenizer.json")
 

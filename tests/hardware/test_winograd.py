@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.models import resnet, winograd
-from jaxclip.models.layers import Numerics
-from jaxclip.models.resnet import Convolution
+from jaxclip import hardware
+from jaxclip.hardware import winograd
+from jaxclip.hardware.padded import CpuNumerics
+from jaxclip.hardware.winograd import WinogradConvolution
+from jaxclip.models import clip
+from jaxclip.models.layers import Numerics, Shapes
+from tests.support import foreign
 from tests.support.tolerances import departure, within
 
 RNG = np.random.default_rng(0)
@@ -47,8 +51,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return wrapped
 
-    for module, name in ((winograd, "convolution"), (resnet, "with_neighbours")):
-        monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+    for name in ("convolution", "with_neighbours"):
+        monkeypatch.setattr(winograd, name, noted(name, getattr(winograd, name)))
     return called
 
 
@@ -56,7 +60,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_bfloat16_rounds_what_goes_into_the_products_and_what_comes_out(
     side: int, way: str, ways: list[str]
 ) -> None:
-    made = Convolution(64, 64, numerics=Numerics(jnp.bfloat16, winograd=True), rngs=None)
+    made = WinogradConvolution(64, 64, numerics=CpuNumerics(jnp.bfloat16), init=Shapes())
     kernel = jnp.asarray(RNG.normal(size=(3, 3, 64, 64)), jnp.bfloat16)
     x = jnp.asarray(RNG.normal(size=(1, side, side, 64)), jnp.bfloat16)
     expected = plain(np.asarray(x), np.asarray(kernel, np.float64))
@@ -69,17 +73,25 @@ def test_bfloat16_rounds_what_goes_into_the_products_and_what_comes_out(
     assert departure(np.asarray(made(x), np.float64), expected) > 0.1
 
 
-def test_a_convolution_takes_it_where_it_pays_and_asked_for(ways: list[str]) -> None:
+def test_a_convolution_takes_it_where_it_pays(ways: list[str]) -> None:
     cases = ((64, 1, 32), (64, 2, 32), (63, 1, 32), (64, 1, 22))  # channels, stride, side
     for dtype, expected in (
         (jnp.float32, ["convolution", "", "", ""]),
         (jnp.bfloat16, ["convolution", "", "", "with_neighbours"]),
     ):
-        for asked in (False, True):
-            for (channels, stride, side), way in zip(cases, expected, strict=True):
-                ways.clear()
-                numerics = Numerics(dtype, winograd=asked)
-                made = Convolution(channels, channels, stride, numerics=numerics, rngs=None)
-                made.kernel.set_value(jnp.zeros((3, 3, channels, channels)))
-                made(jnp.zeros((1, side, side, channels)))
-                assert ways == ([way] if asked and way else [])
+        for (channels, stride, side), way in zip(cases, expected, strict=True):
+            ways.clear()
+            numerics = CpuNumerics(dtype)
+            made = WinogradConvolution(channels, channels, stride, numerics=numerics, init=Shapes())
+            made.kernel.set_value(jnp.zeros((3, 3, channels, channels)))
+            made(jnp.zeros((1, side, side, channels)))
+            assert ways == ([way] if way else [])
+
+
+def test_a_model_takes_it_in_two_formats() -> None:
+    cases = ((jnp.float32, True), (jnp.bfloat16, True), (jnp.float16, False))
+    for dtype, expected in cases:
+        arranged = hardware.for_cpu(clip.abstract(foreign.RESNET, numerics=Numerics(dtype)))
+        for block in (arranged.visual, arranged.visual.layer1[0]):
+            assert isinstance(block.conv2, WinogradConvolution) is expected
+    assert not isinstance(clip.abstract(foreign.RESNET).visual.conv2, WinogradConvolution)

@@ -18,7 +18,7 @@ from jaxclip.config import RELEASED, ClipConfig
 from jaxclip.hub import load as hub
 from jaxclip.hub import released as downloads
 from jaxclip.hub.find import find
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from tests.support import file_server, foreign
 from tests.support.tolerances import departure, within
 
@@ -217,12 +217,12 @@ def test_kernels_of_a_narrow_model_are_kept_narrow(tmp_path: Path) -> None:
     """The same numbers as of kernels that every call converts; norms and biases stay float32."""
     path = write_openai(tmp_path / "model.pt")
     model = jaxclip.load(path, dtype=jnp.bfloat16)[0]
-    leaves = clip.named_leaves(model.module)
+    leaves = parameters.named_leaves(model)
     narrow = {name for name, leaf in leaves.items() if leaf.dtype == jnp.bfloat16}
     assert narrow == {name for name in leaves if name.endswith(("kernel", "proj", "projection"))}
-    every_call = clip.abstract(model.config, remat="none", numerics=model.module.visual.numerics)
+    every_call = clip.abstract(model.config, remat="none", numerics=model.visual.numerics)
     flat = convert.load(path).flat
-    want = jax.jit(clip.Clip.encode_image)(clip.from_flat(flat, every_call), IMAGES)
+    want = jax.jit(clip.Clip.encode_image)(parameters.from_flat(flat, every_call), IMAGES)
     assert (np.asarray(model.encode_image(IMAGES)) == np.asarray(want)).all()
 
 
@@ -239,8 +239,8 @@ def test_winograd_is_of_two_formats_on_a_cpu_unless_said_otherwise_and_one_by_on
     ]
     for options, expected in cases:
         model = jaxclip.load(path, **options)[0]
-        assert model.module.visual.numerics.winograd is expected
-        assert model.module.visual.numerics.one_by_one
+        assert model.visual.numerics.winograd is expected
+        assert model.visual.numerics.one_by_one
 
 
 @pytest.mark.parametrize("config", [foreign.VIT, foreign.RESNET])
@@ -256,7 +256,7 @@ def test_a_tower_alone_gives_what_it_gives_in_the_whole_model(
     images = RNG.normal(size=(2, size, size, 3)).astype(np.float32)
     assert (np.asarray(image.encode_image(images)) == whole.encode_image(images)).all()
     assert (np.asarray(text.encode_text(TOKENS)) == whole.encode_text(TOKENS)).all()
-    names = [set(clip.to_flat(each.module)) for each in (image, text, whole)]
+    names = [set(parameters.to_flat(each)) for each in (image, text, whole)]
     assert names[0] | names[1] == names[2] and names[0] & names[1] == {"logit_scale"}
     with pytest.raises(ValueError, match="'gelu' was asked for, but what was loaded"):
         jaxclip.load(opened, activation="gelu")

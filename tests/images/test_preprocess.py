@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.lib.peers.parity_support import official_transform
 from jaxclip.images import preprocess as module
 from jaxclip.images.open import open_image, to_rgb
 from jaxclip.images.preprocess import Preprocess
-from tests.support.parity_support import official_transform
 
 EIGHT_BIT = ["L", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"]
 MODES = ["1", "P", *EIGHT_BIT, "I;16", "I;16L", "I;16B", "I", "F"]

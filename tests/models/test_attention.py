@@ -1,11 +1,13 @@
 """Where a model looks: the maps are the model's own weights."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.evaluation.attention import _pool_weights, attention_map
+from jaxclip.evaluation.attention import attention_map
 from jaxclip.models import clip
 
 TEXT = TextConfig(8, 1, 2, 5, 20, "cbow")
@@ -30,11 +32,19 @@ def test_a_map_sums_to_one_and_changes_with_the_picture(vision):
 
 def test_a_vit_looks_where_its_class_token_does():
     vit = model(VisionConfig(24, 8, 12, 2, 2))
-    attention = vit.visual(images(24), intermediates=True)[1]["attention"]
+    attention = vit.visual.stages(images(24))[1]["attention"]
     rest = np.asarray(attention)[-1, :, :, 0, 1:].mean(1)
     expected = (rest / rest.sum(-1, keepdims=True)).reshape(-1, 3, 3)
     np.testing.assert_allclose(attention_map(vit, images(24)), expected, atol=1e-6)
     assert np.abs(expected - expected.transpose(0, 2, 1)).max() > 1e-4  # rows are not columns
+
+
+def test_a_resnet_looks_where_its_pool_does():
+    resnet = model(ResNetConfig(96, 4, (1,) * 4))
+    attention = np.asarray(resnet.visual.stages(images(96))[1]["attention"])  # [n, a, l]
+    rest = attention[:, :, 1:].mean(1)
+    expected = (rest / rest.sum(-1, keepdims=True)).reshape(-1, 3, 3)
+    np.testing.assert_allclose(attention_map(resnet, images(96)), expected, atol=1e-6)
 
 
 def test_the_weights_of_the_pool_give_what_the_pool_gives():
@@ -42,10 +52,15 @@ def test_the_weights_of_the_pool_give_what_the_pool_gives():
     resnet = model(ResNetConfig(96, 2, (1,) * 4))
     assert resnet.config.vision.heads == 1
     pool, grid = resnet.visual.attnpool, images(3 * 32)[:, :3, :3, :1].repeat(64, -1)
-    weights = np.asarray(_pool_weights(pool, grid))  # [n, l]
+    taps: dict[str, Any] = {}
+    pool(grid, taps)
+    weights = np.asarray(taps["attention"])[:, 0]  # [n, l]
     x = grid.reshape(2, 9, 64)
     x = np.concatenate([x.mean(1, keepdims=True), x], 1) + np.asarray(
         pool.positional_embedding[...]
     )
-    mixed = np.einsum("nl,nld->nd", weights, np.asarray(pool.v_proj(x)))
-    np.testing.assert_allclose(pool(grid)[1], mixed, atol=1e-5)
+    values = np.asarray(pool.v_proj(x))
+    mixed = np.einsum("nl,nld->nd", weights, values)
+    np.testing.assert_allclose(taps["pooled"], mixed, atol=1e-5)
+    other = np.einsum("nl,nld->nd", weights[:, ::-1], values)  # the negative twin
+    assert np.abs(taps["pooled"] - other).max() > 1e-3

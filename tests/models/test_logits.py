@@ -13,7 +13,7 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import checkpoint, cli, reference
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from tests.support import planted, tiny
 from tests.support.command import EXAMPLES, LABELS
 
@@ -74,7 +74,7 @@ def test_a_bias_moves_every_logit_and_is_named_in_the_table(
 
 
 @pytest.mark.parametrize("bias", [None, -3.5])
-def test_module_model_and_reference_have_one_definition(bias: float | None) -> None:
+def test_model_and_reference_have_one_definition(bias: float | None) -> None:
     params = tiny.params(vision_layers=2, text_layers=2)
     config = dataclasses.replace(
         planted.CONFIG, text=dataclasses.replace(planted.CONFIG.text, kind="transformer")
@@ -84,12 +84,11 @@ def test_module_model_and_reference_have_one_definition(bias: float | None) -> N
     if bias is not None:
         params["logit_bias"] = np.array(bias)
     images, tokens = tiny.batch()
-    module = clip.from_flat(checkpoint.flatten(params), clip.abstract(config, remat="none"))
-    model = jaxclip.hub.load.Model(module)
+    model = parameters.from_flat(checkpoint.flatten(params), clip.abstract(config, remat="none"))
     pixels = images.astype(np.float32)
-    I_e, T_e = module.embed(pixels, tokens)
+    I_e, T_e = model.embed(pixels, tokens)
     expected = reference.clip(images, tokens, params, vision_heads=3, text_heads=2)[0]
-    for logits in (module.logits(I_e, T_e), model.logits(I_e, T_e), model(pixels, tokens)[0]):
+    for logits in (model.logits(I_e, T_e), model(pixels, tokens)[0]):
         assert np.abs(np.asarray(logits) - expected).max() < 1e-4
     alone = 1 / (1 + np.exp(-expected))
     odds = np.exp(expected - expected.max(axis=1, keepdims=True))

@@ -17,7 +17,7 @@ import pytest
 from jaxclip import checkpoint, reference
 from jaxclip.config import Activation, ClipConfig, TextConfig, TextKind, VisionConfig
 from jaxclip.losses import contrastive_loss, cross_entropy_loss
-from jaxclip.models import clip, layers
+from jaxclip.models import clip, layers, parameters
 from jaxclip.models.layers import Numerics
 from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
@@ -39,13 +39,13 @@ def config(
 
 
 def model(params: dict[str, Any], config: ClipConfig, **options: Any) -> clip.Clip:
-    return clip.from_flat(checkpoint.flatten(params), clip.abstract(config, **options))
+    return parameters.from_flat(checkpoint.flatten(params), clip.abstract(config, **options))
 
 
 def stages(model: clip.Clip, images: Any, tokens: Any) -> dict[str, Any]:
     """Every named stage of a Flax model, in order."""
-    image_features, image = model.visual(images, intermediates=True)
-    text_features, text = model.text(tokens, intermediates=True)
+    image_features, image = model.visual.stages(images)
+    text_features, text = model.text.stages(tokens)
     image_embeds, text_embeds = model.embed(images, tokens)
     return {
         "image stem": image["stem"],
@@ -250,7 +250,7 @@ def test_a_bag_of_words_equals_the_reference():
     bag = model(params, config(kind="cbow"))
     want: dict[str, Any] = {}
     reference.continuous_bag_of_words(TOKENS, params["text"], taps=want)
-    features, seen = bag.text(TOKENS, intermediates=True)
+    features, seen = bag.text.stages(TOKENS)
     assert departure(seen["pooled"], want["mean"]) < within("cbow")
     assert departure(features, want["features"]) < within("cbow")
     logits = reference.clip(IMAGES, TOKENS, params, **HEADS)[0]
@@ -260,7 +260,7 @@ def test_a_bag_of_words_equals_the_reference():
 def test_a_bag_that_counts_the_wrong_tokens_is_noticed():
     params = tiny.params(text="cbow")
     bag = model(params, config(kind="cbow"))
-    pooled = bag.text(TOKENS, intermediates=True)[1]["pooled"]
+    pooled = bag.text.stages(TOKENS)[1]["pooled"]
     words = params["text"]["token_embedding"]["embedding"][TOKENS]  # [n, l, d]
     place, end = np.arange(13), reference.end_of_text(TOKENS)[:, None]
     choices = {"padding too": place < 13, "without the end": place < end, "from 1": place > 0}
@@ -273,9 +273,7 @@ def test_a_bag_that_counts_the_wrong_tokens_is_noticed():
 def attention() -> dict[str, Any]:
     """Attention weights [layers, n, a, l, m] of both towers."""
     whole = model(PARAMS, config())
-    look = jax.jit(
-        lambda m: (m.visual(SINGLE, intermediates=True), m.text(TOKENS, intermediates=True))
-    )
+    look = jax.jit(lambda m: (m.visual.stages(SINGLE), m.text.stages(TOKENS)))
     (_, image), (_, text) = look(whole)
     return {"image": image["attention"], "text": text["attention"]}
 
@@ -296,9 +294,15 @@ def test_only_text_attends_causally(attention):
     assert (attention["image"] > 0).all()
 
 
-def test_no_intermediates_unless_asked():
+def test_stages_end_in_the_features_and_nothing_is_kept_otherwise():
     whole = model(PARAMS, config())
-    assert whole.visual(SINGLE)[1] == {} and whole.text(TOKENS)[1] == {}
+    for tower, rows, kept in (
+        (whole.visual, SINGLE, "f32[12,5,3,17,17]"),
+        (whole.text, TOKENS, f"f32[12,{len(TOKENS)},2,13,13]"),
+    ):
+        assert np.array_equal(tower(rows), tower.stages(rows)[0])
+        assert kept not in str(jax.make_jaxpr(tower)(rows))
+        assert kept in str(jax.make_jaxpr(tower.stages)(rows))
 
 
 # The gradient -------------------------------------------------------------------------------------
@@ -344,7 +348,7 @@ def loss_of(model: clip.Clip, images: Any, tokens: Any) -> Any:
 
 def gradient(model: clip.Clip, images: Any = SINGLE) -> dict[str, Any]:
     """Of the loss with respect to every parameter, by official name."""
-    return clip.to_flat(jax.jit(jax.grad(lambda *a: loss_of(*a)))(model, images, TOKENS))
+    return parameters.to_flat(jax.jit(jax.grad(lambda *a: loss_of(*a)))(model, images, TOKENS))
 
 
 BLOCKS = 3  # the reference does not scan: XLA takes 20 s for the gradient of twelve
@@ -377,7 +381,7 @@ def test_gradient_equals_the_reference_in_float64(expected_gradient):
     with jax.enable_x64(True):
         like = clip.abstract(config(blocks=BLOCKS), numerics=Numerics(dtype=jnp.float64))
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), like)
-        got = gradient(clip.from_flat(checkpoint.flatten(SMALL), like), IMAGES)
+        got = gradient(parameters.from_flat(checkpoint.flatten(SMALL), like), IMAGES)
     assert {value.dtype for value in got.values()} == {np.dtype(np.float64)}
     assert worst(got, expected_gradient) < within("gradient float64")
 

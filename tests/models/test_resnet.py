@@ -19,17 +19,28 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.lib.peers.parity_support import official_module
 from jaxclip import checkpoint, reference
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.models import clip
 from jaxclip.models import resnet as clip_resnet
-from jaxclip.models.layers import Numerics
+from jaxclip.models.layers import Initialiser, Numerics
+from jaxclip.models.parameters import (
+    from_flat,
+    named_leaves,
+    params_only,
+    running_statistics,
+    to_flat,
+    with_statistics,
+)
 from jaxclip.training import optimizer
-from jaxclip.training.checkpoints import Checkpoints, RunState
-from jaxclip.training.sharding import data_mesh, placement
-from jaxclip.training.step import gradients, sharded_step
+from jaxclip.training.checkpoints import Checkpoints, Snapshot
+from jaxclip.training.pixels import augment_drawings
+from jaxclip.training.sharding import data_mesh, shardings
+from jaxclip.training.state import TrainState
+from jaxclip.training.step import clip_loss_fn, sharded_step
 from tests.support import tiny
-from tests.support.parity_support import official_module
+from tests.support.steps import loss_and_grads, state_of
 from tests.support.tolerances import departure, within, worst
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # half the time, and only the rounding differs
@@ -51,12 +62,12 @@ def model(config: ClipConfig, dtype: Any = jnp.float32, **options: Any) -> clip.
     like = clip.abstract(config, numerics=Numerics(dtype=dtype), **options)
     if dtype == jnp.float64:
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), like)
-    return clip.from_flat(checkpoint.flatten(params(config)), like)
+    return from_flat(checkpoint.flatten(params(config)), like)
 
 
 @jax.jit
 def stages(model: clip.Clip, images: Any) -> dict[str, Any]:
-    features, seen = model.visual(images, intermediates=True)
+    features, seen = model.visual.stages(images)
     return {**seen, "features": features}
 
 
@@ -101,26 +112,6 @@ def test_every_stage_equals_the_reference(config):
     got = stages(model(config), images.astype(np.float32))
     assert all(stage.dtype == np.float32 for stage in got.values())
     assert excess(got, reference_stages(config, params(config)["visual"], images)) == {}
-
-
-def loops(model: clip.Clip, *, train: bool, pictures: int = 4) -> bool:
-    """Whether the image tower holds a loop."""
-    images = IMAGES[:pictures].astype(np.float32)
-    traced = jax.make_jaxpr(lambda model, images: model.visual(images, train=train)[0])
-    return "scan[" in str(traced(model, images))
-
-
-def test_pictures_one_by_one_are_the_same_and_share_statistics_in_training():
-    apart = clip.abstract(SMALL, numerics=Numerics(one_by_one=True))
-    apart = clip.from_flat(checkpoint.flatten(params(SMALL)), apart)
-    expected = reference_stages(SMALL, params(SMALL)["visual"], IMAGES)
-    assert excess(stages(apart, IMAGES.astype(np.float32)), expected) == {}
-    mixed_up = stages(apart, IMAGES[::-1].astype(np.float32))  # the negative twin
-    assert excess(mixed_up, expected).keys() == expected.keys()
-    assert loops(apart, train=False)
-    assert not loops(apart, train=True)
-    assert not loops(apart, train=False, pictures=1)
-    assert not loops(model(SMALL), train=False)
 
 
 def test_stages_have_the_released_shapes(got):
@@ -239,7 +230,7 @@ def test_the_precision_asked_for_reaches_every_product():
 
 def test_names_and_shapes_are_those_of_the_reference():
     expected = checkpoint.flatten(params(SMALL))
-    leaves = clip.named_leaves(clip.abstract(SMALL))
+    leaves = named_leaves(clip.abstract(SMALL))
     assert {name: leaf.shape for name, leaf in leaves.items()} == {
         name: value.shape for name, value in expected.items()
     }
@@ -261,7 +252,7 @@ def test_twelve_blocks_stand_in_the_order_of_their_numbers():
     for i, block in enumerate(filled.visual.layer3):
         name = f"visual.layer3.{i}.bn2.mean"
         assert (block.bn2.mean[...] == flat[name].astype(np.float32)).all()
-    back = clip.to_flat(filled)
+    back = to_flat(filled)
     assert all((back[name] == flat[name].astype(np.float32)).all() for name in flat)
 
 
@@ -269,14 +260,16 @@ def test_a_missing_statistic_is_named():
     flat = checkpoint.flatten(params(SMALL))
     del flat["visual.layer2.1.bn2.var"]
     with pytest.raises(ValueError, match=r"config: - visual\.layer2\.1\.bn2\.var \(32,\)"):
-        clip.from_flat(flat, clip.abstract(SMALL))
+        from_flat(flat, clip.abstract(SMALL))
 
 
 def test_a_new_tower_starts_as_released():
     """clip/model.py: initialize_parameters; torch's defaults where it says nothing."""
     new = config(64, 16, (1, 2, 1, 1))
-    make = jax.jit(lambda key: clip.Clip(new, rngs=nnx.Rngs(key)), compiler_options=QUICKLY)
-    fresh = clip.to_flat(make(jax.random.key(0)))
+    make = jax.jit(
+        lambda key: clip.Clip(new, init=Initialiser(nnx.Rngs(key))), compiler_options=QUICKLY
+    )
+    fresh = to_flat(make(jax.random.key(0)))
     visual = {name: x for name, x in fresh.items() if name.startswith("visual.")}
     for name, value in visual.items():
         leaf, n = name.rpartition(".")[2], value.size
@@ -336,7 +329,7 @@ def test_a_training_pass_equals_the_reference(trained):
     expected, statistics = reference_training()
     assert departure(trained[0], expected) < within("resnet training")
     assert worst(trained[1], statistics) < within("running statistics")
-    assert trained[1].keys() == clip.running_statistics(clip.abstract(TINY)).keys()
+    assert trained[1].keys() == running_statistics(clip.abstract(TINY)).keys()
 
 
 @pytest.mark.parametrize("mistake", [{"momentum": 0.9}, {"eps": 1e-3}])
@@ -356,9 +349,7 @@ def test_a_biased_running_variance_is_noticed(trained):
 
 def test_training_does_not_use_the_running_statistics_and_evaluation_does(trained):
     m = model(TINY)
-    other = clip.with_statistics(
-        m, {name: x + 0.1 for name, x in clip.running_statistics(m).items()}
-    )
+    other = with_statistics(m, {name: x + 0.1 for name, x in running_statistics(m).items()})
     assert departure(embed(other, PICTURES.astype(np.float32), WORDS)[0], trained[0]) < 1e-6
     encode = jax.jit(lambda m, x: m.encode_image(x))
     images = PICTURES[:4].astype(np.float32)
@@ -398,14 +389,14 @@ def test_reference_runs_unchanged_under_jax_numpy(monkeypatch):
 
 def test_running_statistics_are_not_trained():
     m = clip.abstract(TINY)
-    parameters, statistics = clip.named_leaves(clip.trained(m)), clip.running_statistics(m)
+    parameters, statistics = named_leaves(params_only(m)), running_statistics(m)
     assert {name.rpartition(".")[2] for name in statistics} == {"mean", "var"}
-    assert parameters.keys() | statistics.keys() == clip.named_leaves(m).keys()
+    assert parameters.keys() | statistics.keys() == named_leaves(m).keys()
     assert not parameters.keys() & statistics.keys()
-    opt_state = jax.eval_shape(optimizer.adamw(0.1, 0, 10).init, m)
+    opt_state = jax.eval_shape(optimizer.adamw(0.1, 0, 10).init, params_only(m))
     for moments in (opt_state[0].mu, opt_state[0].nu):
-        assert clip.named_leaves(moments).keys() == parameters.keys()
-    mask = clip.named_leaves(optimizer.decayed(clip.trained(m)))
+        assert named_leaves(moments).keys() == parameters.keys()
+    mask = named_leaves(optimizer.decay_mask(params_only(m)))
     assert mask.keys() == parameters.keys()
     assert {name for name in mask if mask[name]} == {
         name for name in parameters if name.endswith(("kernel", "embedding", "projection"))
@@ -415,8 +406,8 @@ def test_running_statistics_are_not_trained():
 def test_a_vision_transformer_has_nothing_set_apart():
     config = ClipConfig(VisionConfig(20, 5, 24, 2, 3), BAG, 7)
     m = clip.abstract(config)
-    assert clip.running_statistics(m) == {}
-    for same in (clip.trained(m), clip.with_statistics(m, {})):
+    assert running_statistics(m) == {}
+    for same in (params_only(m), with_statistics(m, {})):
         assert jax.tree.structure(same) == jax.tree.structure(m)
         assert jax.tree.leaves(same) == jax.tree.leaves(m)
 
@@ -424,8 +415,8 @@ def test_a_vision_transformer_has_nothing_set_apart():
 def test_setting_statistics_changes_those_named_only():
     m = model(TINY)
     name = "visual.layer2.0.downsample.1.mean"
-    changed = clip.to_flat(clip.with_statistics(m, {name: jnp.full(32, 7.0)}))
-    before = clip.to_flat(m)
+    changed = to_flat(with_statistics(m, {name: jnp.full(32, 7.0)}))
+    before = to_flat(m)
     assert (changed.pop(name) == 7).all() and not (before.pop(name) == 7).any()
     assert all((changed[other] == before[other]).all() for other in before)
 
@@ -433,16 +424,14 @@ def test_setting_statistics_changes_those_named_only():
 def test_a_run_s_state_survives_the_file(tmp_path):
     adamw = optimizer.adamw(0.1, 0, 10, tower=ResNetConfig)
     m = model(TINY)
-    opt_state = adamw.init(m)
+    graphdef, state = TrainState.create(m, adamw, jax.random.key(0))
     stored = Checkpoints(tmp_path / "state")
-    stored.save(RunState(m, opt_state, 3, jax.random.key(0), [0], {}))
+    stored.save(3, Snapshot(state, [0], {}))
     stored.finish()
-    mesh = data_mesh(jax.devices()[:1])
-    places = placement(m, mesh), placement(opt_state, mesh)
-    back = stored.restore((m, opt_state), places)
-    assert back is not None and back.step == 3
-    assert jax.tree.structure(back.opt_state) == jax.tree.structure(adamw.init(m))
-    flat, expected = clip.to_flat(back.model), clip.to_flat(m)
+    found = stored.restore(state, shardings(state, data_mesh(jax.devices()[:1])))
+    assert found is not None and found.state.step == 3
+    assert jax.tree.structure(found.state) == jax.tree.structure(state)
+    flat, expected = to_flat(found.state.model(graphdef)), to_flat(m)
     assert all((flat[name] == expected[name]).all() for name in expected)
 
 
@@ -475,27 +464,29 @@ DRAWN = {
 
 @functools.cache
 def gradient_on(devices: int) -> tuple[checkpoint.Flat, dict[str, Any]]:
-    """`step.gradients` in float64, with the new statistics."""
+    """The gradient in float64, with the new statistics."""
     mesh = data_mesh(jax.devices()[:devices])
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     compiled = jax.jit(
-        gradients,
+        loss_and_grads,
         in_shardings=(everywhere, split, split),
         out_shardings=everywhere,
         compiler_options=QUICKLY,
     )
     with jax.enable_x64(True):
         grads, _, statistics = compiled(model(TINY, jnp.float64), PICTURES, WORDS)
-        return clip.to_flat(grads), {name: np.asarray(x) for name, x in statistics.items()}
+        return to_flat(grads), to_flat(statistics)
 
 
 @functools.cache
 def compiled_step(devices: int) -> Any:
     """(mesh, `sharded_step` compiled for it); call it with float64 enabled."""
     mesh = data_mesh(jax.devices()[:devices])
-    start = model(TINY, jnp.float64)
-    step = sharded_step(mesh, ADAMW).lower(start, ADAMW.init(start), DRAWN, jax.random.key(0))
-    return mesh, step.compile(compiler_options=QUICKLY)
+    graphdef, state = state_of(model(TINY, jnp.float64), ADAMW)
+    pixels = functools.partial(augment_drawings, size=64)
+    step = sharded_step(mesh, clip_loss_fn(graphdef), ADAMW, batch_to_pixels=pixels)
+    lowered = step.lower(state, DRAWN, jax.random.key(0))
+    return mesh, lowered.compile(compiler_options=QUICKLY)
 
 
 @functools.cache
@@ -504,12 +495,12 @@ def stepped(devices: int, steps: int = 3) -> checkpoint.Flat:
     with jax.enable_x64(True):
         mesh, step = compiled_step(devices)
         everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        start = model(TINY, jnp.float64)
-        state = jax.device_put((start, ADAMW.init(start)), everywhere)
+        graphdef, state = state_of(model(TINY, jnp.float64), ADAMW)
+        state = jax.device_put(state, everywhere)
         for i in range(steps):
             batch = jax.device_put(DRAWN, split)
-            *state, _ = step(*state, batch, jax.device_put(jax.random.key(i), everywhere))
-        return clip.to_flat(state[0])
+            state, _ = step(state, batch, jax.device_put(jax.random.key(i), everywhere))
+        return to_flat(state.model(graphdef))
 
 
 DEVICES = [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
@@ -619,7 +610,7 @@ def test_the_official_tower_has_the_same_statistics_after_two_steps(momentum):
     for images in (PICTURES[:8], PICTURES[8:]):
         expected = called(tower, images)
         features, _, statistics = embed(ours, images.astype(np.float32), WORDS[:8])
-        ours = clip.with_statistics(ours, statistics)
+        ours = with_statistics(ours, statistics)
         assert departure(features, reference.l2_normalize(expected)) < within("resnet training")
     state = tower.state_dict()
     endings = {"mean": "running_mean", "var": "running_var"}
@@ -627,16 +618,15 @@ def test_the_official_tower_has_the_same_statistics_after_two_steps(momentum):
     for name in statistics:
         path, _, leaf = name.removeprefix("visual.").rpartition(".")
         official_statistics[name] = state[f"{path}.{endings[leaf]}"].numpy()
-    off = worst(clip.running_statistics(ours), official_statistics)
+    off = worst(running_statistics(ours), official_statistics)
     assert (off < within("running statistics")) == (momentum == 0.1)
     assert momentum == 0.1 or off > 0.01
 
 
 @pytest.mark.parametrize(("side", "size"), [(8, 1), (8, 2), (7, 2), (9, 4)])
 def test_the_pool_is_the_mean_over_squares(side: int, size: int):
-    """The form that it had before it was written for XLA on a CPU."""
     x = np.random.default_rng(side).normal(size=(2, side, side, 3)).astype(np.float32)
     rows = side // size
     cut = x[:, : rows * size, : rows * size].reshape(2, rows, size, rows, size, 3)
-    pooled = clip_resnet.average_pool(jnp.asarray(x), size)
+    pooled = clip_resnet.AveragePool(size)(jnp.asarray(x))
     assert departure(pooled, cut.mean((2, 4))) < within("patches")

@@ -19,7 +19,7 @@ from PIL import Image
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.images.preprocess import Preprocess
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.tokenizer import tokenize
 from tests.support import tiny
 
@@ -65,7 +65,7 @@ def write(path: Path) -> Path:
     )
     params["text"]["text_projection"] = np.eye(WIDTH)
     flat = {k: np.asarray(v, np.float32) for k, v in checkpoint.flatten(params).items()}
-    model = clip.from_flat(flat, clip.abstract(CONFIG, remat="none"))
+    model = parameters.from_flat(flat, clip.abstract(CONFIG, remat="none"))
     preprocess = Preprocess(SIZE)
     pixels = np.stack([preprocess(Image.open(io.BytesIO(png(colour)))) for colour in COLOURS])
     features = np.asarray(jax.jit(lambda m, x: m.encode_image(x))(model, pixels))

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from jaxclip import checkpoint
-from jaxclip.models import clip
+from jaxclip.models import parameters
 from jaxclip.training import distributed, optimizer
+from jaxclip.training.global_losses import ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.step import shard_map_step
+from jaxclip.training.step import clip_loss_fn, shard_map_step
 
 STEPS = 3
 
@@ -24,21 +25,22 @@ STEPS = 3
 def train(devices: list[jax.Device]) -> checkpoint.Flat:
     """Some steps, in float64, of which this process reads its own rows only."""
     # here, as it counts the devices, which is too early at the top
-    from tests.training.test_ways import BATCH_OF_16, model, noisy
+    from tests.support.steps import BATCH_OF_16, noisy, state_of, tiny_model
 
     with jax.enable_x64(True):
         mesh, adamw = data_mesh(devices), optimizer.adamw(1e-2, 1, 10)
-        step = shard_map_step(mesh, adamw, prepare=noisy)
-        start = model()
-        state = distributed.everywhere(mesh, (start, adamw.init(start)))
+        graphdef, state = state_of(tiny_model(), adamw)
+        loss_fn = clip_loss_fn(graphdef, ring_contrastive_loss)
+        step = shard_map_step(mesh, loss_fn, adamw, batch_to_pixels=noisy)
+        state = distributed.replicate(mesh, state)
         rows = distributed.own_rows(16)
         own = {name: array[rows] for name, array in BATCH_OF_16.items()}
         for i in range(STEPS):
-            key = distributed.everywhere(mesh, jax.random.key(i))
+            key = distributed.replicate(mesh, jax.random.key(i))
             batch = distributed.global_batch(mesh, own)
-            *state, metrics = step(*state, batch, key)
+            state, metrics = step(state, batch, key)
         logging.getLogger("jaxclip").info("loss %.6f", float(metrics["loss"]))
-        return clip.to_flat(state[0])
+        return parameters.to_flat(state.params)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,16 +12,10 @@ import numpy as np
 import pytest
 
 from jaxclip.training import distributed
+from tests.support.ports import PATIENCE, free_port
 from tests.support.tolerances import departure, within
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds for both, on a busy machine
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(index: int, port: int, out: Path) -> "subprocess.Popen[str]":

@@ -10,10 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclip import checkpoint
+from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
-from jaxclip.models.layers import Numerics
+from jaxclip.models import clip, parameters
 from jaxclip.training import finetune
 from jaxclip.training.optimizer import adamw
 from tests.support import tiny
@@ -25,7 +24,7 @@ BLOCK = "visual.transformer.resblocks"
 
 
 def model() -> clip.Clip:
-    return clip.from_flat(PARAMS, clip.abstract(CONFIG))
+    return parameters.from_flat(PARAMS, clip.abstract(CONFIG))
 
 
 @functools.cache
@@ -39,7 +38,7 @@ def moved(rates: finetune.Rates) -> checkpoint.Flat:
         updates, _ = optimizer.update(grads, optimizer.init(made), made)
         return optax.apply_updates(made, updates)
 
-    before, after = clip.to_flat(model()), clip.to_flat(update(model()))
+    before, after = parameters.to_flat(model()), parameters.to_flat(update(model()))
     return {name: after[name] - before[name] for name in before}
 
 
@@ -60,9 +59,9 @@ def test_layers_are_locked_by_their_number():
 
 def test_blocks_that_are_kept_apart_are_locked_by_their_number_too():
     """The first axis of their arrays is no layer."""
-    apart = clip.abstract(CONFIG, numerics=Numerics(unroll=True))
+    apart = hardware.for_cpu(clip.abstract(CONFIG))
     factors = finetune.factors(apart, ((r"resblocks\.3\.", 0.0),))
-    named = clip.named_leaves(factors)
+    named = parameters.named_leaves(factors)
     locked = {name for name, factor in named.items() if not np.all(factor)}
     assert locked == {name for name in named if ".resblocks.3." in name} and len(locked) == 12
     assert all(factor.shape == () for factor in named.values())
@@ -98,7 +97,20 @@ def test_interpolation_runs_from_one_checkpoint_to_the_other():
 
 
 def test_the_moving_average_forgets_at_its_rate():
-    average, target = {"a": jnp.zeros(3)}, {"a": jnp.ones(3)}
+    """Of weights that are 0 at first and 1 after every update."""
+    averaging = finetune.with_average(optax.sgd(1.0), 0.9)
+    weights = {"a": jnp.zeros(3)}
+    state = averaging.init(weights)
     for _ in range(5):
-        average = finetune.moving_average(average, target, 0.9)
-    assert average["a"] == pytest.approx(1 - 0.9**5, rel=1e-6)
+        grads = {"a": weights["a"] - 1}
+        updates, state = averaging.update(grads, state, weights)
+        weights = optax.apply_updates(weights, updates)
+    assert state.average["a"] == pytest.approx(1 - 0.9**5, rel=1e-6)
+
+
+def test_the_moving_average_is_of_the_held_temperature():
+    averaging = finetune.with_average(optax.sgd(1.0), 0.5)
+    weights = {"logit_scale": jnp.array(4.0)}
+    _, state = averaging.update({"logit_scale": jnp.array(-9.0)}, averaging.init(weights), weights)
+    expected = (4 + np.log(100)) / 2
+    assert float(state.average["logit_scale"]) == pytest.approx(expected, rel=1e-6)

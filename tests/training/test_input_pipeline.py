@@ -12,21 +12,21 @@ from jaxclip.data.emoji.pictures import emoji
 from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
-from jaxclip.training.input_pipeline import Drawings, Pairs, ahead
+from jaxclip.training.input_pipeline import DrawingStream, PairStream, prefetch
 from tests.support.pictures import png
 from tests.support.sources import Memory
 
 WRONG = {4: Pair(b"broken", ("a caption",), "memory 4")}
 
 
-def pairs(wrong: dict[int, Pair] | None = None) -> Pairs:
+def pairs(wrong: dict[int, Pair] | None = None) -> PairStream:
     sources = [Memory(31, wrong)]
     options: dict[str, Any] = {"size": 8, "batch_size": 6, "seed": 5, "text_length": 16}
-    return Pairs(sources, skips=Skips(99), threads=2, **options)
+    return PairStream(sources, skips=Skips(99), threads=2, **options)
 
 
-def drawings() -> Drawings:
-    return Drawings(emoji("validation"), batch_size=6, seed=5, text_length=16)
+def drawings() -> DrawingStream:
+    return DrawingStream(emoji("validation"), size=16, batch_size=6, seed=5, text_length=16)
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -111,7 +111,7 @@ def test_a_caption_that_just_fits_is_not_cut():
 class Counting:
     """Numbers, each its own position."""
 
-    prepare = staticmethod(lambda batch, key, size: batch)
+    batch_to_pixels = staticmethod(lambda batch, key: batch)
 
     def __init__(self, broken_at: int = -1) -> None:
         self.position, self.broken_at = 0, broken_at
@@ -129,11 +129,11 @@ class Counting:
 def test_reading_ahead_keeps_order_and_the_position_of_each_batch():
     stream = Counting()
     stream.seek([1])
-    assert list(ahead(stream, 4)) == [(4, 2), (9, 3), (16, 4), (25, 5)]
+    assert list(prefetch(stream, 4)) == [(4, 2), (9, 3), (16, 4), (25, 5)]
 
 
 def test_reading_ahead_passes_errors_on():
-    results = ahead(Counting(broken_at=2), 5)
+    results = prefetch(Counting(broken_at=2), 5)
     assert next(results) == (1, 1)
     with pytest.raises(OSError, match="disk gone"):
         next(results)

@@ -24,10 +24,10 @@ import pytest
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.emoji.pictures import emoji
-from jaxclip.training import assembly, loop
-from jaxclip.training.checkpoints import Checkpoints
-from jaxclip.training.input_pipeline import Drawings
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training import from_recipe, loop
+from jaxclip.training.checkpoints import Checkpoints, Snapshot
+from jaxclip.training.input_pipeline import DrawingStream
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 from tests.support.pictures import png
 
@@ -38,7 +38,7 @@ TINY = ClipConfig(
     text=TextConfig(width=16, kind="cbow", context_length=16),
     embed_dim=8,
 )
-CONFIG = TrainConfig(
+CONFIG = Recipe(
     steps=9,
     batch_size=8,
     save_every=2,
@@ -57,16 +57,17 @@ from pathlib import Path
 from jaxclip.data.pairs import folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import checkpoints, loop
-from jaxclip.training.recipe import TrainConfig
-from jaxclip.training.input_pipeline import Pairs
+from jaxclip.training.recipe import Recipe
+from jaxclip.training.input_pipeline import PairStream
 run, pictures = map(Path, sys.argv[1:])
-config = TrainConfig.from_json((run / "config.json").read_text())
+config = Recipe.from_json((run / "config.json").read_text())
 save = checkpoints.Checkpoints.save
-def told(self, state):
-    print("saving", state.step, flush=True)
-    save(self, state)
+def told(self, step, snapshot):
+    print("saving", step, flush=True)
+    save(self, step, snapshot)
 checkpoints.Checkpoints.save = told
-pairs = Pairs([folder(pictures)], size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
+options = dict(size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
+pairs = PairStream([folder(pictures)], **options)
 tell = lambda values: print("step", values["step"], flush=True)
 loop.train(config, pairs, run, resume=True, progress=tell)
 """
@@ -82,7 +83,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def child(run: Path, pictures: Path, config: TrainConfig = CONFIG) -> subprocess.Popen[str]:
+def child(run: Path, pictures: Path, config: Recipe = CONFIG) -> subprocess.Popen[str]:
     run.mkdir(exist_ok=True)
     (run / "config.json").write_text(config.to_json())
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
@@ -91,7 +92,7 @@ def child(run: Path, pictures: Path, config: TrainConfig = CONFIG) -> subprocess
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
 
-def finish(run: Path, pictures: Path, config: TrainConfig = CONFIG) -> dict[str, np.ndarray]:
+def finish(run: Path, pictures: Path, config: Recipe = CONFIG) -> dict[str, np.ndarray]:
     """Go on to the end; all that is then written."""
     with child(run, pictures, config) as process:
         process.communicate()
@@ -161,20 +162,26 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, pictures: Path) -> None
 ONE_DEVICE = data_mesh(jax.devices()[:1])
 
 
-def stream(config: TrainConfig = CONFIG) -> Drawings:
-    return Drawings(emoji("validation"), config.batch_size, config.seed, config.text_length)
+def stream(config: Recipe = CONFIG) -> DrawingStream:
+    return DrawingStream(
+        emoji("validation"),
+        size=config.model.vision.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        text_length=config.text_length,
+    )
 
 
-def run_here(run: Path, config: TrainConfig = CONFIG, **options: object) -> object:
+def run_here(run: Path, config: Recipe = CONFIG, **options: object) -> object:
     run.mkdir(exist_ok=True)
     options.setdefault("mesh", ONE_DEVICE)  # which compiles in a third of the time of eight
     return loop.train(config, stream(config), run, **options)  # type: ignore[arg-type]
 
 
-def saved(run: Path, config: TrainConfig = CONFIG) -> loop.RunState:
-    found = Checkpoints(run / loop.STATE).restore(
-        assembly.shapes(config, ONE_DEVICE), assembly.places(config, ONE_DEVICE)
-    )
+def saved(run: Path, config: Recipe = CONFIG) -> Snapshot:
+    _, like = from_recipe.abstract_state(config, ONE_DEVICE)
+    shardings = from_recipe.state_shardings(config, ONE_DEVICE)
+    found = Checkpoints(run / loop.STATE).restore(like, shardings)
     assert found is not None
     return found
 
@@ -183,40 +190,40 @@ def test_stop_saves_and_says_the_step(tmp_path: Path) -> None:
     with pytest.raises(loop.Stopped, match="step 3 of 9"):
         run_here(tmp_path, should_stop=lambda step: step == 3)
     state = saved(tmp_path)
-    assert (state.step, state.position) == (3, [3])
+    assert (state.state.step, state.position) == (3, [3])
     run_here(tmp_path, resume=True)
-    assert saved(tmp_path).step == 9
+    assert saved(tmp_path).state.step == 9
 
 
 def test_not_a_number_stops_and_keeps_the_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = Drawings.__next__
+    make = DrawingStream.__next__
 
-    def poisoned(self: Drawings) -> dict[str, np.ndarray]:
+    def poisoned(self: DrawingStream) -> dict[str, np.ndarray]:
         batch = make(self)
         if self.step == 5:
             batch["drawings"] = batch["drawings"].astype(np.float32) * np.nan
         return batch
 
-    monkeypatch.setattr(Drawings, "__next__", poisoned)
+    monkeypatch.setattr(DrawingStream, "__next__", poisoned)
     with pytest.raises(loop.Diverged, match="step 5"):
         run_here(tmp_path)
     state = saved(tmp_path)
-    assert state.step == 4
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.model))
+    assert state.state.step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.state.params))
     assert not (tmp_path / loop.MODEL).exists()
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices: see conftest.py")
-def test_resumed_on_other_devices_in_another_layout(tmp_path: Path) -> None:
+def test_resumed_on_other_devices_executed_otherwise(tmp_path: Path) -> None:
     """Begun on one device, gone on with on two with cut parameters: the same numbers, nearly."""
     whole = run_here(tmp_path / "whole")
     with pytest.raises(loop.Stopped):
         run_here(tmp_path / "moved", should_stop=lambda step: step == 4)
-    layout = Layout("ring", fsdp=2)
+    execution = Execution("ring", fsdp=2)
     mesh = data_mesh(jax.devices()[:2], fsdp=2)
-    moved = run_here(tmp_path / "moved", resume=True, layout=layout, mesh=mesh)
+    moved = run_here(tmp_path / "moved", resume=True, execution=execution, mesh=mesh)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(moved), strict=True):
         assert np.abs(np.asarray(one) - np.asarray(other)).max() < 1e-4
 
@@ -235,7 +242,7 @@ def test_a_damaged_newest_state_is_put_aside_and_the_one_before_it_taken(
     assert "checkpoint 6" in caplog.text and (run / "state-damaged" / "6").is_dir()
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         assert np.array_equal(one, other)
-    assert saved(run).step == 9
+    assert saved(run).state.step == 9
 
 
 def test_state_of_another_config_is_refused(tmp_path: Path) -> None:
@@ -269,7 +276,7 @@ def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_stays(tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         gc.collect()
-    assert saved(tmp_path).step == 2
+    assert saved(tmp_path).state.step == 2
     assert not (tmp_path / loop.MODEL).exists()
 
 
@@ -302,7 +309,7 @@ def test_waiting_for_data_is_told_apart_from_the_rest(
     """By a clock on which a batch takes 2 s, and telling a step 5."""
     clock = [0.0]
 
-    def reading(stream: Drawings, steps: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    def reading(stream: DrawingStream, steps: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         for _ in range(steps):
             clock[0] += 2
             yield next(stream), stream.position
@@ -310,7 +317,7 @@ def test_waiting_for_data_is_told_apart_from_the_rest(
     def show(_: object) -> None:
         clock[0] += 5
 
-    monkeypatch.setattr(loop, "ahead", reading)
+    monkeypatch.setattr(loop, "prefetch", reading)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     run_here(tmp_path, dataclasses.replace(CONFIG, save_every=100), progress=show)
     lines = [json.loads(line) for line in (tmp_path / loop.METRICS).read_text().splitlines()]

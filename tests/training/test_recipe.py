@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxclip.config import RELEASED
-from jaxclip.training.recipe import EMOJI, PRESETS, Layout, TrainConfig, parse_rates
+from jaxclip.training.recipe import EMOJI, Execution, Recipe, parse_rates, presets
 
 # The paper, section 2.5 and its tables of hyperparameters.
 RATES = {
@@ -25,7 +25,7 @@ RATES = {
 def test_every_released_model_has_the_recipe_of_the_paper():
     assert list(RATES) == list(RELEASED)
     for name, rate in RATES.items():
-        recipe = PRESETS[name]
+        recipe = presets[name]
         assert recipe.model == RELEASED[name]
         assert (recipe.learning_rate, recipe.batch_size, recipe.warmup) == (rate, 32768, 2000)
         assert (recipe.weight_decay, recipe.text_length) == (0.2, 77)
@@ -33,17 +33,23 @@ def test_every_released_model_has_the_recipe_of_the_paper():
         assert 0 <= epochs * 400_000_000 - recipe.steps * 32768 < 32768
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets)
 def test_a_recipe_survives_json(name):
-    recipe = dataclasses.replace(PRESETS[name], rates=("^visual=0", "text=0.1"), average=0.99)
-    assert TrainConfig.from_json(recipe.to_json()) == recipe
+    recipe = dataclasses.replace(presets[name], rates=("^visual=0", "text=0.1"), average=0.99)
+    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 def test_a_config_of_an_older_version_gets_the_defaults():
-    data = json.loads(TrainConfig(seed=3).to_json())
-    for name in ("rates", "average", "parts", "dtype"):
+    data = json.loads(Recipe(seed=3).to_json())
+    for name in ("rates", "average", "microbatches", "dtype"):
         del data[name]
-    assert TrainConfig.from_json(json.dumps(data)) == TrainConfig(seed=3)
+    assert Recipe.from_json(json.dumps(data)) == Recipe(seed=3)
+
+
+def test_microbatches_are_read_under_their_old_name():
+    data = json.loads(Recipe(microbatches=4).to_json())
+    data["parts"] = data.pop("microbatches")
+    assert Recipe.from_json(json.dumps(data)) == Recipe(microbatches=4)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +58,8 @@ def test_a_config_of_an_older_version_gets_the_defaults():
         ({"steps": 0}, "steps: expected a whole number from 1 to 2147483647, got 0"),
         ({"steps": 1.5}, "steps: expected a whole number .*, got 1.5"),
         ({"steps": True}, "steps: expected a whole number .*, got True"),
-        ({"parts": 0}, "parts: expected"),
-        ({"parts": 3}, "parts: expected a divisor of the batch of 256, got 3"),
+        ({"microbatches": 0}, "microbatches: expected"),
+        ({"microbatches": 3}, "microbatches: expected a divisor of the batch of 256, got 3"),
         ({"batch_size": 1}, "batch_size: expected a whole number from 2 to 1048576, got 1"),
         ({"batch_size": 10**12}, "batch_size: expected"),
         ({"seed": -1}, "seed: expected a whole number from 0 to 4294967295, got -1"),
@@ -80,7 +86,7 @@ def test_a_config_of_an_older_version_gets_the_defaults():
 )
 def test_a_recipe_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**changes)
+        Recipe(**changes)
 
 
 def test_rates_are_read_from_the_last_equals_sign():
@@ -98,13 +104,20 @@ def test_rates_are_read_from_the_last_equals_sign():
         {"keep": True},
     ],
 )
-def test_a_layout_that_makes_no_sense_is_refused(changes):
+def test_an_execution_that_makes_no_sense_is_refused(changes):
     with pytest.raises(ValueError):
-        Layout(**changes)
+        Execution(**changes)
 
 
 def test_a_file_that_is_no_recipe_is_refused():
-    for text in ("", "[]", "{}", json.dumps({"steps": 1, "colour": 2, "model": None})):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '"parts"',
+        '["parts"]',
+        json.dumps({"steps": 1, "colour": 2, "model": None}),
+    ):
         with pytest.raises(ValueError, match=r"not a (training|model) config"):
-            TrainConfig.from_json(text)
-    assert TrainConfig().model == EMOJI
+            Recipe.from_json(text)
+    assert Recipe().model == EMOJI

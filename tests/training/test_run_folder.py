@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxclip.cli.begin import FILES, FOLDERS, Fed, _prepare_folder, lock_folder
+from jaxclip.cli.run_folder import FILES, FOLDERS, RunInputs, _prepare_folder, lock_folder
 from jaxclip.cli.shared import UsageError
-from jaxclip.training.recipe import TrainConfig
+from jaxclip.training.recipe import Recipe
 
-CONFIG, FED = TrainConfig(), Fed(("emoji",))
+CONFIG, INPUTS = Recipe(), RunInputs(("emoji",))
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
@@ -18,7 +18,7 @@ def test_files_of_somebodys_own_are_not_deleted(tmp_path: Path, name: str) -> No
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"architectures": ["CLIPModel"]}')
     with pytest.raises(UsageError, match="expected the folder of a run"):
-        _prepare_folder(tmp_path, CONFIG, FED, force=True)
+        _prepare_folder(tmp_path, CONFIG, INPUTS, force=True)
     assert path.read_text() == '{"architectures": ["CLIPModel"]}'
 
 
@@ -27,12 +27,12 @@ def test_a_run_starts_afresh_beside_somebodys_own_files(tmp_path: Path, damaged:
     (tmp_path / "notes").mkdir()
     for name in ("thesis.txt", "notes/state", "result.csv"):
         (tmp_path / name).write_text("mine")
-    _prepare_folder(tmp_path, CONFIG, FED, force=True)
+    _prepare_folder(tmp_path, CONFIG, INPUTS, force=True)
     (tmp_path / damaged).write_text("{")
     (tmp_path / "state" / "3").mkdir(parents=True)
     for name in ("model.safetensors", "result.json"):  # the report would show old scores
         (tmp_path / name).write_text("of the run")
-    _prepare_folder(tmp_path, CONFIG, FED, force=True)
+    _prepare_folder(tmp_path, CONFIG, INPUTS, force=True)
     for name in ("thesis.txt", "notes/state", "result.csv"):
         assert (tmp_path / name).read_text() == "mine"
     left = {path.name for path in tmp_path.iterdir()}
@@ -42,7 +42,7 @@ def test_a_run_starts_afresh_beside_somebodys_own_files(tmp_path: Path, damaged:
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
 def test_a_run_folder_that_its_states_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="UTF-8"):
-        _prepare_folder(tmp_path / os.fsdecode(b"\xff"), CONFIG, FED, force=False)
+        _prepare_folder(tmp_path / os.fsdecode(b"\xff"), CONFIG, INPUTS, force=False)
     (tmp_path / "file").write_text("mine")
     for name in ("file", "file/run", "a\0b"):
         with pytest.raises(ValueError, match="expected a"), lock_folder(tmp_path / name):

@@ -23,12 +23,14 @@ from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.emoji.augment import augment, warp
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import optimizer
+from jaxclip.training.pixels import augment_drawings
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.step import gradients, loss_and_metrics, sharded_step
+from jaxclip.training.step import clip_loss_fn, sharded_step
 from tests.support import tiny
+from tests.support.steps import loss_and_grads, state_of
 from tests.support.tolerances import departure, within, worst
 
 CONFIG = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 2, 2, 13, 101), 7)
@@ -44,7 +46,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices:
 def model(dtype: Any, config: ClipConfig = CONFIG, params: Any = PARAMS) -> clip.Clip:
     like = clip.abstract(config, numerics=Numerics(dtype=dtype))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), like)
-    return clip.from_flat(checkpoint.flatten(params), like)
+    return parameters.from_flat(checkpoint.flatten(params), like)
 
 
 # Compiled without optimisation: half the time, and only the rounding differs.
@@ -56,17 +58,17 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 
 @functools.cache
 def gradient_on(devices: int, dtype: Any) -> checkpoint.Flat:
-    """`step.gradients` as `sharded_step` runs it: before the optimiser."""
+    """What `sharded_step` differentiates to, before the optimiser."""
     mesh = data_mesh(jax.devices()[:devices])
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     compiled = jax.jit(
-        gradients,
+        loss_and_grads,
         in_shardings=(everywhere, split, split),
         out_shardings=everywhere,
         compiler_options=QUICKLY,
     )
     with jax.enable_x64(dtype == jnp.float64):
-        return clip.to_flat(compiled(model(dtype), IMAGES.astype(dtype), TOKENS)[0])
+        return parameters.to_flat(compiled(model(dtype), IMAGES.astype(dtype), TOKENS)[0])
 
 
 Loss = Callable[[clip.Clip, Any, Any], Any]
@@ -84,7 +86,7 @@ def by_hand(devices: int, loss: Loss, reduce: Callable[[Any, str], Any]) -> chec
         split = (P(), P("data"), P("data"))
         spread = jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=P())
         compiled = jax.jit(spread, compiler_options=QUICKLY)
-        return clip.to_flat(compiled(model(jnp.float64), IMAGES, TOKENS))
+        return parameters.to_flat(compiled(model(jnp.float64), IMAGES, TOKENS))
 
 
 def global_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
@@ -95,7 +97,7 @@ def global_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
 
 def local_loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
     """The mistake: every device has only its own pairs for wrong answers."""
-    return loss_and_metrics(model, images, tokens)[0]
+    return contrastive_loss(*model.embed(images, tokens), model.logit_scale[...])
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -132,9 +134,9 @@ def test_adam_would_hide_a_gradient_n_times_too_large():
         state = jax.jit(adamw.init)(params)
 
         def update(factor: float) -> np.ndarray:
-            grads = clip.from_flat({name: factor * g for name, g in right.items()}, params)
+            grads = parameters.from_flat({name: factor * g for name, g in right.items()}, params)
             updates, _ = jax.jit(adamw.update)(grads, state, params)
-            return np.concatenate([x.ravel() for x in clip.to_flat(updates).values()])
+            return np.concatenate([x.ravel() for x in parameters.to_flat(updates).values()])
 
         once, eightfold = update(1.0), update(8.0)
     assert np.linalg.norm(eightfold - once) < 0.05 * np.linalg.norm(once)
@@ -148,9 +150,13 @@ BAG = ClipConfig(CONFIG.vision, TextConfig(16, context_length=13, vocab_size=101
 BAG_PARAMS = tiny.params(vision_layers=2, text="cbow")
 
 
+PIXELS = functools.partial(augment_drawings, size=20)
+
+
 @functools.cache
-def compiled_step(devices: int) -> Any:
-    return sharded_step(data_mesh(jax.devices()[:devices]), ADAMW)
+def compiled_step(devices: int, graphdef: Any) -> Any:
+    mesh = data_mesh(jax.devices()[:devices])
+    return sharded_step(mesh, clip_loss_fn(graphdef), ADAMW, batch_to_pixels=PIXELS)
 
 
 def stepped(
@@ -161,10 +167,13 @@ def stepped(
     batch = {"drawings": DRAWINGS, "mirrorable": MIRRORABLE, "tokens": TOKENS}
     with jax.enable_x64(dtype == jnp.float64):
         start = model(dtype, BAG, {**BAG_PARAMS, "logit_scale": np.array(scale)})
-        state = jax.device_put((start, ADAMW.init(start)), NamedSharding(mesh, P()))
+        graphdef, state = state_of(start, ADAMW)
+        state = jax.device_put(state, NamedSharding(mesh, P()))
         for i in range(steps):
-            *state, metrics = compiled_step(devices)(*state, batch, jax.random.key(i))
-        return clip.to_flat(state[0]), jax.tree.map(np.asarray, metrics)
+            step = compiled_step(devices, graphdef)
+            state, metrics = step(state, batch, jax.random.key(i))
+        assert state.step == steps
+        return parameters.to_flat(state.params), jax.tree.map(np.asarray, metrics)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +223,7 @@ DECAYED = {
 
 
 def test_decay_acts_on_matrices_and_embeddings_only():
-    mask = clip.named_leaves(optimizer.decayed(clip.abstract(CONFIG)))
+    mask = parameters.named_leaves(optimizer.decay_mask(clip.abstract(CONFIG)))
     assert {name for name, acts in mask.items() if acts} == DECAYED
     spared = mask.keys() - DECAYED
     assert {"logit_scale", "visual.class_embedding", "visual.ln_pre.scale"} <= spared
@@ -233,7 +242,7 @@ def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
         updates, _ = adamw.update(nothing, adamw.init(params), params)
         return optax.apply_updates(params, updates)
 
-    before, after = (clip.named_leaves(m) for m in (params, still(params)))
+    before, after = (parameters.named_leaves(m) for m in (params, still(params)))
     for name in before:
         factor = 1 - 0.1 * 0.2 if name in DECAYED else 1
         assert departure(after[name], factor * before[name]) < 1e-6, name

@@ -12,10 +12,10 @@ from jaxclip import cli
 from jaxclip.config import RELEASED
 from jaxclip.training import tpu_plan as plan
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
-from tests.core.test_losses import arguments, on_devices
-from tests.training.test_ways import CONFIG
+from tests.support.losses import arguments, on_devices
+from tests.support.steps import CONFIG
 
 TEXT = """
   %a = f32[16,8]{1,0} all-reduce(%x), replica_groups={}
@@ -62,27 +62,31 @@ def test_flops_are_those_of_the_products():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py")
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_whole_step_is_made_without_an_array(parts):
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_whole_step_is_lowered_without_an_array(microbatches):
     mesh = data_mesh(jax.devices()[:8], fsdp=2, tensor=2)
-    config = TrainConfig(batch_size=32, parts=parts, dtype="bfloat16", text_length=13, model=CONFIG)
-    text = plan.lowered(config, Layout("ring", fsdp=2, tensor=2), mesh).as_text()
+    recipe = Recipe(
+        batch_size=32, microbatches=microbatches, dtype="bfloat16", text_length=13, model=CONFIG
+    )
+    text = plan.lower(recipe, Execution("ring", fsdp=2, tensor=2), mesh).as_text()
     assert "collective_permute" in text and "bf16" in text
 
 
 def test_what_does_not_fit_is_told_what_to_change():
-    tight = TrainConfig(batch_size=4096, remat="none")
-    told = plan.suggestions(tight, Layout("gathered"), 8)
-    assert told == ["--remat full", "--loss ring", "--fsdp 8", "--parts 2"]
-    loose = TrainConfig(batch_size=8, remat="full")
-    assert plan.suggestions(loose, Layout("ring", fsdp=8), 8) == []
+    tight = Recipe(batch_size=4096, remat="none")
+    told = plan.suggestions(tight, Execution("gathered"), 8)
+    assert told == ["--remat full", "--loss ring", "--fsdp 8", "--microbatches 2"]
+    loose = Recipe(batch_size=8, remat="full")
+    assert plan.suggestions(loose, Execution("ring", fsdp=8), 8) == []
 
 
 def test_the_memory_that_was_wanted_is_told():
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     said += "temporaries (41.97G) exceeds available HBM (15.75G)."
-    assert plan._needed(said) == "41.97 GiB wanted, 15.75 GiB there"
-    assert plan._needed("RESOURCE_EXHAUSTED: otherwise\nmore") == "RESOURCE_EXHAUSTED: otherwise"
+    assert plan._memory_error(said) == "needs 41.97 GiB, the chip has 15.75 GiB"
+    assert (
+        plan._memory_error("RESOURCE_EXHAUSTED: otherwise\nmore") == "RESOURCE_EXHAUSTED: otherwise"
+    )
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is there")

@@ -20,13 +20,13 @@ from jaxclip import checkpoint, cli
 from jaxclip.cli import run
 from jaxclip.config import RELEASED
 from jaxclip.data.stream import Skips
-from jaxclip.training.recipe import PRESETS, TrainConfig
+from jaxclip.training.recipe import Recipe, presets
 from jaxclip.training.sharding import data_mesh
 from tests.support.command import fails
 from tests.support.pictures import png
 from tests.support.planted import shard
+from tests.support.ports import PATIENCE, free_port
 from tests.support.tars import header
-from tests.training.test_distributed import PATIENCE, free_port
 
 pytestmark = pytest.mark.usefixtures("quick_compiling", "kept_programs", "one_device")
 SMALL = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--model.text.width", "8"]
@@ -108,7 +108,7 @@ def test_a_run_is_stopped_by_sigterm_and_gone_on_with(
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate()
     assert process.returncode == 1, told
-    assert f"of 40; to go on: jaxclip train --out {out} --resume\n" in told
+    assert f"of 40; to continue: jaxclip train --out {out} --resume\n" in told
     assert "Traceback" not in told and not (out / "model.safetensors").exists()
     again = [sys.executable, "-m", "jaxclip", "train", "--out", str(out), "--resume"]
     subprocess.run(again, env=env, check=True, capture_output=True)
@@ -171,7 +171,7 @@ def test_two_processes_stop_after_the_same_step_when_one_is_told(
         assert [each.poll() for each in two] == [None, None]
     two[1].send_signal(signal.SIGTERM)
     codes, told = ended(two)
-    assert codes == [1, 1] and told.count("of 300; to go on") == 2, told
+    assert codes == [1, 1] and told.count("of 300; to continue") == 2, told
     reached = len(losses(out))
     assert 0 < reached < 300
     codes, told = ended(pair(data["folder"], out, "--steps", "300", "--resume"))
@@ -306,7 +306,7 @@ def test_every_released_model_has_its_recipe(capsys: pytest.CaptureFixture[str])
     assert recipes.main([]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in RELEASED)
-    assert str(PRESETS["RN50x64"].learning_rate) in told
+    assert str(presets["RN50x64"].learning_rate) in told
     assert recipes.main(["ViT-B/33"]) == 2
     capsys.readouterr()
 
@@ -319,7 +319,7 @@ def test_the_recipe_of_a_released_model_runs_at_its_full_size(
     out = tmp_path / "run"
     flags = ["--batch-size", "2", "--steps", "1", "--out", str(out)]
     assert recipes.main(["ViT-B/32", str(data["folder"]), *flags]) == 0
-    config = TrainConfig.from_json((out / "config.json").read_text())
+    config = Recipe.from_json((out / "config.json").read_text())
     assert config.model == RELEASED["ViT-B/32"] and config.dtype == "bfloat16"
     assert checkpoint.load(out / "model.safetensors")[1] == RELEASED["ViT-B/32"]
     assert np.isfinite(losses(out)).all() and len(losses(out)) == 1
@@ -330,7 +330,7 @@ def test_the_progress_line_tells_when_a_run_waits_for_data(
     waited: float, told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of every 2 s of a step."""
-    with run.progress_bar(TrainConfig(steps=3, batch_size=8), Skips(0)) as show:
+    with run.progress_bar(Recipe(steps=3, batch_size=8), Skips(0)) as show:
         for step in (1, 2, 3):
             values = {"step": step, "loss": 1.0, "logit_scale": 14.3}
             show(values | {"seconds": 2.0 * step, "seconds_for_data": waited * step})

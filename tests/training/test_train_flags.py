@@ -16,9 +16,10 @@ import pytest
 
 from jaxclip import checkpoint, cli
 from jaxclip.cli import begin, run
+from jaxclip.cli.train import TrainFlags
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
-from jaxclip.training.recipe import Layout, TrainConfig
+from jaxclip.models import clip, parameters
+from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 from tests.support.command import fails
 from tests.support.pictures import png
@@ -53,7 +54,7 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def written(path: Path, text: TextConfig) -> str:
     config = ClipConfig(VISION, text, embed_dim=16)
-    checkpoint.save(path, clip.to_flat(clip.create(config, 0)), config, {})
+    checkpoint.save(path, parameters.to_flat(clip.create(config, 0)), config, {})
     return str(path)
 
 
@@ -64,8 +65,8 @@ def of_77(tmp_path_factory: pytest.TempPathFactory) -> str:
     return written(path, TextConfig(16, 1, 2, 77, kind="cbow"))
 
 
-def recipe(out: Path) -> TrainConfig:
-    return TrainConfig.from_json((out / "config.json").read_text())
+def recipe(out: Path) -> Recipe:
+    return Recipe.from_json((out / "config.json").read_text())
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -175,7 +176,7 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(
         ("--log-every", ["0"]),
         ("--evaluate-every", ["0"]),
         ("--save-every", ["-5"]),
-        ("--parts", ["0", "3", str(10**12)]),
+        ("--microbatches", ["0", "3", str(10**12)]),
         ("--rates", ["visual", "(=1", "visual=nan", "a{9999999999}=1"]),
         ("--fsdp", ["0", str(10**12)]),
         ("--tensor", ["-1"]),
@@ -204,7 +205,7 @@ def test_numbers_of_other_commands_have_a_range(
     for value in ("0", "-1", str(10**12)):
         assert "--batch-size" in fails(capsys, 2, *embed, "--batch-size", value)
         assert "--batch" in fails(capsys, 2, "plan", "--batch", value)
-        assert "--parts" in fails(capsys, 2, "plan", "--parts", value)
+        assert "--microbatches" in fails(capsys, 2, "plan", "--microbatches", value)
         assert "--fsdp" in fails(capsys, 2, "plan", "--fsdp", value)
     assert "--skip-limit" in fails(capsys, 2, *embed, "--skip-limit", "-1")
     for value in ("nan", "inf", "-0.1", "1.5"):
@@ -332,11 +333,12 @@ def test_a_damaged_state_takes_one_line(copy: Path, capsys: pytest.CaptureFixtur
     assert "state: expected a folder of checkpoints, got a file" in last
 
 
-def test_the_command_that_goes_on_names_the_layout_only() -> None:
-    layout = Layout(loss="ring", threads=2)
-    told = begin.to_go_on(Path("my runs"), layout, False, "host:1", 2, 1)
-    assert told == (
+def test_the_command_that_resumes_names_the_execution_only() -> None:
+    flags = TrainFlags(
+        execution=Execution(loss="ring", threads=2), coordinator="host:1", processes=2, process=1
+    )
+    assert begin.resume_command(flags, Path("my runs")) == (
         "jaxclip train --out 'my runs' --resume --loss ring --threads 2 "
         "--coordinator host:1 --processes 2 --process 1"
     )
-    assert begin.to_go_on(Path("r"), Layout(), False, "", 1, 0) == "jaxclip train --out r --resume"
+    assert begin.resume_command(TrainFlags(), Path("r")) == "jaxclip train --out r --resume"

@@ -1,8 +1,4 @@
-"""One step, three ways: the same gradient, metrics and statistics on any number of devices.
-
-An optimiser that keeps the gradient as its state shows what each step differentiates to: parameters
-after Adam would hide a factor of the device count.
-"""
+"""One step, three ways: the same gradient, metrics and statistics on any number of devices."""
 
 from __future__ import annotations
 
@@ -12,33 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
-from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
-from jaxclip.models.layers import Numerics
+from jaxclip.models.layers import Initialiser, Numerics
+from jaxclip.models.parameters import named_leaves, params_only, to_flat
 from jaxclip.models.resnet import Bottleneck
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
-from jaxclip.training.sharding import data_mesh, placement
+from jaxclip.training.sharding import data_mesh, shardings
 from jaxclip.training.step import (
-    gradients,
-    over_mesh,
+    clip_loss_fn,
+    loss_over_mesh,
     pmap_step,
     shard_map_step,
     sharded_step,
 )
-from tests.support import tiny
+from tests.support.steps import BATCH_OF_16, CONFIG, KEEPING, noisy, state_of, tiny_model
 from tests.support.tolerances import departure, within, worst
-
-BAG = TextConfig(16, context_length=13, vocab_size=101, kind="cbow")  # compiles in half the time
-CONFIG = ClipConfig(VisionConfig(20, 5, 24, 1, 3), BAG, 7)
-PARAMS = checkpoint.flatten(tiny.params(vision_layers=1, text="cbow"))
-IMAGES, TOKENS = tiny.batch(n=16)
-BATCH_OF_16 = {"image": IMAGES, "tokens": TOKENS}
 
 pytestmark = [
     pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see conftest.py"),
@@ -47,48 +36,39 @@ pytestmark = [
 slow = pytest.mark.slow
 
 
-def model() -> clip.Clip:
-    like = clip.abstract(CONFIG, numerics=Numerics(dtype=jnp.float64))
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), like)
-    return clip.from_flat(PARAMS, like)
-
-
-# Its state is the gradient that came last, and it changes no parameter.
-KEEPING = optax.GradientTransformation(
-    lambda model: jax.tree.map(jnp.zeros_like, clip.trained(model)),
-    lambda grads, state, model: (jax.tree.map(jnp.zeros_like, grads), grads),
-)
 Result = tuple[checkpoint.Flat, dict[str, Any]]  # gradient, metrics
 
 
-def noisy(batch: Any, key: Any, size: int) -> Any:
-    """Random numbers belong to places in the global batch, whichever way it is cut."""
-    keys = jax.random.split(key, 16)
-    draw = functools.partial(jax.random.normal, shape=(size, size, 3), dtype=jnp.float64)
-    return batch["image"] + 0.3 * jax.vmap(draw)(keys)
+def ran(make_step: Any, loss: Any = contrastive_loss, put: Any = lambda state: state) -> Result:
+    """Gradient and metrics of one step; `make_step` takes the loss function."""
+    graphdef, state = state_of(tiny_model())
+    step = make_step(clip_loss_fn(graphdef, loss))
+    state, metrics = step(put(state), BATCH_OF_16, jax.random.key(0))
+    return to_flat(state.opt_state), {name: float(value) for name, value in metrics.items()}
 
 
-def ran(step: Any, place: Any = lambda state: state) -> Result:
-    state = place((model(), KEEPING.init(model())))
-    _, gradient, metrics = step(*state, BATCH_OF_16, jax.random.key(0))
-    return clip.to_flat(gradient), {name: float(value) for name, value in metrics.items()}
+OPTIONS: dict[str, Any] = {"optimizer": KEEPING, "batch_to_pixels": noisy}
 
 
 @functools.cache
 def alone() -> Result:
     with jax.enable_x64(True):
-        return ran(sharded_step(data_mesh(jax.devices()[:1]), KEEPING, prepare=noisy))
+        mesh = data_mesh(jax.devices()[:1])
+        return ran(lambda loss_fn: sharded_step(mesh, loss_fn, **OPTIONS))
 
 
 def sharded(fsdp: int, tensor: int, loss: Any = None) -> Any:
-    """On 8 devices (or as many as these two make), parameters placed by rule."""
+    """On 8 devices (or as many as these two make), parameters sharded by rule."""
 
     def run(devices: int) -> Result:
         mesh = data_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
-        places = tuple(placement(tree, mesh) for tree in (model(), KEEPING.init(model())))
-        way = functools.partial(gradients, loss=over_mesh(mesh, loss) if loss else contrastive_loss)
-        step = sharded_step(mesh, KEEPING, prepare=noisy, gradients=way, placement=places)
-        return ran(step, lambda state: jax.device_put(state, places))
+        where = shardings(state_of(tiny_model())[1], mesh)
+        chosen = loss_over_mesh(mesh, loss) if loss else contrastive_loss
+
+        def make(loss_fn: Any) -> Any:
+            return sharded_step(mesh, loss_fn, state_shardings=where, **OPTIONS)
+
+        return ran(make, chosen, lambda state: jax.device_put(state, where))
 
     return run
 
@@ -96,7 +76,7 @@ def sharded(fsdp: int, tensor: int, loss: Any = None) -> Any:
 def by_shard_map(loss: Any) -> Any:
     def run(devices: int) -> Result:
         mesh = data_mesh(jax.devices()[:devices])
-        return ran(shard_map_step(mesh, KEEPING, prepare=noisy, loss=loss))
+        return ran(lambda loss_fn: shard_map_step(mesh, loss_fn, **OPTIONS), loss)
 
     return run
 
@@ -104,7 +84,7 @@ def by_shard_map(loss: Any) -> Any:
 def by_pmap(loss: Any) -> Any:
     def run(devices: int) -> Result:
         chosen = jax.devices()[:devices]
-        return ran(pmap_step(KEEPING, devices=chosen, prepare=noisy, loss=loss))
+        return ran(lambda loss_fn: pmap_step(loss_fn, devices=chosen, **OPTIONS), loss)
 
     return run
 
@@ -156,7 +136,7 @@ def test_a_loss_summed_over_devices_is_noticed():
 
 def test_parameters_are_cut_by_rule():
     mesh = data_mesh(jax.devices(), fsdp=2, tensor=2)
-    places = clip.named_leaves(placement(clip.abstract(CONFIG), mesh))
+    places = named_leaves(shardings(clip.abstract(CONFIG), mesh))
     cut = {name: place.spec for name, place in places.items() if any(place.spec)}
     block = "visual.transformer.resblocks"
     assert cut[f"{block}.attn.in_proj_kernel"] == P(None, "fsdp", "tensor")
@@ -164,9 +144,7 @@ def test_parameters_are_cut_by_rule():
     assert cut["visual.proj"] == P("fsdp", None)  # 7 columns stay whole
     assert "visual.conv1.kernel" in cut and "logit_scale" not in cut
     assert not any(name.endswith(("ln_1.scale", "ln_post.bias")) for name in cut)
-    moments = clip.named_leaves(
-        placement(jax.eval_shape(KEEPING.init, clip.abstract(CONFIG)), mesh)
-    )
+    moments = named_leaves(shardings(jax.eval_shape(KEEPING.init, clip.abstract(CONFIG)), mesh))
     assert {name: place.spec for name, place in moments.items()} == {
         name: place.spec for name, place in places.items()
     }
@@ -177,9 +155,9 @@ def test_most_of_a_released_model_is_cut():
 
     mesh = data_mesh(jax.devices(), fsdp=4, tensor=2)
     for name in ("ViT-B/32", "RN50"):
-        abstract = clip.trained(clip.abstract(RELEASED[name]))
+        abstract = params_only(clip.abstract(RELEASED[name]))
         leaves = zip(
-            jax.tree.leaves(abstract), jax.tree.leaves(placement(abstract, mesh)), strict=True
+            jax.tree.leaves(abstract), jax.tree.leaves(shardings(abstract, mesh)), strict=True
         )
         sizes = [(leaf.size, int(np.prod(place.shard_shape(leaf.shape)))) for leaf, place in leaves]
         whole, shard = (sum(column) for column in zip(*sizes, strict=True))
@@ -201,7 +179,9 @@ def block(axis: Any) -> Any:
     from flax import nnx
 
     def run(x: Any) -> Any:
-        made = Bottleneck(6, 4, 2, numerics=Numerics(dtype=jnp.float64), rngs=nnx.Rngs(0))
+        made = Bottleneck(
+            6, 4, 2, numerics=Numerics(dtype=jnp.float64), init=Initialiser(nnx.Rngs(0))
+        )
         made = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made)
         made.bn3.scale = nnx.Param(jnp.linspace(0.5, 1.5, 16))  # so that all of it counts
 

@@ -4,12 +4,14 @@ Needs the `parity` extra; torch is imported inside the functions, so that import
 not need it. Nothing of jaxclip's own arithmetic is used here.
 """
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.lib.peers.parity_support import official_module
 from jaxclip.config import ClipConfig, ResNetConfig
-from tests.support.parity_support import official_module
 
 
 def model(config: ClipConfig, seed: int) -> Any:
@@ -123,3 +125,20 @@ def ladder(model: Any, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.n
     stages = {name: value.detach().numpy() for name, value in seen.items()}
     stages |= {"image.features": ends["image_features"], "text.features": ends["text_features"]}
     return {"tokens": tokens, "pixels": images, **stages, "logits": ends["logits"]}
+
+
+def save_traced(model: Any, path: Path, config: ClipConfig) -> None:
+    """As the released files were made: traced, with the numbers beside the weights as buffers."""
+    import torch
+
+    text, size = config.text, config.vision.image_size
+    numbers = {"input_resolution": size, "context_length": text.context_length}
+    for name, number in {**numbers, "vocab_size": text.vocab_size}.items():
+        model.__dict__.pop(name, None)  # a plain number in the published code
+        model.register_buffer(name, torch.tensor(number))
+    example = (torch.zeros(1, 3, size, size), torch.zeros(1, text.context_length, dtype=torch.long))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns about constants
+        traced = torch.jit.trace(model.float(), example, check_trace=False)
+        official_module("model").convert_weights(model)  # the traced module shares the weights
+        traced.save(str(path))

@@ -46,12 +46,11 @@ def make(folder: str) -> None:
 
     from experiments.lib.peers import official
     from jaxclip.config import RELEASED
-    from tests.golden.make_official_golden import save_traced
 
     model = official.model(RELEASED[NAME], 0)
     arrays = {name: torch.from_numpy(x) for name, x in official.arrays(model).items()}
     torch.save(arrays, Path(folder) / "state-dict.pt")
-    save_traced(model, Path(folder) / "traced.pt", RELEASED[NAME])
+    official.save_traced(model, Path(folder) / "traced.pt", RELEASED[NAME])
 
 
 def load(path: str, *, archive: bool = False) -> None:

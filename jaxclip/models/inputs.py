@@ -1,0 +1,87 @@
+"""What a model takes: arrays checked at the boundary, and split over any mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxclip.config import TextConfig, show
+from jaxclip.tokenizer import check_vocabulary
+
+Array = jax.Array
+
+
+def check_images(images: Any, size: int) -> Array:
+    """Images [n, size, size, 3] as a jax array; ValueError for another shape or for integers."""
+    wanted = f"images: expected floating-point pixels [n, {size}, {size}, 3], got"
+    todo = "use np.stack([preprocess(image), ...]) with the preprocess that jaxclip.load returns"
+    if not isinstance(images, np.ndarray | Array):
+        raise ValueError(f"{wanted} {show(images)}; {todo}")
+    floating = jnp.issubdtype(images.dtype, jnp.floating)
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3) or not floating:
+        raise ValueError(f"{wanted} {images.dtype} {images.shape}; {todo}")
+    return jnp.asarray(images)
+
+
+def check_tokens(tokens: Any, config: TextConfig) -> Array:
+    """Tokens [n, l] as a jax array, cut to the context length.
+
+    ValueError for another shape or type, an id outside of the vocabulary or a text that is too
+    long. Inside `jax.jit`, where no value is known, such a row becomes one whose features are NaN.
+    """
+    length, todo = config.context_length, "use jaxclip.tokenize(texts)"
+    if not isinstance(tokens, np.ndarray | Array):
+        raise ValueError(f"expected tokens [n, l] of whole numbers, got {show(tokens)}; {todo}")
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        got = f"{tokens.shape} {tokens.dtype}"
+        raise ValueError(f"expected tokens [n, l] of whole numbers, got {got}; {todo}")
+    kept, cut = tokens[:, :length], tokens[:, length:]
+    if not has_values(tokens):
+        ids = jnp.asarray(kept, jnp.int32)
+        too_long = (cut != 0).any(axis=1, keepdims=True)
+        return jnp.where(too_long, -1, ids) if cut.shape[1] else ids  # -1 is never an id
+    if np.any(np.asarray(cut)):
+        raise ValueError(
+            f"expected at most {length} tokens, the model's context length, got a longer text; "
+            "shorten it"
+        )
+    check_vocabulary(kept, config.vocab_size)
+    return jnp.asarray(kept)
+
+
+def check_embeds(embeds: Any, width: int) -> Array:
+    """Embeddings [n, width] as a jax array; ValueError for another shape."""
+    if embeds.ndim != 2 or embeds.shape[1] != width:
+        raise ValueError(f"expected embeddings [n, {width}], got {embeds.shape}")
+    return jnp.asarray(embeds)
+
+
+def has_values(array: np.ndarray | Array) -> bool:
+    """Whether this process knows the array's values: no tracer, no part of it on another host."""
+    if isinstance(array, np.ndarray):
+        return True
+    return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
+
+
+def on_any_mesh(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function(model, *rows)`, also for rows that are split over a mesh with explicit axes.
+
+    There JAX wants to know of every reshape and gather how its result is split. Inside of
+    `function` the compiler decides, as on a mesh with automatic axes; the result's first axis is
+    split as that of the first rows.
+    """
+
+    @functools.wraps(function)
+    def run(model: Any, *rows: Array) -> Array:
+        shardings = [jax.typeof(each).sharding for each in rows]
+        meshes = [s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types]
+        if not meshes:
+            return function(model, *rows)
+        out = NamedSharding(meshes[0], PartitionSpec(shardings[0].spec[0]))
+        return jax.sharding.auto_axes(function, out_sharding=out)(model, *rows)
+
+    return run

@@ -1,0 +1,32 @@
+"""From the images of a batch, as the host makes them, to pixels as the towers take them.
+
+These functions run on the devices, inside the compiled step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip.data.emoji.augment import augment
+from jaxclip.images.preprocess import MEAN, STD
+
+Array = jax.Array
+BatchToPixels = Callable[[dict[str, Any], Array], Array]  # (batch, key) -> [n, h, w, 3]
+
+
+def as_given(batch: dict[str, Any], key: Array) -> Array:
+    """`image` [n, h, w, 3], which is pixels already."""
+    return batch["image"]
+
+
+def normalize_image(batch: dict[str, Any], key: Array) -> Array:
+    """`image` uint8 [n, h, w, 3], cropped and augmented on the host, normalised."""
+    return (batch["image"].astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def augment_drawings(batch: dict[str, Any], key: Array, *, size: int) -> Array:
+    """`drawings` uint8 [n, h, w, 4] and `mirrorable` bool [n] as [n, size, size, 3]."""
+    images = augment(key, batch["drawings"], size, batch["mirrorable"])  # [n, h, w, c]
+    return (images - jnp.array(MEAN)) / jnp.array(STD)
