@@ -61,7 +61,7 @@ WITHOUT_JAX = (
     "terminal",
     "shapes",
 )
-WITHOUT_JAX += ("hub.find", "hub.released", "hub.download", "hub.connection")
+WITHOUT_JAX += ("hub.find", "hub.released", "hub.download")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 
 
