@@ -59,6 +59,7 @@ def describe_numerics(model: Any) -> dict[str, str]:
         for field in dataclasses.fields(tower.numerics)
     }
     return said | {
+        "model": type(model).__name__,  # of `models`, or as `hardware` arranged it
         "dtype": np.dtype(tower.numerics.dtype).name,
         "default precision": str(jax.config.values["jax_default_matmul_precision"]),
         "jax": jax.__version__,

@@ -20,7 +20,7 @@ from jaxclip.tokenizer import tokenize
 from tests.support import planted
 
 # of products and kernels: each changes the last bits
-WAYS = [("precision", "highest"), ("padded", False), ("unroll", False), ("winograd", False)]
+WAYS = [("precision", "highest"), ("arrange", True)]
 CLASSES, TEMPLATES = ("red", "green", "blue"), ("a {}.", "my {}", "the red {}")
 
 
