@@ -1,33 +1,34 @@
-"""What experiments share: where and with what they ran, published figures, errors in one line."""
+"""What experiments share: command lines whose errors take one line, and published figures."""
 
 import argparse
-import datetime
 import json
 import math
-import os
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any, NoReturn, Protocol, TypeVar
 
-from jaxclip.cli.shared import warnings_on_stderr
+from jaxclip.cli.parsing import parse_flags
+from jaxclip.cli.shared import USAGE, UsageError, warnings_on_stderr
 from jaxclip.terminal import complain, run_program
 
 PUBLISHED = Path(__file__).with_name("published.json")
 PARITY = "test,parity"  # the helpers that the parity tests share need pytest
-EXTRAS = {  # the extra that brings a package which the core lacks
+EXTRAS = {  # the extra that has a package which the core lacks
     "sklearn": "test",
     **dict.fromkeys(("pytest", "torch", "torchvision", "open_clip", "transformers"), PARITY),
 }
 
 
 def missing_package(error: ImportError) -> ValueError:
-    """One line that names the extra; raises the error again where no extra brings the package."""
+    """One line that names the extra; raises the error again where no extra has the package."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         raise error
     return ValueError(f"expected the package {package}; pip install -e '.[{EXTRAS[package]}]'")
+
+
+F = TypeVar("F", bound="Flags")
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,8 +48,8 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         except ValueError:
             number = low - 1
         if not low <= number <= high:
-            told = f"expected a whole number from {low} to {high}, got {text!r}"
-            raise argparse.ArgumentTypeError(told)
+            message = f"expected a whole number from {low} to {high}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
         return number
 
     return read
@@ -66,71 +67,66 @@ def share(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < 1:
-        told = f"expected a number between 0 and 1, got {text!r}"
-        raise argparse.ArgumentTypeError(told)
+        message = f"expected a number between 0 and 1, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
     return number
 
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
     """Parse, work, and print a failure in one line: the exit code, as `terminal.run_program`'s."""
+    return _run_program(parser.prog, lambda: work(parser.parse_args(given)))
 
-    def parse_and_work() -> int:
-        arguments = parser.parse_args(given)
+
+class Flags(Protocol):
+    """A dataclass of flags that check themselves."""
+
+    def check(self) -> None:
+        """UsageError for a value out of range."""
+
+
+def parse(flags: type[F], module: ModuleType, given: Sequence[str]) -> F:
+    """The flags of an experiment, from its command line; its docstring is the help."""
+    return parse_flags(flags, _program(module), module.__doc__ or "", given)
+
+
+def run_flags(
+    flags: type[F], work: Callable[[F], Any], module: ModuleType, given: Sequence[str]
+) -> int:
+    """Parse, check, work, and print a failure in one line: the exit code, 2 for usage errors."""
+
+    def parse_and_work() -> None:
+        parsed = parse(flags, module, given)
+        parsed.check()
+        work(parsed)
+
+    return _run_program(_program(module), parse_and_work)
+
+
+def _program(module: ModuleType) -> str:
+    return Path(str(module.__file__)).stem
+
+
+def _run_program(program: str, work: Callable[[], Any]) -> int:
+    def work_and_warn() -> int:
         try:
             with warnings_on_stderr():
-                work(arguments)
+                work()
         except ImportError as error:
             raise missing_package(error) from error
+        except UsageError as error:
+            complain(program, error)
+            return USAGE
         return 0
 
-    told = "interrupted; the same command goes on from here"
-    return run_program(parser.prog, parse_and_work, told)
-
-
-def machine() -> str:
-    """The processor as the kernel names it: family and model tell the generation."""
-    file = Path("/proc/cpuinfo")
-    if not file.is_file():
-        return platform.processor() or "unknown"
-    lines = (line.partition(":") for line in file.read_text().split("\n\n")[0].splitlines())
-    said = {name.strip(): value.strip() for name, _, value in lines}
-    numbers = ", ".join(f"{k} {said[k]}" for k in ("cpu family", "model") if k in said)
-    return f"{said.get('model name', 'unknown')} ({numbers}), {os.cpu_count()} cores"
-
-
-def surroundings() -> dict[str, str]:
-    """What the numbers depend on: libraries, Python, machine, backend."""
-    import jax
-
-    names = ("jaxclip", "jax", "flax", "numpy", "pillow")
-    said = {name: version(name) for name in names} | {"python": platform.python_version()}
-    return said | {"machine": machine(), "backend": jax.default_backend()}
-
-
-def now() -> str:
-    """The date and the time, with the zone, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return run_program(program, work_and_warn, "interrupted; the same command goes on from here")
 
 
 def published(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:
-    """The published figures, as [{"value" (a share), "source"}], for that very metric and model."""
+    """The published figures of a model, as [{"value" (a share), "source"}]; maybe none."""
     rows = json.loads(PUBLISHED.read_text(encoding="utf-8"))["figures"]
-    asked = (dataset, model, metric)
+    wanted = (dataset, model, metric)
     return [
         {"value": row["percent"] / 100, "source": row["source"]}
         for row in rows
-        if (row["dataset"], row["model"], row["metric"]) == asked
+        if (row["dataset"], row["model"], row["metric"]) == wanted
     ]
-
-
-def verdict(value: float, interval: tuple[float, float], expected: Sequence[dict[str, Any]]) -> str:
-    """One line: which published figures lie inside of the interval, and how far off the others."""
-    if not expected:
-        return "nothing is published for this model on this data"
-    told = []
-    for row in expected:
-        inside = interval[0] <= row["value"] <= interval[1]
-        off = 100 * (value - row["value"])
-        how = "within the interval" if inside else f"{off:+.1f} points from it, outside"
-        told.append(f"{100 * row['value']:.1f} ({row['source']}): {how}")
-    return "; ".join(told)

@@ -26,11 +26,12 @@ import numpy as np
 
 import jaxclip
 from experiments.lib import pages
-from experiments.lib.common import Parser, machine, missing_package, seed
+from experiments.lib.common import Parser, missing_package, seed
 from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
 from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
+from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
 from jaxclip.models.parameters import params_only, to_flat
 from jaxclip.terminal import run_program
@@ -107,7 +108,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
     cosines = [s["cosine"] for s in stages if "cosine" in s]
     within = all(s["error"] <= s["allowed"] for s in stages)
     row |= {"backend": jax.default_backend(), "precision": "float32, highest"}
-    row["machine"], row["versions"] = machine(), versions()
+    row["machine"], row["versions"] = name_processor(), versions()
     row["holds"] = bool(within and unequal == 0 and min(cosines) >= 0.999999)
     return {**row, "seconds": round(seconds, 1)}
 

@@ -281,7 +281,7 @@ def report(folders: Sequence[Path], data: str | None = None, data_dir: Path | No
     sections += with_pictures(found, data, data_dir)
     sections += setup(found)
     title = " and ".join(folder.resolve().name for folder in folders)
-    lead = markup.note(f"Written by experiments.report, {common.now()}")
+    lead = markup.note(f"Written by experiments.report, {results.now()}")
     return markup.page(title, sections, lead)
 
 

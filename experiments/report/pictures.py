@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from experiments.report import markup
-from jaxclip.data.labelled import Labelled, labelled
-from jaxclip.data.spec import place
+from jaxclip.data.labelled import Labelled, open_labelled
+from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation.attention import attention_map
-from jaxclip.evaluation.zero_shot import unit
 from jaxclip.images.open import decode_image, to_rgb
+from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 
 SHOWN = 96  # pixels a side at most
@@ -97,7 +97,7 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
 def opened(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
     """The labelled pictures that --data names; `columns` as in result.json, or empty."""
     image, label = (str(columns.get(name, name)) for name in ("image", "label"))
-    return labelled(place(data), data_dir, image=image, label=label)
+    return open_labelled(parse_spec(data), data_dir, image=image, label=label)
 
 
 def answers_section(shown: Sequence[Shown]) -> str:
@@ -121,8 +121,8 @@ def similarity_section(
     template = templates[0] if templates else "{}"
     length = model.config.text.context_length
     tokens = tokenize([template.format(name) for name in names], length, truncate=True)
-    I_e = unit(np.asarray(model.encode_image(_pixels(preprocess, shown))))
-    T_e = unit(np.asarray(model.encode_text(tokens)))
+    I_e = l2_normalize(np.asarray(model.encode_image(_pixels(preprocess, shown))))
+    T_e = l2_normalize(np.asarray(model.encode_text(tokens)))
     caption = markup.note(f"Cosine of each picture with each name, as {template!r}.")
     return caption + markup.matrix([x.small for x in shown], names, I_e @ T_e.T)
 

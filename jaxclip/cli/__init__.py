@@ -13,10 +13,13 @@ from typing import Annotated, Any
 import tyro
 
 from jaxclip.cli.ask import classify, embed, tokenize
+from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
+from jaxclip.cli.parsing import defer, refuse_empty, usage_errors_in_one_line
 from jaxclip.cli.plan import plan
 from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
-from jaxclip.cli.train import TrainFlags, evaluate, train
+from jaxclip.cli.train import train
+from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
 
@@ -38,21 +41,6 @@ COMMANDS = (
 )
 
 
-# How tyro reports what the config of a model refused: where in the recipe, and the message.
-_OF_A_CONFIG = re.compile(
-    r"Error parsing \S+?\.recipe\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
-    r"(?: (?:-{3,}|For full helptext).*)?$"
-)
-
-
-# How tyro reports that a value is no number.
-_OF_A_NUMBER = re.compile(
-    r"Error parsing (--\S+?): .*?(?:base 10:|to float:|instantiated from|arguments:?) "
-    r"""('.*?'|".*?"|\[.*?\])\.? (?:into |Got |Argument ).*?helptext: \S+ .*?((?:INT ?)+|FLOAT)"""
-)
-_NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
-
-
 @dataclasses.dataclass(frozen=True)
 class _PresetFlag:
     preset: str = "quick"
@@ -72,35 +60,11 @@ def _given(arguments: Sequence[str]) -> frozenset[str]:
     return frozenset(re.sub(r"(^|\.)no-", r"\1", name.replace("_", "-")) for name in names)
 
 
-def _one_line(boxed: str) -> str:
-    """What the flag parser drew as boxes, as one line."""
-    words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
-    if found := _OF_A_NUMBER.search(words):
-        kinds = found[3].split()
-        wanted = _NUMBERS[kinds[0]] if len(kinds) == 1 else f"{len(kinds)} whole numbers"
-        return f"{found[1]}: expected {wanted}, got {found[2].strip('[]')}"
-    found = _OF_A_CONFIG.search(words)
-    if found is None:
-        return words
-    path, field, said = found.groups()
-    return f"--{path}.{field.replace('_', '-')}{said}" if field else f"--{path}: {said}"
-
-
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """UsageError that names the flag of an empty argument: a path "" would be this folder."""
-    flag = ""
-    for text in arguments:
-        flag = text.partition("=")[0] if text.startswith("--") else flag
-        if not text or text == f"{flag}=":
-            what = f"{flag}: " if flag else ""
-            raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
-
-
 def _subcommands(arguments: Sequence[str]) -> Any:
     """The type that tyro parses: a union with one member a command."""
     train_defaults = TrainFlags.with_defaults(_preset(arguments), _given(arguments))
     members = {
-        f.__name__: Annotated[Any, tyro.conf.subcommand(f.__name__, constructor=_later(f))]
+        f.__name__: Annotated[Any, tyro.conf.subcommand(f.__name__, constructor=defer(f))]
         for f in COMMANDS
     }
     members["train"] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=train_defaults)]
@@ -110,34 +74,18 @@ def _subcommands(arguments: Sequence[str]) -> Any:
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
     """The command to run; SystemExit 2 after one line about a usage error, 0 after --help."""
     if "tokenize" not in arguments[:1]:
-        _refuse_empty(arguments)
-    printed = io.StringIO()
+        refuse_empty(arguments)
     try:
-        with contextlib.redirect_stderr(printed):
+        with usage_errors_in_one_line("jaxclip"):
             parsed = tyro.cli(
                 _subcommands(arguments),
                 prog="jaxclip",
                 description=DESCRIPTION,
                 args=list(arguments),
             )
-    except SystemExit as stop:
-        if stop.code:
-            complain("jaxclip", _one_line(printed.getvalue()))
-            raise SystemExit(USAGE) from None
-        raise
     except ValueError as error:  # of an Execution
         raise flag_error(error) from None
     return functools.partial(train, parsed) if isinstance(parsed, TrainFlags) else parsed
-
-
-def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """The same signature and help, but calling it only remembers the call."""
-
-    @functools.wraps(function)
-    def remember(*args: Any, **kwargs: Any) -> Callable[[], int]:
-        return lambda: function(*args, **kwargs)
-
-    return remember
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,121 +1,15 @@
-"""Commands that train and test models: train, evaluate."""
+"""The command that trains models."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import numpy as np
-import tyro
-from rich.table import Table
 
-from jaxclip.cli.shared import (
-    FAILED,
-    AsJson,
-    UsageError,
-    load_model,
-    print_line,
-    print_table,
-    require_whole_flag,
-)
-from jaxclip.training.recipe import Execution, Recipe, presets
-
-
-class UncheckedRecipe(Recipe):
-    """A recipe as flags give it, not checked yet: `begin.begin_run` does so with its model."""
-
-    def __post_init__(self) -> None:
-        pass
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> Self:
-        """The same numbers, not checked."""
-        return cls(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)})
-
-
-# AvoidSubcommands: one for each kind of image tower would take the flags of the tower away
-RecipeFlags = Annotated[UncheckedRecipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
-ExecutionFlags = Annotated[Execution, tyro.conf.arg(name="")]
-Preset = Annotated[str, tyro.conf.arg(metavar="{quick,full,RN50,...,ViT-L/14@336px}")]
-Given = Annotated[frozenset[str], tyro.conf.Fixed, tyro.conf.Suppress]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainFlags:
-    """Train a CLIP on the embedded emoji, or on pictures with captions of your own.
-
-    `jaxclip train emoji` tests the result on an artist whom it has never seen. Anything else names
-    pictures with captions: a folder, a table (.csv, .tsv, .jsonl), tar shards or tfds:NAME:SPLIT.
-    """
-
-    data: tyro.conf.Positional[tuple[str, ...]] = ()
-    """"emoji", or one or more data sets."""
-    recipe: RecipeFlags = dataclasses.field(default_factory=UncheckedRecipe)
-    execution: ExecutionFlags = Execution()
-    preset: Preset = "quick"
-    """Gives every flag its default: "quick" and "full" are for two cores (minutes, an hour); the
-    name of a released model is the paper's recipe for it."""
-    out: Path | None = None
-    """The run folder; runs/emoji or runs/pairs unless given."""
-    start: str = ""
-    """A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained, on texts of
-    its context length unless --text-length says less."""
-    zero_shot: str = ""
-    """Held-out pictures with classes, classified every --evaluate-every steps: a folder for each
-    class, a table, tar shards, tfds:NAME:SPLIT or emoji:SPLIT."""
-    retrieval: str = ""
-    """Held-out pictures with captions, retrieved in both directions."""
-    weights: tuple[float, ...] = ()
-    """Examples of each data set in a mixture; equal unless given."""
-    data_dir: Path | None = None
-    """Where tensorflow-datasets keeps what it has prepared."""
-    skip_limit: int = 1000
-    """Broken pictures and empty captions that are left out before the run fails."""
-    resume: bool = False
-    """Continue the run in --out, whose recipe and data need no flags; the flags of its execution
-    may differ."""
-    force: bool = False
-    """Start afresh although --out holds a run."""
-    tensorboard: bool = False
-    """Write the metrics to --out/tensorboard as well."""
-    profile: bool = False
-    """Write a trace of a few steps to --out/profile."""
-    coordinator: str = ""
-    """HOST:PORT of process 0 where several processes train together, or "auto" where the cluster
-    knows them (TPU, Slurm)."""
-    processes: int = 1
-    """How many there are."""
-    process: int = 0
-    """The number of this one, from 0."""
-    given: Given = frozenset()  # names of the flags on the command line
-
-    @classmethod
-    def with_defaults(cls, preset: str, given: frozenset[str]) -> Self:
-        """The flags of a command line that gives none, for a preset; an unknown one is "quick"."""
-        recipe = presets.get(preset, presets["quick"])
-        return cls(recipe=UncheckedRecipe.of(recipe), given=given)
-
-    def check(self) -> None:
-        """UsageError where flags make no sense, alone or together."""
-        if self.preset not in presets:
-            known = ", ".join(presets)
-            raise UsageError(f"--preset: expected one of {known}, got {self.preset!r}")
-        if not (self.data or self.resume):
-            raise UsageError(
-                'expected data: "emoji", or where pictures with captions are; got none'
-            )
-        if self.resume and self.force:
-            raise UsageError("expected --resume or --force, got both")
-        if self.resume and not (self.data or self.out):
-            raise UsageError("--resume: expected --out, the folder of the run, got none")
-        require_whole_flag("--skip-limit", self.skip_limit, 0)
-        require_whole_flag("--processes", self.processes, 1, 2**20)
-        require_whole_flag("--process", self.process, 0, self.processes - 1)
-
-    def run_folder(self) -> Path:
-        """--out, or its default."""
-        return self.out or Path("runs", "emoji" if self.data == ("emoji",) else "pairs")
+from jaxclip.cli.evaluate import show_unseen_artist
+from jaxclip.cli.shared import FAILED, print_line
+from jaxclip.cli.train_flags import TrainFlags
+from jaxclip.training.recipe import Recipe
 
 
 def train(flags: TrainFlags) -> int:
@@ -157,56 +51,6 @@ def train(flags: TrainFlags) -> int:
     return 0
 
 
-def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
-    """Test a model on the artist that the embedded pictures keep unseen, beside the floors.
-
-    Args:
-        model: "emoji" (the embedded model), a run folder, or a .safetensors file.
-        as_json: Print one JSON object instead of a table.
-    """
-    from jaxclip.evaluation.classifier_cache import compiled
-    from jaxclip.hub.released import cache_folder
-
-    loaded = load_model(model, arrange=True)[0]
-
-    def text_embeds(names: Sequence[str]) -> np.ndarray:
-        return compiled(loaded, names, ("{}",), cache_folder(), truncate=True)
-
-    _show_scores(_unseen_artist(loaded, text_embeds)[0], as_json)
-    return 0
-
-
-def _unseen_artist(
-    model: Any, text_embeds: Callable[[Sequence[str]], np.ndarray] | None = None
-) -> tuple[dict[str, Any], Any]:
-    from jaxclip.data.emoji.pictures import emoji, unseen_artist
-    from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
-
-    test = unseen_artist()
-    evaluation = Evaluation(test, test.names)
-    floor = nearest_pixels(test, emoji("train"))
-    count = len(evaluation.classes)
-    chance = {"top1": 1 / count, "top5": 5 / count}
-    chance |= {
-        f"{way}_r{k}": k / count for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
-    }
-    T_e = None if text_embeds is None else text_embeds(evaluation.classes)
-    scores = {"model": evaluation(model, T_e), "pixel nearest neighbour": floor, "chance": chance}
-    return {"classes": count, "pictures": len(test.names), "scores": scores}, evaluation
-
-
-def _show_scores(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))
-        return
-    scores = result["scores"]
-    table = Table("metric", *scores, title=f"unseen artist, {result['classes']} names (%)")
-    for metric in scores["model"]:
-        cells = [f"{100 * s[metric]:.1f}" if metric in s else "" for s in scores.values()]
-        table.add_row(metric.replace("_", " "), *cells)
-    print_table(table)
-
-
 def _report(model: Any, recipe: Recipe, data: tuple[str, ...], out: Path) -> None:
     from jaxclip.evaluation import plots
 
@@ -221,11 +65,12 @@ def _report(model: Any, recipe: Recipe, data: tuple[str, ...], out: Path) -> Non
 def _report_emoji(model: Any, out: Path) -> None:
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation import plots
+    from jaxclip.evaluation.named_pictures import evaluate_unseen_artist
 
-    result, evaluation = _unseen_artist(model)
+    result, evaluation = evaluate_unseen_artist(model)
     with replacing(out / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
-    _show_scores(result, as_json=False)
+    show_unseen_artist(result)
     image_embeds, text_embeds = evaluation.embeds(model)
     scores = image_embeds @ text_embeds.T
     plots.answer_sheet(evaluation.pictures, evaluation.classes, scores, out / "answers.png")

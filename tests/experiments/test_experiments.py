@@ -26,9 +26,12 @@ MINE = ("zero_shot", "celeba_identity", "pets_humans", "retrieval")
 
 
 def parsed(command: str):
-    """(name of the experiment, its flags); SystemExit where they are not understood."""
+    """(name of the experiment, its flags); SystemExit where they cannot be parsed."""
     name, *given = shlex.split(command.removeprefix(START))
-    return name, importlib.import_module(f"experiments.{name}").flags().parse_args(given)
+    module = importlib.import_module(f"experiments.{name}")
+    if hasattr(module, "Flags"):
+        return name, common.parse(module.Flags, module, given)
+    return name, module.flags().parse_args(given)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(IN_README + IN_PAGE))

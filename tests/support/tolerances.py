@@ -140,6 +140,10 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "embeddings: 1.4e-2, eight bits of mantissa through twelve blocks; permuted layers: 0.24; "
         "epsilon and activation lie below it, which is why parity is asked of float32",
     ),
+    "bfloat16 twice": (
+        5e-2,
+        "TODO",
+    ),
     "bfloat16 gradient": (
         0.12,
         "every parameter's gradient of two blocks against float64, worst array: 4.1e-2; "
