@@ -24,13 +24,8 @@ from rich.table import Table
 
 from experiments.lib import common
 from experiments.lib.flags import ModelFlags
-from jaxclip.cli.shared import (
-    UsageError,
-    print_line,
-    print_table,
-    require_whole_flag,
-    warn_embedded,
-)
+from jaxclip.cli.shared import print_line, print_table, warn_embedded
+from jaxclip.cli.usage import Positive, Seed
 from jaxclip.data.labelled import LabelledFiles, align_labels
 from jaxclip.evaluation import prompts
 from jaxclip.evaluation.protocol import ZeroShot, run_zero_shot
@@ -89,18 +84,9 @@ class Flags(ModelFlags):
     data: Path
     identities: Path
     names: Path
-    sizes: tuple[int, ...] = SIZES
-    seed: int = 0
+    sizes: tuple[Positive, ...] = SIZES
+    seed: Seed = 0
     prompts: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """UsageError for a number out of range."""
-        super().check()
-        require_whole_flag("--seed", self.seed, 0, 2**32 - 1)
-        if not self.sizes:
-            raise UsageError("--sizes: expected one or more numbers of people, got none")
-        for size in self.sizes:
-            require_whole_flag("--sizes", size, 1, 2**20)
 
     def task(self, people: Mapping[str, list[str]], names: Sequence[str]) -> ZeroShot:
         """All pictures of these people, each name a class."""
@@ -150,7 +136,7 @@ def work(flags: Flags) -> None:
 
 def main(given: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    return common.run_flags(Flags, work, sys.modules[__name__], given)
+    return common.run_experiment(work, Flags, given, "celeba_identity", __doc__)
 
 
 if __name__ == "__main__":

@@ -11,30 +11,33 @@ Judge is the official code in float64. Ours may depart from it by four times wha
 float32 departs, and by 2e-5 of the largest value, as in `jaxclip verify` (jaxclip/parity.py).
 """
 
+import dataclasses
 import gc
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from tyro.conf import Positional
 
 import jaxclip
 from experiments.lib import pages
-from experiments.lib.common import Parser, missing_package, seed
+from experiments.lib.common import missing_package
 from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
+from jaxclip.cli.usage import USAGE, Seed, parse
 from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import theirs
 from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
 from jaxclip.models.parameters import params_only, to_flat
-from jaxclip.terminal import run_program
+from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "parity.md"
@@ -160,22 +163,22 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
     return 0 if all(row["holds"] for row in rows.values()) else 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    names: Positional[tuple[Literal[*RELEASED], ...]] = tuple(RELEASED)
+    """models"""
+    out: Path = PAGE
+    """a .md file, new or with the marks of docs/parity.md; a .json goes beside it"""
+    seed: Seed = 0
+    """of the random weights"""
+    rewrite: bool = False
+    """measure nothing, write the table"""
+
+
 if __name__ == "__main__":
-    parser = Parser(prog="parity_table", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=PAGE,
-        help="a .md file, new or with the marks of docs/parity.md; a .json goes beside it",
-    )
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the table")
-    arguments = parser.parse_args()
-    if unknown := [name for name in arguments.names if name not in RELEASED]:
-        parser.error(f"expected names among {', '.join(RELEASED)}, got {unknown[0]!r}")
-    if arguments.out.suffix != ".md":
-        parser.error(f"--out: expected a file ending in .md, got {arguments.out}")
-    names = [] if arguments.rewrite else arguments.names
-    work = partial(main, names, arguments.out, arguments.seed)
-    raise SystemExit(run_program("parity_table", work))
+    flags = parse(Flags, sys.argv[1:], "parity_table", __doc__)
+    if flags.out.suffix != ".md":
+        complain("parity_table", f"--out: expected a file ending in .md, got {flags.out}")
+        raise SystemExit(USAGE)
+    names = () if flags.rewrite else flags.names
+    raise SystemExit(run_program("parity_table", lambda: main(names, flags.out, flags.seed)))

@@ -6,16 +6,17 @@
 Nothing is run on a TPU: jax asks the compiler that TPUs use (libtpu).
 """
 
-import argparse
 import dataclasses
 import json
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from experiments.lib import pages
+from experiments.lib.common import run_experiment
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.training.recipe import Execution, Recipe, presets
 from jaxclip.training.tpu_plan import report
@@ -90,9 +91,18 @@ def rewrite() -> None:
     pages.write_table(PAGE, COMMAND, table(json.loads(OUT.read_text())))
 
 
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    small: bool = False
+    """what CI runs"""
+    rewrite: bool = False
+    """compile nothing, write the table"""
+
+
+def work(flags: Flags) -> None:
+    """Compile the small step or the full-size ones, or write the table."""
+    small() if flags.small else rewrite() if flags.rewrite else main()
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--small", action="store_true", help="what CI asks")
-    parser.add_argument("--rewrite", action="store_true", help="compile nothing, write the table")
-    asked = parser.parse_args()
-    small() if asked.small else rewrite() if asked.rewrite else main()
+    raise SystemExit(run_experiment(work, Flags, sys.argv[1:], "plan", __doc__))

@@ -20,16 +20,17 @@ A run leaves one file when it has ended; the same command goes on with those tha
 whose weights are no longer those that the file was made with.
 """
 
-import argparse
+import dataclasses
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.progress import Progress
+from tyro.conf import Positional
 
 from experiments.lib import common
 from experiments.supervised.data import Data, Emoji, FashionMnist
@@ -37,8 +38,23 @@ from experiments.supervised.runs import Plan, Run, runs
 from experiments.supervised.table import markdown, write
 from jaxclip import checkpoint
 from jaxclip.cli.shared import print_line, stderr
+from jaxclip.cli.usage import Positive
 
 TOWERS = tuple(FashionMnist.towers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    data: Positional[str]
+    """`emoji`, or the folder where Fashion-MNIST's four .gz files are"""
+    out: Path
+    """a folder for results and weights"""
+    seeds: Positive = 3
+    """seeds 0, 1, ... of every run"""
+    towers: tuple[Literal[TOWERS], ...] = TOWERS
+    """kinds of image tower"""
+    epochs: float | None = None
+    """times that every training picture is seen; by default as many as the data set needs"""
 
 
 def result(plan: Plan, run: Run) -> Path:
@@ -104,13 +120,13 @@ def carry_out(plan: Plan, data: Data) -> None:
             bar.advance(whole)
 
 
-def work(arguments: argparse.Namespace) -> None:
+def work(flags: Flags) -> None:
     """Run what is missing, then write and print the table."""
-    data = Emoji() if arguments.data == "emoji" else FashionMnist(Path(arguments.data))
-    epochs = data.epochs if arguments.epochs is None else arguments.epochs
+    data = Emoji() if flags.data == "emoji" else FashionMnist(Path(flags.data))
+    epochs = data.epochs if flags.epochs is None else flags.epochs
     if not 0 < epochs <= 1000:
         raise ValueError(f"--epochs: expected more than 0 and at most 1000, got {epochs}")
-    plan = Plan(arguments.out, tuple(range(arguments.seeds)), tuple(arguments.towers), epochs)
+    plan = Plan(flags.out, tuple(range(flags.seeds)), flags.towers, epochs)
     carry_out(plan, data)
     rows, less = write(plan, data)
     print(markdown(rows))
@@ -119,23 +135,9 @@ def work(arguments: argparse.Namespace) -> None:
     print_line(f"wrote {plan.out}: comparison.json, table.md{pictured}, and the models")
 
 
-def flags() -> common.Parser:
-    """What the command line understands."""
-    made = common.Parser(prog="compare_supervised", description=__doc__.splitlines()[0])
-    flag = made.add_argument
-    usual = f"{FashionMnist.epochs:g}, of emoji {Emoji.epochs:g}"
-    epochs = f"times that every training picture is seen (usually {usual})"
-    flag("data", help="`emoji`, or the folder where Fashion-MNIST's four .gz files are")
-    flag("--out", type=Path, required=True, help="a folder for results and weights")
-    flag("--seeds", type=common.positive, default=3, help="seeds 0, 1, ... of every run")
-    flag("--towers", nargs="+", choices=TOWERS, default=TOWERS)
-    flag("--epochs", type=float, help=epochs)
-    return made
-
-
 def main(given: Sequence[str]) -> int:
     """The command line; the exit code."""
-    return common.run(flags(), work, given)
+    return common.run_experiment(work, Flags, given, "compare_supervised", __doc__)
 
 
 if __name__ == "__main__":

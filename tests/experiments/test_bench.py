@@ -3,8 +3,8 @@
 Nothing here is timed: the clocks are made up, or only their presence is looked at.
 """
 
-import argparse
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,9 @@ def test_the_largest_batch_is_found_to_an_eighth(limit: int) -> None:
 @pytest.mark.slow  # one program is compiled for each size and number of devices
 def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_growth, "SMALL", {"small ViT": TINY})
-    options = argparse.Namespace(batches=[8], sizes=[16, 24], devices=[1, 2], pairs=1, write=False)
+    options = types.SimpleNamespace(
+        batches=[8], sizes=[16, 24], devices=[1, 2], pairs=1, write=False
+    )
     rows = list(bench_growth.rows(options))
     assert [(row["image size"], row["devices"]) for row in rows] == [
         (16, 1),
@@ -136,7 +138,7 @@ def test_a_run_beside_its_pipeline_on_a_tiny_model(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_pipeline, "MODELS", {"tiny": TINY})
     options: dict[str, Any] = {"models": ["tiny"], "batches": [4, 8], "steps": 6, "pairs": 1}
     options |= {"precision": "float32", "remat": "none", "readers": 2, "pictures": 10}
-    rows = list(bench_pipeline.rows(argparse.Namespace(**options, photos=None)))
+    rows = list(bench_pipeline.rows(bench_pipeline.Flags(**options)))
     assert [row["batch"] for row in rows] == [4, 8]
     for row in rows:
         found = row["measured"]
@@ -165,10 +167,10 @@ def test_inference_and_training_beside_the_peers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bench_inference, "RELEASED", {"ViT-B/32": config})
     options: dict[str, Any] = {"threads": 1, "pairs": 2, "compiled": False, "batches": [1, 9]}
     options |= {"models": ["ViT-B/32", "text"], "precision": "float32"}
-    rows = list(bench_inference.rows(argparse.Namespace(**options)))
+    rows = list(bench_inference.rows(types.SimpleNamespace(**options)))
     assert len(rows) == 4
     assert set(rows[0]["cpu ratio"]) == {"official", "open_clip", "transformers"}
     monkeypatch.setattr(training, "MODELS", {"tiny": config})
     options |= {"models": ["tiny"], "batches": [8], "remat": "none", "peak": 1.0, "largest": False}
-    (row,) = training.rows(argparse.Namespace(**options))
+    (row,) = training.rows(types.SimpleNamespace(**options))
     assert row["measured"]["images/s, jaxclip"] > 0 and row["measured"]["utilisation"] >= 0

@@ -13,6 +13,7 @@ import pytest
 from experiments import retrieval, zero_shot
 from experiments.lib import common
 from jaxclip import cli
+from jaxclip.cli.usage import parse
 from jaxclip.evaluation import prompts, results
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +30,9 @@ def parsed(command: str):
     """(name of the experiment, its flags); SystemExit where they cannot be parsed."""
     name, *given = shlex.split(command.removeprefix(START))
     module = importlib.import_module(f"experiments.{name}")
-    if hasattr(module, "Flags"):
-        return name, common.parse(module.Flags, module, given)
-    return name, module.flags().parse_args(given)
+    if not module.__file__:  # a sub-package
+        module = importlib.import_module(f"experiments.{name}.__main__")
+    return name, parse(module.Flags, given, name, module.__doc__)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(IN_README + IN_PAGE))

@@ -61,7 +61,7 @@ WITHOUT_JAX = (
     "terminal",
     "shapes",
 )
-WITHOUT_JAX += ("hub.find", "hub.released", "hub.download", "hub.connection")
+WITHOUT_JAX += ("hub.find", "hub.released", "hub.download")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 # The one exception: `main`, the demonstration, reads weights, drawings and names, without jax.
 REFERENCE_MAIN_IMPORTS = {"zipfile", "pathlib.Path"} | {
