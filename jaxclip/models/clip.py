@@ -17,7 +17,7 @@ from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
 from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
-from jaxclip.models.parameters import TOWERS, Statistics, Tower, describe, to_flat
+from jaxclip.models.parameters import TOWERS, Tower, describe, new_statistics, to_flat
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -229,7 +229,7 @@ class Clip(nnx.Module):
     @overload
     def embed(
         self, images: Array, tokens: Array, *, train: Literal[True], axis: str | None = None
-    ) -> tuple[Array, Array, Statistics]: ...
+    ) -> tuple[Array, Array, nnx.State]: ...
 
     def embed(
         self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
@@ -237,19 +237,19 @@ class Clip(nnx.Module):
         """(image_embeds [n_i, e], text_embeds [n_t, e]) for a loss: rows of length one, float32.
 
         Plain JAX without checks or `jit`, to be called inside of a compiled step. With `train`
-        BatchNorm uses the batch's statistics, and a third value is returned: the new running ones
-        by name, for `with_statistics`; empty for a Vision Transformer. `axis` names the devices
-        that share the batch inside `shard_map` or `pmap`.
+        BatchNorm uses the batch's statistics, and the new running ones are returned as well, as
+        `nnx.split(model, nnx.Param, nnx.BatchStat)` has them third: none in a Vision Transformer.
+        `axis` names the devices that share the batch inside `shard_map` or `pmap`.
         """
-        statistics: Statistics = {}
+        new: dict[str, Any] = {}
         if train and isinstance(self.visual, ModifiedResNet):
             features, new = self.visual(images, train=True, axis=axis)
-            statistics = checkpoint.flatten(new, "visual.")
         else:
             features = image_features(self, images)
         I_e = l2_normalize(at_least_float32(features))
         T_e = l2_normalize(at_least_float32(text_features(self, tokens)))
-        return (I_e, T_e, statistics) if train else (I_e, T_e)
+        stats = new_statistics(self, checkpoint.flatten(new, "visual.")) if train else None
+        return (I_e, T_e, stats) if train else (I_e, T_e)
 
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
@@ -290,7 +290,7 @@ class Clip(nnx.Module):
 
         >>> import jaxclip
         >>> jaxclip.load("emoji", tower="text")[0]
-        Clip(text tower of 64x64 ViT, 7,109,504 parameters, float32)
+        Clip(text tower of ResNet at 64 pixels, 7,109,504 parameters, float32)
         """
         return f"{type(self).__name__}({describe(self)})"
 

@@ -316,7 +316,8 @@ def reference_training(**options: Any) -> tuple[Any, dict[str, Any]]:
 
 @jax.jit
 def embed(model: clip.Clip, images: Any, tokens: Any) -> Any:
-    return model.embed(images, tokens, train=True)
+    I_e, T_e, stats = model.embed(images, tokens, train=True)
+    return I_e, T_e, named_leaves(stats)
 
 
 @pytest.fixture(scope="module")
@@ -544,7 +545,7 @@ def test_statistics_of_one_device_only_are_noticed():
     mesh = data_mesh(jax.devices()[:4])
 
     def local(model: clip.Clip, images: Any, tokens: Any) -> Any:
-        return jax.lax.pmean(model.embed(images, tokens, train=True)[2], "data")
+        return jax.lax.pmean(embed(model, images, tokens)[2], "data")
 
     split = (P(), P("data"), P("data"))
     with jax.enable_x64(True):
