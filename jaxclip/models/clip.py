@@ -162,7 +162,7 @@ class Clip(nnx.Module):
         >>> model, preprocess = jaxclip.load("emoji")
         >>> size = preprocess.size
         >>> model.encode_image(np.zeros((2, size, size, 3), np.float32)).shape
-        (2, 128)
+        (2, 192)
         """
         self._require_tower("image")
         return self._run(image_features, check_images(images, self.config.vision.image_size))
@@ -187,7 +187,7 @@ class Clip(nnx.Module):
         >>> import jaxclip
         >>> model, _ = jaxclip.load("emoji")
         >>> model.encode_text(jaxclip.tokenize(["a cat", "a rocket"])).shape
-        (2, 128)
+        (2, 192)
         """
         self._require_tower("text")
         return self._run(text_features, check_tokens(tokens, self.config.text))
@@ -229,7 +229,7 @@ class Clip(nnx.Module):
     @overload
     def embed(
         self, images: Array, tokens: Array, *, train: Literal[True], axis: str | None = None
-    ) -> tuple[Array, Array, nnx.State]: ...
+    ) -> tuple[Array, Array, Any]: ...
 
     def embed(
         self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
@@ -237,19 +237,19 @@ class Clip(nnx.Module):
         """(image_embeds [n_i, e], text_embeds [n_t, e]) for a loss: rows of length one, float32.
 
         Plain JAX without checks or `jit`, to be called inside of a compiled step. With `train`
-        BatchNorm uses the batch's statistics, and the new running ones are returned as well, as
-        `nnx.split(model, nnx.Param, nnx.BatchStat)` has them third: none in a Vision Transformer.
+        BatchNorm uses the batch's statistics, and a third value is returned: the new running ones
+        as `nnx.split(model, nnx.Param, nnx.BatchStat)[2]` has them; empty for a Vision Transformer.
         `axis` names the devices that share the batch inside `shard_map` or `pmap`.
         """
-        new: dict[str, Any] = {}
+        statistics: dict[str, Array] = {}
         if train and isinstance(self.visual, ModifiedResNet):
             features, new = self.visual(images, train=True, axis=axis)
+            statistics = checkpoint.flatten(new, "visual.")
         else:
             features = image_features(self, images)
         I_e = l2_normalize(at_least_float32(features))
         T_e = l2_normalize(at_least_float32(text_features(self, tokens)))
-        stats = new_statistics(self, checkpoint.flatten(new, "visual.")) if train else None
-        return (I_e, T_e, stats) if train else (I_e, T_e)
+        return (I_e, T_e, new_statistics(self, statistics)) if train else (I_e, T_e)
 
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
@@ -290,7 +290,7 @@ class Clip(nnx.Module):
 
         >>> import jaxclip
         >>> jaxclip.load("emoji", tower="text")[0]
-        Clip(text tower of ResNet at 64 pixels, 7,109,504 parameters, float32)
+        Clip(text tower of ResNet at 64 pixels, 6,348,801 parameters, float32)
         """
         return f"{type(self).__name__}({describe(self)})"
 

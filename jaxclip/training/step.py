@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.losses import contrastive_loss
+from jaxclip.models.parameters import named_leaves
 from jaxclip.training.cached import embed_in_microbatches
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.pixels import BatchToPixels, as_given
@@ -34,6 +35,12 @@ Metrics = dict[str, Array]
 Loss = Callable[..., Array]  # (image_embeds, text_embeds, *model.temperature()) -> scalar
 LossFn = Callable[..., Any]  # (params, stats, batch, key) -> (loss, (metrics, new stats))
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+
+
+def scale_of(params: Any) -> Metrics:
+    """{"logit_scale": the factor on the cosines}; empty for parameters without a temperature."""
+    named = {path.rpartition(".")[2]: leaf for path, leaf in named_leaves(params).items()}
+    return {"logit_scale": jnp.exp(named["logit_scale"])} if "logit_scale" in named else {}
 
 
 def train_step(
@@ -61,8 +68,7 @@ def train_step(
         grads = jax.lax.pmean(grads, axis)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = hold_logit_scale(optax.apply_updates(state.params, updates))
-    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
-    metrics["logit_scale"] = jnp.exp(params["logit_scale"][...])
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), **scale_of(params)}
     return TrainState(params, stats, opt_state, state.step + 1, state.key), metrics
 
 
