@@ -55,7 +55,7 @@ def work(flags: Flags) -> None:
 
 def main(given: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    return common.run_flags(Flags, work, sys.modules[__name__], given)
+    return common.run_experiment(work, Flags, given, "retrieval", __doc__)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def work(flags: Flags) -> None:
 
 def main(given: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    return common.run_flags(Flags, work, sys.modules[__name__], given)
+    return common.run_experiment(work, Flags, given, "zero_shot", __doc__)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.losses import contrastive_loss
-from jaxclip.models.parameters import named_leaves, new_statistics
+from jaxclip.models.parameters import named_leaves
 from jaxclip.training.cached import embed_in_microbatches
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.pixels import BatchToPixels, as_given
@@ -99,7 +99,7 @@ def clip_loss_fn(
     def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, *, axis: Any = None) -> Any:
         def embed(images: Array, tokens: Array) -> tuple[Array, Array, Any]:
             model = nnx.merge(graphdef, params, stats)
-            return _embed(model, images, tokens, axis)
+            return model.embed(images, tokens, train=True, axis=axis)
 
         if microbatches > 1:
             embed = functools.partial(embed_in_microbatches, embed, microbatches)
@@ -111,12 +111,6 @@ def clip_loss_fn(
         return value, (metrics, new_stats)
 
     return loss_fn
-
-
-def _embed(model: Any, images: Array, tokens: Array, axis: Any) -> tuple[Array, Array, Any]:
-    # until `Clip.embed` returns statistics as the tree of `nnx.split`
-    I_e, T_e, new = model.embed(images, tokens, train=True, axis=axis)
-    return I_e, T_e, new if isinstance(new, nnx.State) else new_statistics(model, new)
 
 
 def loss_over_mesh(mesh: Mesh, loss: Loss) -> Loss:

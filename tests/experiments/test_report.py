@@ -21,8 +21,7 @@ from experiments.recipes import embed_model
 from experiments.report import __main__ as report
 from jaxclip import checkpoint, cli
 from jaxclip.cli import run
-from jaxclip.data.emoji import pictures as sources
-from jaxclip.evaluation import results
+from jaxclip.evaluation import named_pictures, results
 from jaxclip.training.sharding import data_mesh
 from tests.support import planted
 
@@ -192,6 +191,14 @@ def test_another_result_gives_another_page(places, tmp_path, page):
     assert changed.sections["Confusion"] == page.sections["Confusion"]  # the same counts
 
 
+def test_a_result_with_a_gap_fails_in_one_line(places, tmp_path, capsys):
+    folder = evaluation(tmp_path / "gap", places[2], tmp_path / "no.safetensors")
+    result = json.loads((folder / "result.json").read_text()) | {"expected": [{"value": 0.5}]}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert report.main([str(folder), "--out", str(tmp_path / "x.html")]) == 1
+    assert "complete result.json" in capsys.readouterr().err
+
+
 def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
     gone = evaluation(tmp_path / "gone", places[2], tmp_path / "no.safetensors")
     assert "cannot be loaded" in report.report([gone])
@@ -204,10 +211,10 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
 @pytest.mark.usefixtures("quick_compiling")
 def test_a_finished_run_on_the_emoji_is_shown(tmp_path, monkeypatch, capsys):
     """As `jaxclip train emoji` leaves it; the scores in the page are those that it told."""
-    few = sources.emoji("validation").select(np.arange(40))
-    monkeypatch.setattr(sources, "unseen_artist", lambda: few)
-    monkeypatch.setattr(sources, "emoji", lambda split: few)
-    monkeypatch.setattr(run, "emoji", lambda split: few)
+    few = named_pictures.load_emoji("validation").select(np.arange(40))
+    monkeypatch.setattr(named_pictures, "load_unseen_artist", lambda: few)
+    monkeypatch.setattr(named_pictures, "load_emoji", lambda split: few)
+    monkeypatch.setattr(run, "load_emoji", lambda split: few)
     monkeypatch.setattr(run, "data_mesh", functools.partial(data_mesh, jax.devices()[:1]))
     small = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--batch-size", "8"]
     small += ["--model.text.width", "8", "--model.embed-dim", "8", "--steps", "2", "--warmup", "1"]
@@ -251,7 +258,7 @@ def test_pictures_of_a_table_are_found_by_the_columns_that_were_asked_for(places
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "neither"),
+        ({}, "got none of them"),
         ({"metrics.jsonl": '{"step": 1}\nnonsense\n{"step": 2}\n'}, "line 2"),
         ({"config.json": "[1]"}, "JSON object"),
         ({"config.json": "{"}, "no JSON"),
