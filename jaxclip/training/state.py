@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
     def create(
         cls, model: nnx.Module, optimizer: optax.GradientTransformation, key: jax.Array
     ) -> tuple[nnx.GraphDef, Self]:
-        """(graphdef, first state) of a `Clip` or of a module with one inside; no array is copied."""
+        """(graphdef, first state) of a `Clip` or a module with one inside; copies no array."""
         graphdef, params, stats = split_statistics(model)
         opt_state = optimizer.init(params)
         return graphdef, cls(params, stats, opt_state, jnp.zeros((), jnp.int32), key)
