@@ -205,8 +205,10 @@ def test_what_follows_the_end_of_text_changes_nothing():
 
 
 def test_texts_longer_than_the_context_are_an_error():
+    with pytest.raises(ValueError, match="expected at most 13 tokens"):
+        filled().encode_text(jnp.ones((2, 14), jnp.int32))
     with pytest.raises((TypeError, ValueError)):
-        filled().encode_text(jnp.zeros((2, 14), jnp.int32))
+        filled().text(jnp.zeros((2, 14), jnp.int32))
 
 
 def test_logits_are_cosines_times_the_scale():
