@@ -39,18 +39,21 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         got = f"{tokens.shape} {tokens.dtype}"
         raise ValueError(f"expected tokens [n, l] of whole numbers, got {got}; {todo}")
-    kept, cut = tokens[:, :length], tokens[:, length:]
+    longer = tokens.shape[1] > length
     if not has_values(tokens):
-        ids = jnp.asarray(kept, jnp.int32)
-        too_long = (cut != 0).any(axis=1, keepdims=True)
-        return jnp.where(too_long, -1, ids) if cut.shape[1] else ids  # -1 is never an id
-    if np.any(np.asarray(cut)):
+        ids = jnp.asarray(tokens, jnp.int32)
+        if not longer:
+            return ids
+        too_long = (ids[:, length:] != 0).any(axis=1, keepdims=True)
+        return jnp.where(too_long, -1, ids[:, :length])  # -1 is never an id
+    known = np.asarray(tokens)
+    if known[:, length:].any():
         raise ValueError(
             f"expected at most {length} tokens, the model's context length, got a longer text; "
             "shorten it"
         )
-    check_vocabulary(kept, config.vocab_size)
-    return jnp.asarray(kept)
+    check_vocabulary(known[:, :length], config.vocab_size)
+    return jnp.asarray(tokens[:, :length] if longer else tokens)
 
 
 def check_embeds(embeds: Any, width: int) -> Array:
