@@ -9,10 +9,10 @@ identity_CelebA.txt has "000001.jpg 2880" a line, as the authors give it out on 
 come from a second file, either "2880 Some_Body" or "000001.jpg Some_Body" a line (so
 list_identity_celeba.txt serves as it is). Which people and which 8,000 pictures Table 1 took is not
 published: here people with a name are drawn by --seed, the smaller sets being parts of the larger,
-and every picture of theirs is asked about.
+and every picture of theirs counts.
 """
 
-import argparse
+import dataclasses
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,30 +22,37 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments import zero_shot
 from experiments.lib import common
-from jaxclip.cli.shared import print_line, print_table, warn_embedded
-from jaxclip.data.labelled import Files, aligned
+from experiments.lib.flags import ModelFlags
+from jaxclip.cli.shared import (
+    UsageError,
+    print_line,
+    print_table,
+    require_whole_flag,
+    warn_embedded,
+)
+from jaxclip.data.labelled import LabelledFiles, align_labels
 from jaxclip.evaluation import prompts
+from jaxclip.evaluation.protocol import ZeroShot, run_zero_shot
 from jaxclip.files import read_text, split_lines
 from jaxclip.images.open import is_picture
 
 SIZES = (100, 1000, 2000)
 
 
-def pairs_of(path: Path) -> dict[str, str]:
+def read_pairs(path: Path) -> dict[str, str]:
     """{first word: the rest} of every line of a text file that has both."""
     lines = (line.split(maxsplit=1) for line in split_lines(read_text(path)))
     return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 
-def people(identities: Path, names: Path) -> dict[str, list[str]]:
-    """{name: file names of the pictures} of everybody who has a name, sorted by name.
+def find_people(identities: Path, names: Path) -> dict[str, list[str]]:
+    """{name: file names of the pictures} of everybody with a name, sorted by name.
 
-    ValueError when nobody has.
+    ValueError when nobody has one.
     """
-    who = {f: i for f, i in pairs_of(identities).items() if is_picture(f)}
-    named = pairs_of(names)
+    who = {f: i for f, i in read_pairs(identities).items() if is_picture(f)}
+    named = read_pairs(names)
     by_picture = any(is_picture(key) for key in named)
     found: dict[str, list[str]] = defaultdict(list)
     for file in sorted(who):
@@ -57,85 +64,93 @@ def people(identities: Path, names: Path) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def drawn(there: Mapping[str, list[str]], size: int, seed: int) -> list[str]:
-    """`size` names; fewer of the same seed are the first of more. ValueError if there are fewer."""
-    if not 2 <= size <= len(there):
-        raise ValueError(f"{size} people were asked for, {len(there)} have a name")
-    names = sorted(there)
+def draw_people(people: Mapping[str, list[str]], size: int, seed: int) -> list[str]:
+    """`size` names by a seed, whose smaller sets are parts of its larger ones."""
+    if not 2 <= size <= len(people):
+        raise ValueError(f"--sizes: expected 2 to {len(people)} people with a name, got {size}")
+    names = sorted(people)
     order = np.random.default_rng(seed).permutation(len(names))
     return sorted(names[i] for i in order[:size])
 
 
-def source(pictures: Path, there: Mapping[str, list[str]], names: Sequence[str]) -> Files:
-    """All pictures of these people; the label is the place in `names`."""
-    entries = [(pictures / file, i) for i, name in enumerate(names) for file in there[name]]
-    return Files(entries, tuple(names))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(ModelFlags):
+    """The flags of this experiment.
 
+    Args:
+        data: The folder with 000001.jpg and so on.
+        identities: identity_CelebA.txt: picture and number, a line each.
+        names: Number (or picture) and name, a line each.
+        sizes: How many people to choose from.
+        seed: Draws the people.
+        prompts: Your own templates, one slot {} each.
+    """
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One result a size."""
-    pictures = Path(arguments.data)
-    if not pictures.is_dir():
-        raise ValueError(f"--data {pictures} came, the folder of CelebA's pictures was expected")
-    there = people(arguments.identities, arguments.names)
-    templates = prompts.load("celeba").templates
-    chosen = {size: drawn(there, size, arguments.seed) for size in arguments.sizes}
-    found = []
-    for size, names in chosen.items():
-        task = zero_shot.Task(
+    data: Path
+    identities: Path
+    names: Path
+    sizes: tuple[int, ...] = SIZES
+    seed: int = 0
+    prompts: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """UsageError for a number out of range."""
+        super().check()
+        require_whole_flag("--seed", self.seed, 0, 2**32 - 1)
+        if not self.sizes:
+            raise UsageError("--sizes: expected one or more numbers of people, got none")
+        for size in self.sizes:
+            require_whole_flag("--sizes", size, 1, 2**20)
+
+    def task(self, people: Mapping[str, list[str]], names: Sequence[str]) -> ZeroShot:
+        """All pictures of these people, each name a class."""
+        pictures = [(file, i) for i, name in enumerate(names) for file in people[name]]
+        entries = [(self.data / file, i) for file, i in pictures]
+        dataset = f"celeba_{len(names)}"
+        return ZeroShot(
             experiment="celeba_identity",
-            data=arguments.data,
-            dataset=f"celeba_{size}",
-            model=arguments.model,
-            source=aligned(source(pictures, there, names)),
-            templates=prompts.checked(arguments.prompts) if arguments.prompts else templates,
-            policy=arguments.policy,
-            batch_size=arguments.batch_size,
-            skip_limit=arguments.skip_limit,
+            data=str(self.data),
+            dataset=dataset,
+            source=align_labels(LabelledFiles(entries, tuple(names))),
+            templates=prompts.require_slots(self.prompts or prompts.load("celeba").templates),
+            expected=common.published(dataset, self.model, "top1"),
         )
-        found.append(zero_shot.run(task, arguments.out / str(size), arguments.force))
-    return found
 
 
-def show(found: Sequence[dict[str, Any]], out: Path) -> None:
-    """A row a size, on standard output."""
-    warn_embedded(found[0]["model"])
+def run(flags: Flags) -> list[dict[str, Any]]:
+    """One result a size."""
+    if not flags.data.is_dir():
+        raise ValueError(f"--data: expected the folder of CelebA's pictures, got {flags.data}")
+    people = find_people(flags.identities, flags.names)
+    tasks = [flags.task(people, draw_people(people, n, flags.seed)) for n in flags.sizes]
+    setup = flags.setup()
+    return [
+        run_zero_shot(task, dataclasses.replace(setup, out=flags.out / str(len(task.source.names))))
+        for task in tasks
+    ]
+
+
+def show(results: Sequence[dict[str, Any]], out: Path) -> None:
+    """Print Table 1, a row a size."""
+    warn_embedded(results[0]["model"])
     table = Table("people", "pictures", "top-1 (%)", "95 % interval", "published", title="Table 1")
-    for result in found:
+    for result in results:
         low, high = (100 * x for x in result["interval"])
         figures = ", ".join(f"{100 * row['value']:.1f}" for row in result["expected"]) or "none"
-        shown = (f"{100 * result['value']:.1f}", f"{low:.1f} to {high:.1f}", figures)
-        table.add_row(str(len(result["classes"])), str(result["n"]), *shown)
+        numbers = (f"{100 * result['value']:.1f}", f"{low:.1f} to {high:.1f}", figures)
+        table.add_row(str(len(result["classes"])), str(result["n"]), *numbers)
     print_table(table)
     print_line(f"wrote {out}")
 
 
-def flags() -> common.Parser:
-    """The command line."""
-    made = zero_shot.parser("celeba_identity", __doc__.splitlines()[0])
-    flag = made.add_argument
-    flag("--data", required=True, help="the folder with 000001.jpg and on")
-    flag("--identities", type=Path, required=True, help="identity_CelebA.txt: picture, number")
-    flag("--names", type=Path, required=True, help="number (or picture) and name, a line each")
-    flag(
-        "--sizes",
-        type=common.positive,
-        nargs="+",
-        default=SIZES,
-        help="how many people to choose from",
-    )
-    flag("--seed", type=common.seed, default=0, help="draws the people")
-    flag("--prompts", nargs="+", default=(), help="templates of your own, one slot {} each")
-    return made
+def work(flags: Flags) -> None:
+    """Run and show."""
+    show(run(flags), flags.out)
 
 
 def main(given: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-
-    def work(arguments: argparse.Namespace) -> None:
-        show(run(arguments), arguments.out)
-
-    return common.run(flags(), work, given)
+    return common.run_experiment(work, Flags, given, "celeba_identity", __doc__)
 
 
 if __name__ == "__main__":

@@ -4,22 +4,22 @@ Question:  how does zero-shot CLIP compare with people who saw no, one or two ex
 Command:   python -m experiments.pets_humans --data tfds:oxford_iiit_pet:test --model ViT-L/14 \
                --out runs/pets_humans
 Result:    as experiments.zero_shot writes it, and `table` in result.json. The rows of people are
-           published figures: nobody was asked here.
+           published figures; no people took part here.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from experiments import zero_shot
 from experiments.lib import common
+from experiments.lib.flags import ZeroShotFlags as Flags
+from jaxclip.cli.evaluate import show_classification
 from jaxclip.cli.shared import print_table
 from jaxclip.evaluation import results
+from jaxclip.evaluation.protocol import run_zero_shot
 
 
 def published() -> dict[str, Any]:
@@ -27,20 +27,19 @@ def published() -> dict[str, Any]:
     return json.loads(common.PUBLISHED.read_text(encoding="utf-8"))["pets_humans"]
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ask the model, and put its row among the published ones."""
-    task = zero_shot.task(arguments, "oxford_pets", "pets_humans")
-    result = zero_shot.run(task, arguments.out, arguments.force)
+def run(flags: Flags) -> dict[str, Any]:
+    """Classify the pets, and add the model's row to the published ones."""
+    result = run_zero_shot(flags.task("oxford_pets", "pets_humans"), flags.setup())
     table = published()
     rows = [{"who": who, "published": True, "percent": x} for who, x in table["rows"].items()]
-    ours = {"who": f"ours, {task.model}", "published": False, "percent": [100 * result["value"]]}
+    ours = {"who": f"ours, {flags.model}", "published": False, "percent": [100 * result["value"]]}
     result["table"] = {**table, "rows": [*rows, ours]}
-    results.save(arguments.out, result, None)
+    results.save(flags.out, result, None)
     return result
 
 
-def show(result: dict[str, Any], out: Path) -> None:
-    """Table 2 with our row, on standard output."""
+def show(result: dict[str, Any]) -> None:
+    """Print Table 2 with our row."""
     title = "Table 2: Oxford-IIIT Pets, mean per-class accuracy (%)"
     table = Table("who", *result["table"]["columns"], "where from", title=title)
     for row in result["table"]["rows"]:
@@ -48,23 +47,18 @@ def show(result: dict[str, Any], out: Path) -> None:
         numbers += [""] * (2 - len(numbers))
         table.add_row(row["who"], *numbers, "published" if row["published"] else "measured here")
     print_table(table)
-    zero_shot.show(result, out)
 
 
-def flags() -> common.Parser:
-    """The command line."""
-    made = zero_shot.parser("pets_humans", __doc__.splitlines()[0])
-    zero_shot.data_flags(made)
-    return made
+def work(flags: Flags) -> None:
+    """Run and show."""
+    result = run(flags)
+    show(result)
+    show_classification(result, flags.out)
 
 
 def main(given: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-
-    def work(arguments: argparse.Namespace) -> None:
-        show(run(arguments), arguments.out)
-
-    return common.run(flags(), work, given)
+    return common.run_experiment(work, Flags, given, "pets_humans", __doc__)
 
 
 if __name__ == "__main__":

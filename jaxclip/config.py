@@ -15,14 +15,17 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def show(value: object) -> str:
-    """A foreign value for an error message: one line, short, and without walking into it."""
+def short_repr(value: object) -> str:
+    """A foreign value for an error message: one short line, and nothing inside it is called."""
     if isinstance(value, (str, bytes)):
         return repr(value[:80])
     if type(value) is int and value.bit_length() > 256:  # Python may refuse to print it
         return f"an integer of {value.bit_length()} bits"
     return repr(value)[:80] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
 
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the released preprocessing, in [0, 1]
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 # The largest sizes that a config may claim: some times those of the largest models, and small
 # enough that no number taken from a file or a flag makes an endless loop or an endless allocation.
@@ -48,7 +51,7 @@ def _check_sizes(config: Any) -> None:
             require(
                 type(value) is int and 0 < value <= largest,
                 f"{type(config).__name__}.{field.name}: expected an integer from 1 to {largest:,}, "
-                f"got {show(value)}",
+                f"got {short_repr(value)}",
             )
 
 
@@ -103,13 +106,13 @@ class ResNetConfig:
         require(
             whole and len(layers) == 4 and 0 < min(layers) <= max(layers) <= LARGEST["layers"],
             "ResNetConfig.layers: expected four integers from 1 to "
-            f"{LARGEST['layers']:,}, got {show(layers)}",
+            f"{LARGEST['layers']:,}, got {short_repr(layers)}",
         )
         require(
             width <= LARGEST_STEM,
             f"ResNetConfig.width: expected an integer from 1 to {LARGEST_STEM:,}, got {width}",
         )
-        require(self.kind == "resnet", f"vision kind {show(self.kind)} is not 'resnet'")
+        require(self.kind == "resnet", f"vision kind {short_repr(self.kind)} is not 'resnet'")
         require(width % 2 == 0, f"ResNet width {width} is odd; the stem begins with half of it")
         # the first convolution rounds up, and the released code, which counts on 32, then fails
         require(
@@ -158,7 +161,9 @@ class TextConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
         kinds = get_args(TextKind)
-        require(self.kind in kinds, f"text kind {show(self.kind)} is none of {', '.join(kinds)}")
+        require(
+            self.kind in kinds, f"text kind {short_repr(self.kind)} is none of {', '.join(kinds)}"
+        )
         fits = self.kind == "cbow" or self.width % self.heads == 0
         require(fits, f"text width {self.width} is not a multiple of heads {self.heads}")
 
@@ -183,11 +188,11 @@ class ClipConfig:
         names = get_args(Activation)
         require(
             self.activation in names,
-            f"activation {show(self.activation)} is none of {', '.join(names)}",
+            f"activation {short_repr(self.activation)} is none of {', '.join(names)}",
         )
         require(
             type(self.logit_bias) is bool,
-            f"ClipConfig.logit_bias: expected true or false, got {show(self.logit_bias)}",
+            f"ClipConfig.logit_bias: expected true or false, got {short_repr(self.logit_bias)}",
         )
 
     def to_json(self) -> str:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lib.common import missing_package
-from jaxclip.cli.usage import USAGE, parse
+from jaxclip.cli.parsing import parse_flags
+from jaxclip.cli.shared import USAGE, UsageError
 from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, 
 def measure(suite: str, arguments: Sequence[str]) -> None:
     """Print the rows of one suite, and keep them where --write says so."""
     module = importlib.import_module(f"experiments.bench.{suite}")
-    flags = parse(module.Flags, arguments, f"bench {suite}", module.__doc__)
+    flags = parse_flags(module.Flags, arguments, f"bench {suite}", module.__doc__)
     os.environ["NPROC"] = str(flags.threads)  # before jax starts: its threads on a CPU
     from experiments.bench import pairs
 
@@ -96,6 +97,9 @@ def main(arguments: Sequence[str]) -> int:
             measure(arguments[0], arguments[1:])
     except ImportError as error:
         raise missing_package(error) from error
+    except UsageError as error:
+        complain("bench", error)
+        return USAGE
     return 0
 
 

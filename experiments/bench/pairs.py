@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-from experiments.lib.common import machine
-from jaxclip.cli.usage import Positive
+from jaxclip.cli.parsing import Positive
+from jaxclip.evaluation.results import name_processor
 
 PACKAGES = ("jax", "flax", "torch", "open_clip_torch", "transformers", "clip-anytorch", "Pillow")
 PAUSE = 0.01  # seconds between two runs: the threads of the one before still spin for a while
@@ -101,7 +101,7 @@ def where() -> dict[str, str]:
             continue
     python = f"Python {sys.version.split()[0]}"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"date": today, "machine": machine(), "versions": ", ".join([python, *found])}
+    return {"date": today, "machine": name_processor(), "versions": ", ".join([python, *found])}
 
 
 def say(text: str) -> None:

@@ -19,8 +19,8 @@ import jax
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import Run, SuiteFlags, say
 from experiments.bench.training import DTYPES, MODELS, ours
-from jaxclip.cli.usage import Positive
-from jaxclip.data.pairs import folder
+from jaxclip.cli.parsing import Positive
+from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop
 from jaxclip.training.input_pipeline import PairStream, prefetch
@@ -104,7 +104,7 @@ def measured(recipe: Recipe, pictures: Path, readers: int, run: Path) -> dict[st
 
 def _stream(recipe: Recipe, pictures: Path, readers: int) -> PairStream:
     return PairStream(
-        [folder(pictures)],
+        [read_caption_folder(pictures)],
         size=recipe.model.vision.image_size,
         batch_size=recipe.batch_size,
         seed=0,

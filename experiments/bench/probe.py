@@ -24,8 +24,9 @@ from tyro.conf import Positional
 
 from experiments.lib import common
 from experiments.recipes import fashion_mnist
-from jaxclip.cli.usage import Positive
+from jaxclip.cli.parsing import Positive
 from jaxclip.evaluation.linear_probe import FIRST, MOST, fit
+from jaxclip.evaluation.results import read_versions
 
 TOLERANCE = 1e-4  # scikit-learn's default: greatest entry of the gradient of the mean loss
 PENALTIES = [10.0**exponent for exponent in FIRST]
@@ -94,7 +95,7 @@ def work(flags: Flags) -> None:
     seconds = {"ours, first": first, "ours (wall, processor)": mine, "theirs": theirs}
     ratio = [other / own for own, other in zip(mine, theirs, strict=True)]
     print(json.dumps({"pictures": len(labels), **seconds, "theirs / ours": ratio}))
-    print(json.dumps({**common.surroundings(), "scikit-learn": version("scikit-learn")}))
+    print(json.dumps({**read_versions(), "scikit-learn": version("scikit-learn")}))
 
 
 def main(given: Sequence[str]) -> int:

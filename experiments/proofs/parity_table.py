@@ -28,15 +28,16 @@ from tyro.conf import Positional
 
 import jaxclip
 from experiments.lib import pages
-from experiments.lib.common import machine, missing_package
+from experiments.lib.common import run_experiment
 from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
-from jaxclip.cli.usage import USAGE, Seed, parse
+from jaxclip.cli.parsing import Seed
+from jaxclip.cli.shared import UsageError
 from jaxclip.config import RELEASED
-from jaxclip.convert.conversion import theirs
+from jaxclip.convert.conversion import to_layout
+from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
 from jaxclip.models.parameters import params_only, to_flat
-from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "parity.md"
@@ -59,7 +60,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
     """Tensors that are not, bit for bit, the file's own: no logit shows a wrong key bias."""
-    again = theirs(loaded, "openai")
+    again = to_layout(loaded, "openai")
     names = again.keys() | arrays.keys()
     same = (n in again and n in arrays and np.array_equal(again[n], arrays[n]) for n in names)
     return len(names) - sum(same)
@@ -110,7 +111,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
     cosines = [s["cosine"] for s in stages if "cosine" in s]
     within = all(s["error"] <= s["allowed"] for s in stages)
     row |= {"backend": jax.default_backend(), "precision": "float32, highest"}
-    row["machine"], row["versions"] = machine(), versions()
+    row["machine"], row["versions"] = name_processor(), versions()
     row["holds"] = bool(within and unequal == 0 and min(cosines) >= 0.999999)
     return {**row, "seconds": round(seconds, 1)}
 
@@ -188,10 +189,7 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
-        try:
-            rows[name] = measure(name, seed)
-        except ImportError as error:
-            raise missing_package(error) from error
+        rows[name] = measure(name, seed)
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
@@ -214,10 +212,13 @@ class Flags:
     """measure nothing, write the tables"""
 
 
-if __name__ == "__main__":
-    flags = parse(Flags, sys.argv[1:], "parity_table", __doc__)
+def work(flags: Flags) -> None:
+    """Measure the models, unless --rewrite says not to, and write the tables."""
     if flags.out.suffix != ".md":
-        complain("parity_table", f"--out: expected a file ending in .md, got {flags.out}")
-        raise SystemExit(USAGE)
-    names = () if flags.rewrite else flags.names
-    raise SystemExit(run_program("parity_table", lambda: main(names, flags.out, flags.seed)))
+        raise UsageError(f"--out: expected a file ending in .md, got {flags.out}")
+    if main(() if flags.rewrite else flags.names, flags.out, flags.seed):
+        raise ValueError(f"a model departs from the official one; see {flags.out}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_experiment(work, Flags, sys.argv[1:], "parity_table", __doc__))

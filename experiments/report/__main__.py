@@ -212,7 +212,7 @@ def report(folders: Sequence[Path], data: str | None = None, data_dir: Path | No
     environment.filters.update(percent=percent, uri=data_uri, json=json.dumps)
     page |= found | {
         "title": " and ".join(folder.resolve().name for folder in folders),
-        "now": common.now(),
+        "now": results.now(),
         "metrics": dict.fromkeys(metric for column in columns for metric in column),
         "curves": curves(found["log"]),
         "classes": sorted(measured, key=lambda x: x["accuracy"]),

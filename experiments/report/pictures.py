@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.labelled import Labelled, labelled
-from jaxclip.data.spec import place
+from jaxclip.data.labelled import Labelled, open_labelled
+from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation.attention import attention_map
 from jaxclip.images.open import decode_image, to_rgb
 from jaxclip.reference import l2_normalize
@@ -96,7 +96,7 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
 def open_(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
     """The labelled pictures that --data names; `columns` as in result.json, or empty."""
     image, label = (str(columns.get(name, name)) for name in ("image", "label"))
-    return labelled(place(data), data_dir, image=image, label=label)
+    return open_labelled(parse_spec(data), data_dir, image=image, label=label)
 
 
 Captioned = tuple[Image.Image, str, str]  # picture, caption, "right", "wrong" or ""

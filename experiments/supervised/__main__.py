@@ -37,8 +37,8 @@ from experiments.supervised.data import Data, Emoji, FashionMnist
 from experiments.supervised.runs import Plan, Run, runs
 from experiments.supervised.table import markdown, write
 from jaxclip import checkpoint
+from jaxclip.cli.parsing import Positive
 from jaxclip.cli.shared import print_line, stderr
-from jaxclip.cli.usage import Positive
 
 TOWERS = tuple(FashionMnist.towers)
 

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from experiments.recipes import fashion_mnist
-from experiments.supervised.towers import Drawn, Labelled
+from experiments.supervised.towers import DrawnArrays, LabelledArrays
 from jaxclip.config import ResNetConfig, VisionConfig
-from jaxclip.data.emoji.pictures import emoji, unseen_artist
+from jaxclip.data.emoji.pictures import load_emoji, load_unseen_artist
 from jaxclip.evaluation.classifier_cache import fingerprint
 
 Tower = VisionConfig | ResNetConfig
@@ -38,7 +38,7 @@ class Data:
     candidates: np.ndarray
 
     def __init__(self) -> None:
-        self._sized: dict[tuple[str, int], Labelled] = {}
+        self._sized: dict[tuple[str, int], LabelledArrays] = {}
 
     def labels(self, split: str) -> np.ndarray:
         """The classes of "train" or "test", int [n]."""
@@ -56,13 +56,13 @@ class Data:
             arrays |= {f"{split} images": self.images(split), f"{split} labels": self.labels(split)}
         return fingerprint(arrays, json.dumps(self.classes))
 
-    def at(self, split: str, size: int) -> Labelled:
+    def at(self, split: str, size: int) -> LabelledArrays:
         """A split as a tower of `size` pixels a side takes it; made once."""
         if (split, size) not in self._sized:
             self._sized[split, size] = self.sized(split, size)
         return self._sized[split, size]
 
-    def sized(self, split: str, size: int) -> Labelled:
+    def sized(self, split: str, size: int) -> LabelledArrays:
         """As `at`, made anew."""
         raise NotImplementedError
 
@@ -102,12 +102,12 @@ class FashionMnist(Data):
     def images(self, split: str) -> np.ndarray:
         return self.splits[split][0]
 
-    def sized(self, split: str, size: int) -> Labelled:
+    def sized(self, split: str, size: int) -> LabelledArrays:
         """As the official preprocessing would size it: bicubic, in grey, then RGB."""
         pictures, labels = self.splits[split]
         resized = [Image.fromarray(x).resize((size, size), Image.BICUBIC) for x in pictures]
         images = np.repeat(np.stack([np.asarray(x) for x in resized])[..., None], 3, axis=-1)
-        return Labelled(images, labels, self.classes)
+        return LabelledArrays(images, labels, self.classes)
 
 
 class Emoji(Data):
@@ -129,8 +129,8 @@ class Emoji(Data):
 
     def __init__(self) -> None:
         super().__init__()
-        train = emoji("train")
-        self.splits = {"train": train, "test": unseen_artist()}
+        train = load_emoji("train")
+        self.splits = {"train": train, "test": load_unseen_artist()}
         self.classes = tuple(sorted({*train.names, *self.splits["test"].names}))
         self.candidates = np.unique(self.labels("test"))
 
@@ -141,11 +141,11 @@ class Emoji(Data):
     def images(self, split: str) -> np.ndarray:
         return self.splits[split].images
 
-    def sized(self, split: str, size: int) -> Labelled:
+    def sized(self, split: str, size: int) -> LabelledArrays:
         """On white, sized as the official preprocessing does."""
         drawings = self.splits[split]
         images = np.stack([on_white(image, size) for image in drawings.images])
-        return Drawn(images, self.labels(split), self.classes, drawings)
+        return DrawnArrays(images, self.labels(split), self.classes, drawings)
 
 
 def on_white(drawing: np.ndarray, size: int) -> np.ndarray:

@@ -15,11 +15,13 @@ from experiments.supervised import towers
 from experiments.supervised.data import Data, Emoji, FashionMnist
 from jaxclip import checkpoint
 from jaxclip.evaluation import linear_probe
-from jaxclip.evaluation.zero_shot import classifier, in_blocks, unit
+from jaxclip.evaluation.features import map_batches
+from jaxclip.evaluation.zero_shot import build_classifier
 from jaxclip.hub import load as hub
 from jaxclip.hub.find import EMBEDDED, find
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip, parameters
+from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 
 SIDES = ("clip", "supervised")
@@ -85,7 +87,7 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         seconds = time.monotonic() - began[0], time.process_time() - began[1]
         scores = towers.encoded(model, test.images)
         if side == "clip":
-            scores = unit(scores) @ named(model, data.classes, data.templates).T
+            scores = l2_normalize(scores) @ named(model, data.classes, data.templates).T
         notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
         checkpoint.save(weights(plan, name), parameters.to_flat(model), model.config, notes)
         answers = data.answers(scores)
@@ -102,7 +104,7 @@ def named(
     context: int = towers.CONTEXT,
 ) -> np.ndarray:
     """The classifier [c, e] of class names in templates."""
-    return classifier(
+    return build_classifier(
         lambda texts: np.asarray(model.encode_text(tokenize(texts, context))), classes, templates
     )
 
@@ -156,7 +158,7 @@ def full(
     order = np.random.default_rng([seed, 3]).permutation(len(labels))
     searched = min(SEARCHED, len(order) // 2)
     kept, held = order[:searched], order[searched : searched * 3 // 2]
-    choice = linear_probe.halving(
+    choice = linear_probe.search_penalty(
         (features[kept], labels[kept]), (features[held], labels[held]), classes, SEARCH_MOST
     )
     penalty = choice.best * len(labels) / len(kept)
@@ -203,7 +205,7 @@ def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.
     def encode(images: np.ndarray) -> Any:
         return _features(model, images)
 
-    return in_blocks(encode, images, block)
+    return map_batches(encode, images, block)
 
 
 @jax.jit
@@ -256,13 +258,13 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
             told(0.1, what)
-            return in_blocks(lambda x: encode(model, sized(x, preprocess)), images, EMOJI_BLOCK)
+            return map_batches(lambda x: encode(model, sized(x, preprocess)), images, EMOJI_BLOCK)
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
         asked, arrays = features(test[0], "test pictures"), {}
         for name, template in (("zero_shot", "{}"), ("zero_shot_photo", "a photo of a {}.")):
             classes = named(model, fashion_mnist.CLASSES, [template], 32)
-            arrays[name] = data.answers(unit(asked) @ classes.T)
+            arrays[name] = data.answers(l2_normalize(asked) @ classes.T)
         for seed in plan.seeds:
             rng = np.random.default_rng([seed, 2])  # the rows that `few` will draw
             orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib import common
 from experiments.supervised.data import Data
 from experiments.supervised.runs import SIDES, Plan
 from jaxclip.checkpoint import replacing
+from jaxclip.evaluation import results
 
 DRAWS = 2000
 NAMES = {
@@ -206,8 +206,8 @@ def write(plan: Plan, data: Data) -> tuple[list[Row], list[Row]]:
         "towers": {name: asdict(data.towers[name]) for name in plan.towers},
         "templates": data.templates,
         "epochs": plan.epochs,
-        "versions": common.surroundings(),
-        "date": common.now(),
+        "versions": results.read_versions(),
+        "date": results.now(),
     }
     for name, text in (
         ("table.md", markdown(rows) + "\n" + markdown(less)),

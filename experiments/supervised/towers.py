@@ -20,9 +20,9 @@ from flax import nnx
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.data.emoji.batches import Batches
-from jaxclip.data.emoji.pictures import Pictures
-from jaxclip.evaluation.zero_shot import in_blocks
+from jaxclip.data.emoji.batches import EmojiBatches
+from jaxclip.data.emoji.pictures import EmojiPictures
+from jaxclip.evaluation.features import map_batches
 from jaxclip.models import clip
 from jaxclip.models.clip import Clip
 from jaxclip.models.parameters import new_statistics
@@ -85,7 +85,7 @@ def cropped(batch: dict[str, Any], key: Array, *, size: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class LabelledArrays:
     """Pictures to learn from and to ask about.
 
     images: uint8 [n, h, w, 3], of the tower's size; labels: int [n], into `classes`, the names.
@@ -105,17 +105,17 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn(Labelled):
+class DrawnArrays(LabelledArrays):
     """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
 
     A batch holds no name twice: `data.emoji.batches`.
     """
 
-    drawings: Pictures
+    drawings: EmojiPictures
     batch_to_pixels: ClassVar[Any] = staticmethod(augment_drawings)
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        batches = Batches(self.drawings, size, seed)
+        batches = EmojiBatches(self.drawings, size, seed)
         for step in itertools.count():
             batch = batches.at(step)
             inputs = {
@@ -147,7 +147,7 @@ def label_loss_fn(graphdef: nnx.GraphDef) -> steps.LossFn:
 def _train(
     config: ClipConfig,
     recipe: Recipe,
-    data: Labelled,
+    data: LabelledArrays,
     targets: Callable[[np.ndarray, np.random.Generator], np.ndarray],
     make_loss_fn: Callable[[nnx.GraphDef], steps.LossFn],
     progress: Callable[[int, float], None],
@@ -182,7 +182,7 @@ def _train(
 
 def from_captions(
     recipe: Recipe,
-    data: Labelled,
+    data: LabelledArrays,
     templates: Sequence[str],
     embed_dim: int = 64,
     progress: Callable[[int, float], None] = lambda *_: None,
@@ -205,7 +205,7 @@ def from_captions(
 
 
 def from_labels(
-    recipe: Recipe, data: Labelled, progress: Callable[[int, float], None] = lambda *_: None
+    recipe: Recipe, data: LabelledArrays, progress: Callable[[int, float], None] = lambda *_: None
 ) -> Clip:
     """The tower alone, trained on labels: `encode_image` gives logits [n, classes].
 
@@ -222,7 +222,7 @@ def from_labels(
 def encoded(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what its last projection gives, [n, e] or [n, classes]."""
     encode = jax.jit(lambda model, images: model.encode_image(pixels(images)))
-    return in_blocks(partial(encode, model), images, block)
+    return map_batches(partial(encode, model), images, block)
 
 
 def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
@@ -231,7 +231,7 @@ def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray
     def before(model: Clip, images: Array) -> Array:
         return model.visual.stages(pixels(images))[1]["pooled"]
 
-    return in_blocks(partial(jax.jit(before), model), images, block)
+    return map_batches(partial(jax.jit(before), model), images, block)
 
 
 def pixels(images: Array) -> Array:

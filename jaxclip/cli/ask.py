@@ -1,4 +1,4 @@
-"""Commands that ask a model, or its tokenizer: classify, embed, tokenize."""
+"""Commands that run a model or its tokenizer: classify, embed, tokenize."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from jaxclip.cli.shared import (
     print_line,
     print_table,
     require_whole_flag,
+    show_progress,
     stderr,
     warn_embedded,
 )
@@ -44,7 +45,7 @@ def classify(
 
     Args:
         pictures: Picture files and folders; folders are walked.
-        labels: Words to choose from, none of which the model was told were classes.
+        labels: Words to choose from; any words, not a fixed list of classes.
         model: "emoji" (the embedded model), a released model's name, a run folder or a
             checkpoint file.
         prompts: Templates with one slot {}; the text embeddings of all are averaged.
@@ -54,17 +55,18 @@ def classify(
     paths = _files(pictures)
     opened = open_model(model)
     clip, _ = load_model(opened, of=model, tower="text", arrange=True)
-    from jaxclip.evaluation.classifier_cache import compiled
-    from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
+    from jaxclip.evaluation.classifier_cache import cached_classifier
+    from jaxclip.evaluation.features import map_batches, require_finite
     from jaxclip.hub.released import cache_folder
     from jaxclip.images.open import open_image
+    from jaxclip.reference import l2_normalize
 
-    text_embeds = compiled(clip, chosen, prompts, cache_folder())
+    text_embeds = cached_classifier(clip, chosen, prompts, cache_folder())
     del clip  # one tower after the other: only the larger one has to fit into memory
     clip, preprocess = load_model(opened, of=model, tower="image", arrange=True)
     images = np.stack([preprocess.safe(open_image(path)) for path in paths])
-    features = in_blocks(clip.encode_image, images, min(len(images), 32))
-    image_embeds = unit(sound(features, "the pictures"))
+    features = map_batches(clip.encode_image, images, min(len(images), 32))
+    image_embeds = l2_normalize(require_finite(features, "the pictures"))
     logits = np.asarray(clip.logits(image_embeds, text_embeds))  # [n, c]
     probabilities = np.asarray(clip.probabilities(logits))
     kind = "sigmoid" if clip.config.logit_bias else "softmax"
@@ -91,21 +93,21 @@ def _show_ranking(record: dict[str, Any], as_json: bool) -> None:
     print_table(table)
 
 
-def _files(places: Sequence[Path]) -> list[Path]:
-    """The picture files that files and folders stand for, folders as `find_pictures` walks them."""
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The picture files among files and in folders, which `find_pictures` walks."""
     from jaxclip.data.folders import find_pictures
     from jaxclip.images.open import SUFFIXES
 
     found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            inside = find_pictures(place)
+    for path in paths:
+        if path.is_dir():
+            inside = find_pictures(path)
             inside.log_left_out()
             if not inside.pictures:
-                raise UsageError(f"{place} holds no picture ({', '.join(SUFFIXES)})")
+                raise UsageError(f"{path} holds no picture ({', '.join(SUFFIXES)})")
             found += inside.pictures
         else:
-            found.append(place)
+            found.append(path)
     if not found:
         raise UsageError("no picture was given; name one or more picture files or folders")
     return found
@@ -131,7 +133,7 @@ def embed(
             "official" (the released pipeline, bit for bit).
         batch_size: Pictures that go through the model at once.
         normalize: Scale every row to length one.
-        skip_limit: Broken pictures that are told, counted and left out before the command fails.
+        skip_limit: Broken pictures that are counted and left out before the command fails.
         force: Overwrite what is there.
     """
     paths = _files(pictures)
@@ -146,7 +148,8 @@ def embed(
     require_whole_flag("--skip-limit", skip_limit, 0)
     clip, preprocess = load_model(model, tower="image", arrange=True)
     from jaxclip.checkpoint import replacing
-    from jaxclip.evaluation.zero_shot import in_blocks, sound, unit
+    from jaxclip.evaluation.features import map_batches, require_finite
+    from jaxclip.reference import l2_normalize
 
     to_pixels = preprocess.safe if policy == "safe" else preprocess
     parts: list[np.ndarray] = []
@@ -159,14 +162,14 @@ def embed(
         if broken > skip_limit:
             raise ValueError(f"{broken} pictures are broken, --skip-limit is {skip_limit}")
         if names:
-            features = in_blocks(clip.encode_image, pixels, min(batch_size, len(paths)))
-            parts.append(sound(features, f"{names[0]} or after"))
+            features = map_batches(clip.encode_image, pixels, min(batch_size, len(paths)))
+            parts.append(require_finite(features, f"{names[0]} or after"))
             kept += names
     if not kept:
         raise ValueError(f"none of the {len(paths)} pictures could be read; nothing was written")
     embeds = np.concatenate(parts).astype(np.float32)
     with replacing(out) as temporary, open(temporary, "wb") as file:
-        np.savez(file, embeds=unit(embeds) if normalize else embeds, files=np.array(kept))
+        np.savez(file, embeds=l2_normalize(embeds) if normalize else embeds, files=np.array(kept))
     warn_embedded(model)
     print_line(
         f"wrote {out}: {len(kept)} embeddings of {embeds.shape[1]}, {broken} pictures left out"
@@ -179,12 +182,11 @@ def _decoded(
 ) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
     """Batches of (names, pixels [n, h, w, c], errors), decoded on all cores, with a progress bar.
 
-    One batch is decoded while the last one is in the model.
+    A batch is decoded while the one before it is encoded.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from rich.progress import track
-
+    from jaxclip.data.ahead import read_ahead
     from jaxclip.images.open import open_image
 
     def read(path: Path) -> np.ndarray | str:
@@ -195,13 +197,13 @@ def _decoded(
 
     blocks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(read, path) for path in blocks[0]]
-        for i, block in enumerate(track(blocks, "embedding", console=stderr)):
-            now = ahead
-            ahead = [pool.submit(read, path) for path in (blocks[i + 1 : i + 2] or [[]])[0]]
-            read_now = [(str(path), task.result()) for path, task in zip(block, now, strict=True)]
-            good = [(name, x) for name, x in read_now if not isinstance(x, str)]
-            errors = [x for _, x in read_now if isinstance(x, str)]
+        decoded = read_ahead(
+            [(str(path), x) for path, x in zip(block, pool.map(read, block), strict=True)]
+            for block in blocks
+        )
+        for batch in show_progress(decoded, "embedding", len(blocks)):
+            good = [(name, x) for name, x in batch if not isinstance(x, str)]
+            errors = [x for _, x in batch if isinstance(x, str)]
             yield [name for name, _ in good], np.array([x for _, x in good]), errors
 
 
@@ -246,9 +248,9 @@ def _show_rows(texts: Sequence[str], truncate: bool, as_json: bool) -> int:
         if as_json:
             print(json.dumps({"text": text, "ids": row.tolist(), "pieces": pieces, "end": end}))
             continue
-        table = Table("place", "id", "piece", title=repr(text), title_justify="left")
-        for place, piece in enumerate(pieces):
-            table.add_row(str(place), str(row[place]), repr(piece))
+        table = Table("position", "id", "piece", title=repr(text), title_justify="left")
+        for i, piece in enumerate(pieces):
+            table.add_row(str(i), str(row[i]), repr(piece))
         if end + 1 < len(row):
             table.add_row(f"{end + 1} to {len(row) - 1}", "0", "(padding)")
         print_table(table)

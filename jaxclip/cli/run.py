@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxclip.cli.run_folder import RunInputs
 from jaxclip.cli.shared import UsageError, flag_error, stderr
-from jaxclip.data.emoji.pictures import emoji, known
-from jaxclip.data.labelled import labelled
-from jaxclip.data.pairs import opened
-from jaxclip.data.spec import Place, place
+from jaxclip.data.emoji.pictures import load_emoji, select_names
+from jaxclip.data.labelled import open_labelled
+from jaxclip.data.pairs import open_pairs
+from jaxclip.data.spec import DataSpec, parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.held_out import HeldOut
@@ -59,9 +59,9 @@ def is_first() -> bool:
     return bool(jax.process_index() == 0)
 
 
-def _place(text: str) -> Place:
+def _parse_spec(text: str) -> DataSpec:
     try:
-        return place(text)
+        return parse_spec(text)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -80,11 +80,11 @@ def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: 
     }
     if "emoji" in inputs.data and inputs.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
-    specs = [] if inputs.data == EMOJI else [_place(text) for text in inputs.data]
-    sources = [opened(spec, _data_dir(inputs)) for spec in specs]
+    specs = [] if inputs.data == EMOJI else [_parse_spec(text) for text in inputs.data]
+    sources = [open_pairs(spec, _data_dir(inputs)) for spec in specs]
     try:
         if inputs.data == EMOJI:
-            return DrawingStream(emoji("train"), **common)
+            return DrawingStream(load_emoji("train"), **common)
         return PairStream(
             sources,
             skips=skips,
@@ -114,14 +114,16 @@ def held_out_evaluation(
             mesh,
             recipe.model.vision.image_size,
             recipe.model.text.context_length,
-            labelled=labelled(_place(inputs.zero_shot), folder) if inputs.zero_shot else None,
-            pairs=opened(_place(inputs.retrieval), folder) if inputs.retrieval else None,
+            labelled=open_labelled(_parse_spec(inputs.zero_shot), folder)
+            if inputs.zero_shot
+            else None,
+            pairs=open_pairs(_parse_spec(inputs.retrieval), folder) if inputs.retrieval else None,
             skip_limit=inputs.skip_limit,
         )
     if inputs.data != EMOJI:
         return None
-    training = emoji("train")
-    return Evaluation(known(emoji("validation"), training.names), training.names)
+    training = load_emoji("train")
+    return Evaluation(select_names(load_emoji("validation"), training.names), training.names)
 
 
 def require_tensorboard() -> None:

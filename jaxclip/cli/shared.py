@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import tyro
@@ -14,6 +14,8 @@ from rich.text import Text
 
 from jaxclip.terminal import FAILED as FAILED
 from jaxclip.terminal import one_line, printable
+
+USAGE = 2
 
 
 class PlainConsole(Console):
@@ -136,6 +138,13 @@ def warn_embedded(name: str) -> None:
             "for those name a released model: --model ViT-B/32",
             file=sys.stderr,
         )
+
+
+def show_progress(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, with a progress bar on standard error."""
+    from rich.progress import track
+
+    return track(items, what, total=total, console=stderr)
 
 
 def print_table(table: Any) -> None:

@@ -1,22 +1,18 @@
-"""Commands that train and test models: train, evaluate."""
+"""The command that trains models."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 import tyro
-from rich.table import Table
 
+from jaxclip.cli.evaluate import show_unseen_artist
 from jaxclip.cli.shared import (
     FAILED,
-    AsJson,
     UsageError,
-    load_model,
     print_line,
-    print_table,
     require_whole_flag,
 )
 from jaxclip.training.recipe import Execution, Recipe, presets
@@ -157,56 +153,6 @@ def train(flags: TrainFlags) -> int:
     return 0
 
 
-def evaluate(model: str = "emoji", as_json: AsJson = False) -> int:
-    """Test a model on the artist that the embedded pictures keep unseen, beside the floors.
-
-    Args:
-        model: "emoji" (the embedded model), a run folder, or a .safetensors file.
-        as_json: Print one JSON object instead of a table.
-    """
-    from jaxclip.evaluation.classifier_cache import compiled
-    from jaxclip.hub.released import cache_folder
-
-    loaded = load_model(model, arrange=True)[0]
-
-    def text_embeds(names: Sequence[str]) -> np.ndarray:
-        return compiled(loaded, names, ("{}",), cache_folder(), truncate=True)
-
-    _show_scores(_unseen_artist(loaded, text_embeds)[0], as_json)
-    return 0
-
-
-def _unseen_artist(
-    model: Any, text_embeds: Callable[[Sequence[str]], np.ndarray] | None = None
-) -> tuple[dict[str, Any], Any]:
-    from jaxclip.data.emoji.pictures import emoji, unseen_artist
-    from jaxclip.evaluation.named_pictures import Evaluation, nearest_pixels
-
-    test = unseen_artist()
-    evaluation = Evaluation(test, test.names)
-    floor = nearest_pixels(test, emoji("train"))
-    count = len(evaluation.classes)
-    chance = {"top1": 1 / count, "top5": 5 / count}
-    chance |= {
-        f"{way}_r{k}": k / count for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
-    }
-    T_e = None if text_embeds is None else text_embeds(evaluation.classes)
-    scores = {"model": evaluation(model, T_e), "pixel nearest neighbour": floor, "chance": chance}
-    return {"classes": count, "pictures": len(test.names), "scores": scores}, evaluation
-
-
-def _show_scores(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))
-        return
-    scores = result["scores"]
-    table = Table("metric", *scores, title=f"unseen artist, {result['classes']} names (%)")
-    for metric in scores["model"]:
-        cells = [f"{100 * s[metric]:.1f}" if metric in s else "" for s in scores.values()]
-        table.add_row(metric.replace("_", " "), *cells)
-    print_table(table)
-
-
 def _report(model: Any, recipe: Recipe, data: tuple[str, ...], out: Path) -> None:
     from jaxclip.evaluation import plots
 
@@ -221,11 +167,12 @@ def _report(model: Any, recipe: Recipe, data: tuple[str, ...], out: Path) -> Non
 def _report_emoji(model: Any, out: Path) -> None:
     from jaxclip.checkpoint import replacing
     from jaxclip.evaluation import plots
+    from jaxclip.evaluation.named_pictures import evaluate_unseen_artist
 
-    result, evaluation = _unseen_artist(model)
+    result, evaluation = evaluate_unseen_artist(model)
     with replacing(out / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
-    _show_scores(result, as_json=False)
+    show_unseen_artist(result)
     image_embeds, text_embeds = evaluation.embeds(model)
     scores = image_embeds @ text_embeds.T
     plots.answer_sheet(evaluation.pictures, evaluation.classes, scores, out / "answers.png")

@@ -165,9 +165,9 @@ def _inputs(
         tokens = _random_tokens(text)
     if picture is not None:
         return preprocess(open_image(picture))[None], tokens, read_bytes(picture)
-    from jaxclip.data.emoji.pictures import emoji
+    from jaxclip.data.emoji.pictures import load_emoji
 
-    drawings = emoji("test").images[:2]
+    drawings = load_emoji("test").images[:2]
     pixels = np.stack([preprocess(Image.fromarray(drawing)) for drawing in drawings])
     return pixels, tokens, b""
 

@@ -1,4 +1,4 @@
-"""Caption files that lie apart from their pictures: MS-COCO's, Karpathy's splits, Flickr30k's.
+"""Caption files apart from their pictures: MS-COCO's, Karpathy's splits, Flickr30k's.
 
 captions_val2014.json     COCO's own: `images` (id, file_name) and `annotations` (image_id, caption)
 dataset_coco.json, dataset_flickr30k.json
@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from jaxclip.data.pairs import Files
+from jaxclip.data.pairs import CaptionedFiles
 from jaxclip.data.records import Fault, parse_captions, parse_path
 from jaxclip.files import parse_json, read_text, split_lines
 
@@ -26,7 +26,7 @@ class _Found:
         self.bad: list[tuple[str, Fault]] = []
 
     def add(self, where: str, read: Callable[[Any], tuple[str, list[str]]], record: Any) -> None:
-        """Add (name of the picture, captions) as `read` finds them; what it raises is a fault."""
+        """Add the (name, captions) of a picture that `read` returns; what it raises is a fault."""
         try:
             name, captions = read(record)
             checked = parse_captions(captions)
@@ -42,14 +42,16 @@ class _Found:
         self.bad.append((f"{self.path}, {where}", Fault("bad caption", why)))
 
 
-def caption_file(path: Path, pictures: Path, split: str = "", only: Path | None = None) -> Files:
+def read_caption_file(
+    path: Path, pictures: Path, split: str = "", only: Path | None = None
+) -> CaptionedFiles:
     """The pairs of a caption file, in its order.
 
     Args:
-      path: one of the kinds above; which one is seen from what is in it.
+      path: one of the kinds above; the kind is detected from the content.
       pictures: the folder of the pictures; names in the file are below it.
-      split: of Karpathy's files: "train", "restval", "val" or "test"; all of it if not given.
-      only: a text file with a picture's file name a line; others are left out.
+      split: of Karpathy's files: "train", "restval", "val" or "test"; all of it by default.
+      only: a text file with one file name a line: the pictures to keep.
 
     Raises:
       ValueError: the file is none of these kinds, or nothing of it is left.
@@ -63,7 +65,7 @@ def caption_file(path: Path, pictures: Path, split: str = "", only: Path | None 
     if only is not None:
         wanted = {line.strip() for line in split_lines(read_text(only))}
     entries = [(pictures / n, tuple(texts)) for n, texts in found.captions.items() if n in wanted]
-    return Files(entries, path, found.bad)
+    return CaptionedFiles(entries, path, found.bad)
 
 
 def _add_json(found: _Found, text: str, split: str) -> None:

@@ -1,4 +1,4 @@
-"""Examples to batches that hold no pair twice, also after pairs were left out. Imports grain."""
+"""Batches that hold no pair twice, also after skips. Imports grain."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -11,16 +11,16 @@ Example = dict[str, Any]
 
 
 class DistinctBatches(grain.IterDataset):
-    """Batches of `rows` examples; one whose pair is in the batch already is passed over.
+    """Batches of `rows` examples, without those whose pair is in the batch already.
 
-    The order gives none twice, but what is unusable lets later places move up, where an epoch may
-    have ended. State is kept between batches only.
+    The order has no pair twice in a batch, but after a skip later positions move up, maybe across
+    the end of an epoch. State is kept between batches only.
 
     Args:
       parent: the examples, each with its `index` (source, index in it).
       rows: examples of a batch.
       repeats: how often a pair of each source may be in a batch.
-      patience: examples passed over in a row, after which the usable ones are too few.
+      patience: duplicates in a row after which there are too few usable examples.
       collate: examples to a batch.
     """
 
@@ -74,7 +74,7 @@ class _Iterator(grain.DatasetIterator):
 
 
 def collate(examples: Sequence[Example]) -> Example:
-    """Columns from rows: texts as a list, everything else as one array."""
+    """Columns of rows: texts as a list, everything else as one array."""
     together = {name: [example[name] for example in examples] for name in examples[0]}
     return {
         name: values if name == "caption" else np.stack(values) for name, values in together.items()

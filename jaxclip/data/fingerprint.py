@@ -1,7 +1,7 @@
-"""SHA-256 of what a source yields, by which a kept result is told from one of other pictures.
+"""SHA-256 of all records of a source, by which a kept result is matched with its pictures.
 
-Every record is read whole: a picture that `cp -p` put in the place of another has its size and its
-time. Reading costs little beside encoding, and is the same for files, tables, tar shards,
+Every record is read in full: size and time do not tell a picture from one that `cp -p` put over it.
+Reading costs little beside encoding, and is the same for files, tables, tar shards,
 tensorflow-datasets and pictures in memory.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxclip.data.labelled import Example
 
-CHUNK = 1024  # records that are read ahead of their turn, at most
+CHUNK = 1024  # records read at a time
 
 
 class Records(Protocol):
@@ -25,7 +25,7 @@ class Records(Protocol):
 
 
 class Digest(NamedTuple):
-    """SHA-256 of one record's picture (its bytes and where it is) and of its label or captions."""
+    """SHA-256 of one record's picture (its bytes and its path) and of its label or captions."""
 
     picture: bytes
     words: bytes
@@ -37,7 +37,7 @@ def digests(source: Records, threads: int | None = None) -> Iterator[Digest]:
     def read(i: int) -> Digest:
         try:
             item = source[i]
-        except (ValueError, OSError) as error:  # it will be left out, for this reason
+        except (ValueError, OSError) as error:  # the record will be skipped for this reason
             return Digest(_sha256(str(error)), b"")
         words = item.label if isinstance(item, Example) else item.captions
         where = hashlib.sha256(item.image).digest() + _encoded(item.where)

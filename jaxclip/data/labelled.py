@@ -1,8 +1,8 @@
-"""Pictures with a class each, wherever they lie: what is evaluated, and what a probe learns from.
+"""Sources of pictures with one class each, for evaluation and linear probes.
 
 A labelled source is a sequence: `source[i] -> Example`, from any thread, and `names`, what the
-source calls its classes. `aligned` turns its labels into places in a list of classes. The same
-pictures give the same examples from a class folder, a table, tar shards and tensorflow-datasets.
+source calls its classes. `align_labels` turns its labels into indices of a list of classes. The
+same pictures give the same examples from class folders, a table, tar shards and tfds.
 """
 
 import dataclasses
@@ -12,10 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from jaxclip.data.pairs import BAD_ROW, class_pictures, drawings, none_left, telling
+from jaxclip.data.pairs import (
+    BAD_ROW,
+    describe_empty,
+    find_class_pictures,
+    open_drawings,
+    tfds_errors_as_value_errors,
+)
 from jaxclip.data.records import Fault, parse_label, parse_path, read_picture
 from jaxclip.data.shards import Extent, Read, Shards, picture_of
-from jaxclip.data.spec import Place
+from jaxclip.data.spec import DataSpec
 from jaxclip.data.tables import table_rows
 from jaxclip.files import decode_text, parse_json, read_text, split_lines
 
@@ -26,9 +32,9 @@ NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An encoded picture, its label, and where it came from, for messages.
+    """An encoded picture, its label, and where it was read from, for messages.
 
-    The label is a place in the source's names, or a bare number where it has none. One outside of
+    The label is an index of the source's names, or a bare number where it has none. One outside of
     them (also NO_LABEL) means that the picture cannot count; `fault` says why, where that is known.
     """
 
@@ -41,8 +47,8 @@ class Example:
 class Labelled(Protocol):
     """A sequence of examples. `names` is empty where the labels are bare numbers.
 
-    One that took its names from its own labels or folders has `sorted_names`, True: they have no
-    order but the alphabet's, so that numbers elsewhere do not mean places in them.
+    One that took its names from its own labels or folders has `sorted_names`, True: their order is
+    the alphabet's, so numbers in other data are no indices of them.
     """
 
     @property
@@ -53,7 +59,7 @@ class Labelled(Protocol):
     def __getitem__(self, i: int) -> Example: ...
 
 
-class Files:
+class LabelledFiles:
     """Pictures that are files of their own; `bad` are records that are counted and left out."""
 
     def __init__(
@@ -78,19 +84,19 @@ class Files:
         return Example(content, label, str(path), fault_of_picture)
 
 
-def class_folders(root: Path) -> Files:
-    """Pictures in folders that are named as what they show; an empty folder is a class too."""
-    pictures, names = class_pictures(root)
+def read_class_folders(root: Path) -> LabelledFiles:
+    """Pictures in class folders, such as cat/1.jpg; an empty folder is a class too."""
+    pictures, names = find_class_pictures(root)
     if not pictures:
         raise ValueError(f"{root}: no pictures in class folders, such as cat/1.jpg")
-    place = {name: i for i, name in enumerate(names)}
-    found = Files([(file, place[name]) for file, name in pictures], names)
+    index = {name: i for i, name in enumerate(names)}
+    found = LabelledFiles([(file, index[name]) for file, name in pictures], names)
     found.sorted_names = True
     return found
 
 
-def label_table(path: Path, image: str = "image", label: str = "label") -> Files:
-    """A .csv (with a header), .tsv or .jsonl with a path and a class, by name or number, a line."""
+def read_label_table(path: Path, image: str = "image", label: str = "label") -> LabelledFiles:
+    """Pictures of a .csv (with a header), .tsv or .jsonl: a path and a class a line."""
     files: list[Path] = []
     values: list[str | int | None] = []
     bad: list[tuple[str, Fault]] = []
@@ -105,10 +111,10 @@ def label_table(path: Path, image: str = "image", label: str = "label") -> Files
         files.append(file)
         values.append(value)
     if not files:
-        raise ValueError(none_left(path, "no pictures in it", bad))
+        raise ValueError(describe_empty(path, "no pictures in it", bad))
     beside = _names_beside(path)
     labels, names = _numbered(values, beside)
-    found = Files(list(zip(files, labels, strict=True)), names, bad)
+    found = LabelledFiles(list(zip(files, labels, strict=True)), names, bad)
     found.sorted_names = bool(names and not beside)
     return found
 
@@ -131,7 +137,7 @@ class LabelShards:
         fault = self.shards.entry(i).fault
         if fault is not None:
             return None, fault
-        with self.shards.opened(i) as (members, read, _):
+        with self.shards.open_example(i) as (members, read, _):
             try:
                 return _class_in(members, read), None
             except ValueError as error:
@@ -144,7 +150,7 @@ class LabelShards:
         label, fault = self.labels[i], self.faults[i]
         if fault is not None:
             return Example(b"", label, self.shards.entry(i).where, fault)
-        with self.shards.opened(i) as (members, read, where):
+        with self.shards.open_example(i) as (members, read, where):
             try:
                 return Example(read(picture_of(members)), label, where)
             except ValueError as error:
@@ -152,7 +158,7 @@ class LabelShards:
 
 
 def _class_in(members: Mapping[str, Extent], read: Read) -> str | int | None:
-    """What a shard says about an example's class; None if nothing, ValueError for no class."""
+    """The class of an example in a shard; None if there is none, ValueError if it is no class."""
     if "cls" in members:
         return parse_label(decode_text(read("cls"), ".cls"))
     if "json" in members:
@@ -195,12 +201,12 @@ def _numbered(
             f"{NAMES_FILE}: expected each class that the data name once, got {twice[0]!r} "
             f"{counts[twice[0]]} times; number the classes in the data instead"
         )
-    place = {name: i for i, name in enumerate(names)}
-    return [place.get(word, NO_LABEL) if word is not None else NO_LABEL for word in words], names
+    index = {name: i for i, name in enumerate(names)}
+    return [index.get(word, NO_LABEL) if word is not None else NO_LABEL for word in words], names
 
 
-class TensorflowDataset:
-    """A prepared data set of tensorflow-datasets with a class label, read without TensorFlow."""
+class TfdsExamples:
+    """Examples of a prepared dataset of tensorflow-datasets, read without TensorFlow."""
 
     def __init__(
         self, name: str, split: str, data_dir: Path | None, image: str, label: str
@@ -211,10 +217,10 @@ class TensorflowDataset:
         features = builder.info.features
         if image not in features or label not in features:
             there = ", ".join(features)
-            raise ValueError(f"{name} has the features {there}; {image!r}, {label!r} were expected")
+            raise ValueError(f"{name}: expected the features {image!r}, {label!r}, got {there}")
         names = getattr(features[label], "names", None)
         if names is None:
-            raise ValueError(f"{name}: the feature {label!r} is no class label")
+            raise ValueError(f"{name}: expected a class label, got the feature {label!r}")
         decoders = {image: tfds.decode.SkipDecoding()}
         self.rows = builder.as_data_source(split=split, decoders=decoders)
         self.names, self.image, self.label = tuple(names), image, label
@@ -228,57 +234,57 @@ class TensorflowDataset:
         return Example(bytes(row[self.image]), int(row[self.label]), f"{self.origin}, row {i}")
 
 
-class NamedDrawings:
+class LabelledDrawings:
     """The embedded pictures of a split; every name is a class."""
 
     def __init__(self, split: str) -> None:
-        self.pairs = drawings(split)
+        self.pairs = open_drawings(split)
         self.names = tuple(sorted(set(self.pairs.pictures.names)))
-        self.place = {name: i for i, name in enumerate(self.names)}
+        self.index = {name: i for i, name in enumerate(self.names)}
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> Example:
         pair = self.pairs[i]
-        return Example(pair.image, self.place[pair.captions[0]], pair.where)
+        return Example(pair.image, self.index[pair.captions[0]], pair.where)
 
 
-def labelled(
-    found: Place, data_dir: Path | None = None, *, image: str = "image", label: str = "label"
+def open_labelled(
+    spec: DataSpec, data_dir: Path | None = None, *, image: str = "image", label: str = "label"
 ) -> Labelled:
-    """The examples of a place.
+    """The examples of a dataset.
 
     Args:
-      found: what `place` made of --data.
-      data_dir: where data sets of tensorflow-datasets were prepared.
-      image, label: the features of a tensorflow-datasets set, or the columns of a table.
+      spec: as `parse_spec` returns it.
+      data_dir: where datasets of tensorflow-datasets were prepared.
+      image, label: the features of a tfds dataset, or the columns of a table.
 
     Raises:
-      ValueError: there are no pictures with classes, or it is not what it was said to be.
+      ValueError: it holds no pictures with classes, or is of another kind than its spec says.
     """
-    if found.kind == "tfds":
-        with telling(found):
-            return TensorflowDataset(found.name, found.split, data_dir, image, label)
-    if found.kind == "emoji":
-        return NamedDrawings(found.split)
-    if found.kind == "tar":
-        return LabelShards(found.paths)
-    if found.kind == "table":
-        return label_table(found.paths[0], image, label)
-    if found.kind == "classes":
-        return class_folders(found.paths[0])
+    if spec.kind == "tfds":
+        with tfds_errors_as_value_errors(spec):
+            return TfdsExamples(spec.name, spec.split, data_dir, image, label)
+    if spec.kind == "emoji":
+        return LabelledDrawings(spec.split)
+    if spec.kind == "tar":
+        return LabelShards(spec.paths)
+    if spec.kind == "table":
+        return read_label_table(spec.paths[0], image, label)
+    if spec.kind == "classes":
+        return read_class_folders(spec.paths[0])
     raise ValueError(
-        f"{found.paths[0]} holds pictures without classes; expected a folder for each class, a "
+        f"{spec.paths[0]} holds pictures without classes; expected a folder for each class, a "
         "table with the columns image and label, tar shards with .cls, or tfds:NAME:SPLIT"
     )
 
 
-# Labels as places in a list of classes -----------------------------------------------------------
+# Labels as indices of a list of classes -----------------------------------------------------------
 
 
-class Aligned:
-    """A labelled source whose labels are places in `names`, a list of classes from elsewhere."""
+class Relabelled:
+    """A labelled source with its labels as indices of another list of classes, `names`."""
 
     def __init__(self, source: Labelled, names: Sequence[str], to: Mapping[int, int]) -> None:
         self.source, self.names, self.to = source, tuple(names), to
@@ -292,22 +298,24 @@ class Aligned:
 
 
 def _key(name: str) -> str:
-    """The name without what folders write otherwise: case, "_", "-" and "/"."""
+    """The name in lower case, with "_", "-" and "/" as spaces."""
     return " ".join(re.sub(r"[_/-]", " ", name.lower()).split())
 
 
-def aligned(source: Labelled, classes: Sequence[str] = (), folders: Sequence[str] = ()) -> Aligned:
-    """The source with its labels as places in a list of classes.
+def align_labels(
+    source: Labelled, classes: Sequence[str] = (), folders: Sequence[str] = ()
+) -> Relabelled:
+    """The source with its labels as indices of a list of classes.
 
-    The source's names are looked for among `classes` (case, "_", "-", "/" aside), then among
-    `folders`, other names of the same classes such as wordnet ids, and then taken as numbers, as
-    ImageNet-V2 numbers its folders. Whichever way is taken fits all of them. Classes that the
-    source lacks stay without pictures.
+    The source's names are matched with `classes` (case, "_", "-", "/" aside), then with `folders`,
+    other names of the same classes such as wordnet ids, and then read as numbers, as ImageNet-V2
+    numbers its folders. The first way that fits all of them is used. Classes that the source lacks
+    stay without pictures.
 
     Args:
       source: with names, or with bare numbers: names where `classes` has all of them ("1", "2",
-        "3"), else places in `classes`.
-      classes: in the order that is wanted; the source's own names if none are given.
+        "3"), else indices of `classes`.
+      classes: in the wanted order; the source's own names by default.
       folders: one for each of `classes`, or none.
 
     Raises:
@@ -319,17 +327,17 @@ def aligned(source: Labelled, classes: Sequence[str] = (), folders: Sequence[str
                 f"the labels are numbers and nothing names them; put {NAMES_FILE}, a class a line, "
                 "beside the data, or name a --dataset"
             )
-        return Aligned(source, _readable(source.names), _in_order(source.names))
+        return Relabelled(source, _readable(source.names), _in_order(source.names))
     if not source.names:
-        return Aligned(source, classes, _places_of_numbers(source, classes))
+        return Relabelled(source, classes, _indices_of_numbers(source, classes))
     for candidates, key in ((classes, _key), (folders, str)):
         counts = Counter(key(name) for name in candidates)
-        place = {key(name): i for i, name in enumerate(candidates) if counts[key(name)] == 1}
-        if all(key(name) in place for name in source.names):
-            to = {i: place[key(name)] for i, name in enumerate(source.names)}
-            return Aligned(source, classes, to)
+        index = {key(name): i for i, name in enumerate(candidates) if counts[key(name)] == 1}
+        if all(key(name) in index for name in source.names):
+            to = {i: index[key(name)] for i, name in enumerate(source.names)}
+            return Relabelled(source, classes, to)
     if all(NUMBER.fullmatch(x) and 0 <= int(x) < len(classes) for x in source.names):
-        return Aligned(source, classes, {i: int(name) for i, name in enumerate(source.names)})
+        return Relabelled(source, classes, {i: int(name) for i, name in enumerate(source.names)})
     raise ValueError(_mismatch(source.names, classes))
 
 
@@ -337,8 +345,8 @@ def _in_order(names: Sequence[str]) -> dict[int, int]:
     return {i: i for i in range(len(names))}
 
 
-def _places_of_numbers(source: Labelled, classes: Sequence[str]) -> dict[int, int]:
-    """{label: place in classes} of a source whose labels are bare numbers."""
+def _indices_of_numbers(source: Labelled, classes: Sequence[str]) -> dict[int, int]:
+    """{label: index in classes} of a source whose labels are bare numbers."""
     numbers = [int(name) if NUMBER.fullmatch(name) else NO_LABEL for name in classes]
     counts = Counter(numbers)
     named = {x: i for i, x in enumerate(numbers) if x >= 0 and counts[x] == 1}
@@ -347,7 +355,7 @@ def _places_of_numbers(source: Labelled, classes: Sequence[str]) -> dict[int, in
 
 
 def _readable(names: Sequence[str]) -> list[str]:
-    """The names as words; ValueError where two are one text: the first would always win."""
+    """The names with spaces for "_"; ValueError where two become one text: the first would win."""
     words = [name.replace("_", " ") for name in names]
     first: dict[str, str] = {}
     for name, text in zip(names, words, strict=True):
@@ -362,8 +370,8 @@ def _readable(names: Sequence[str]) -> list[str]:
 def _mismatch(names: Sequence[str], classes: Sequence[str]) -> str:
     there = {_key(name) for name in classes}
     strange = [name for name in names if _key(name) not in there]
-    told = ", ".join(map(repr, strange[:5])) or "a name that stands twice"
+    told = ", ".join(map(repr, strange[:5])) or "a name twice"
     return (
-        f"{len(strange)} of the data's {len(names)} classes are not among the {len(classes)} that "
-        f"were asked for: {told}; expected names such as {classes[0]!r}; is it the right --dataset?"
+        f"expected classes such as {classes[0]!r}, got {told}: {len(strange)} of the data's "
+        f"{len(names)} classes are not among the {len(classes)} expected; is --dataset right?"
     )

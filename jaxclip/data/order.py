@@ -1,12 +1,12 @@
-"""Which example stands at each place of an endless order: computed, with nothing remembered.
+"""The endless global order of examples: which example is at a position, computed without state.
 
-Batch k holds the places k * batch_size and on. Sources share the places by weight. What holds for
-each of them depends on its share, the most of its examples that a batch can hold:
+Batch k is positions k * batch_size to (k + 1) * batch_size - 1. Sources share the positions by
+weight. The guarantee for a source depends on its share, the most of its examples in a batch:
 
-  two shares or more   its examples come once an epoch, every epoch in an order of its own, and no
-                       batch holds one twice, also where an epoch ends within the batch
-  less than that       every batch draws anew from all of it; no example comes twice in a batch
-                       before all of them have come
+  two shares or more   each example once an epoch, each epoch in another order, and no example twice
+                       in a batch, also where an epoch ends within the batch
+  less than that       every batch draws anew from all examples; no example is drawn a second time
+                       before all of them have been
 
 Each order follows from (seed, source, epoch or batch), so no two of them are alike.
 """
@@ -86,51 +86,51 @@ class Order:
         self.weights = [int(weight * common) for weight in exact]
         self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
         self.shares = self._shares()
-        self._parts = [
+        self._by_source = [
             (_Epochs if length >= 2 * share else _Draws)(self, source)
             for source, (length, share) in enumerate(zip(lengths, self.shares, strict=True))
         ]
 
-    def counts(self, places: int) -> list[int]:
-        """How many of the first `places` places belong to each source; they grow with `places`."""
+    def counts(self, positions: int) -> list[int]:
+        """Of the first `positions` positions, each source's number; none shrinks as they grow."""
         found, rest = [], sum(self.weights)
         for weight in self.weights:
-            others = places * (rest - weight) // rest
-            found.append(places - others)
-            places, rest = others, rest - weight
+            others = positions * (rest - weight) // rest
+            found.append(positions - others)
+            positions, rest = others, rest - weight
         return found
 
     def _shares(self) -> list[int]:
-        """The most places of a batch that each source can have, rounding as `counts` does."""
-        found, places, rest = [], self.batch_size, sum(self.weights)
+        """The most positions of a batch that each source can have, rounded as in `counts`."""
+        found, positions, rest = [], self.batch_size, sum(self.weights)
         for weight in self.weights:
-            found.append(-(-places * weight // rest))
-            places, rest = -(-places * (rest - weight) // rest), rest - weight
+            found.append(-(-positions * weight // rest))
+            positions, rest = -(-positions * (rest - weight) // rest), rest - weight
         return found
 
     def repeats(self, source: int) -> int:
-        """How often one example of a source can stand in a batch; 1 but for small sources."""
+        """How often one example of a source can be in a batch; 1 but for small sources."""
         return -(-self.shares[source] // self.lengths[source])
 
     def patience(self) -> int:
-        """Places within which every source has shown all of its examples, nearly certainly."""
-        places = [
+        """Positions within which every source has yielded all its examples, nearly certainly."""
+        positions = [
             length * sum(self.weights) // w
             for length, w in zip(self.lengths, self.weights, strict=True)
         ]
-        return 2 * max(places) + 20 * self.batch_size
+        return 2 * max(positions) + 20 * self.batch_size
 
-    def __getitem__(self, place: int) -> tuple[int, int]:
-        before, after = self.counts(place), self.counts(place + 1)
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        before, after = self.counts(position), self.counts(position + 1)
         source = next(i for i, count in enumerate(before) if after[i] > count)
-        return source, self._parts[source].at(place, before[source])
+        return source, self._by_source[source].at(position, before[source])
 
 
 class _Epochs:
     """A source of two shares or more: once an epoch, and never twice in a batch.
 
-    Where an epoch ends within a batch, examples of its end that stand in the same batch's part of
-    the next epoch change places with others from its middle.
+    Where an epoch ends within a batch, examples of its end that are also in that batch's part of
+    the next epoch are swapped with others from its middle.
     """
 
     def __init__(self, order: Order, source: int) -> None:
@@ -138,8 +138,8 @@ class _Epochs:
         self.shuffled = functools.lru_cache(4)(self._shuffled)
         self.moved = functools.lru_cache(4)(self._moved)
 
-    def at(self, place: int, i: int) -> int:
-        """The index at one place, which is the i-th of this source."""
+    def at(self, position: int, i: int) -> int:
+        """The index at a position, which is the i-th of this source."""
         epoch, within = divmod(i, self.length)
         return self.shuffled(epoch)[self.moved(epoch).get(within, within)]
 
@@ -147,7 +147,7 @@ class _Epochs:
         return Shuffled(self.length, [self.order.seed, self.source, epoch])
 
     def _seam(self, epoch: int) -> tuple[int, int]:
-        """Of the batch within which an epoch begins: places before and after; (0, 0) if none."""
+        """Of the batch within which an epoch begins: positions before and after; (0, 0) if none."""
         begin, size = epoch * self.length, self.order.batch_size
 
         def until(batch: int) -> int:
@@ -170,15 +170,15 @@ class _Epochs:
 
 
 class _Draws:
-    """A source of less than two shares: each batch takes the first of an order of its own."""
+    """A source of less than two shares: each batch takes the first examples of its own order."""
 
     def __init__(self, order: Order, source: int) -> None:
         self.order, self.source, self.length = order, source, order.lengths[source]
         self.shuffled = functools.lru_cache(16)(self._shuffled)
 
-    def at(self, place: int, i: int) -> int:
-        """The index at one place, which is the i-th of this source."""
-        batch = place // self.order.batch_size
+    def at(self, position: int, i: int) -> int:
+        """The index at a position, which is the i-th of this source."""
+        batch = position // self.order.batch_size
         first = self.order.counts(batch * self.order.batch_size)[self.source]
         turn, within = divmod(i - first, self.length)
         return self.shuffled(batch, turn)[within]

@@ -1,7 +1,7 @@
-"""Where pictures with captions come from: tables, folders, tar shards, tensorflow-datasets, memory.
+"""Sources of pictures with captions: tables, folders, tar shards, tensorflow-datasets, memory.
 
 A source is a sequence: `len(source)`, `source[i] -> Pair`, from any thread. It reads names and
-captions when it is made and a picture's bytes when it is asked for it; nothing is decoded here.
+captions when it is created and a picture's bytes on access; nothing is decoded here.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from jaxclip.data.emoji.pictures import Pictures, emoji, unseen_artist
+from jaxclip.data.emoji.pictures import EmojiPictures, load_emoji, load_unseen_artist
 from jaxclip.data.folders import find_pictures
 from jaxclip.data.records import (
     MOST_TEXT_BYTES,
@@ -24,20 +24,20 @@ from jaxclip.data.records import (
     read_picture,
 )
 from jaxclip.data.shards import Members, Read, Shards, picture_of
-from jaxclip.data.spec import Place
+from jaxclip.data.spec import DataSpec
 from jaxclip.data.tables import table_rows
 from jaxclip.files import decode_text, parse_json, read_text, split_lines
 
 logger = logging.getLogger(__name__)
-TEMPLATE = "a photo of a {}."  # what a class's name is put into (section 3.1.4)
+TEMPLATE = "a photo of a {}."  # for class names (section 3.1.4)
 BAD_CAPTION, BAD_ROW = "bad caption", "bad row"  # kinds of faults
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An encoded picture, all its captions, and where it came from, for messages.
+    """An encoded picture, all its captions, and where it was read from, for messages.
 
-    fault: why it cannot be used, whatever is in its picture; None if nothing speaks against it.
+    fault: why it cannot be used, whatever its picture holds; None if it can be.
     """
 
     image: bytes
@@ -54,13 +54,13 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Pair: ...
 
 
-class Files:
-    """Pictures that are files of their own: what `folder`, `classes` and `table` make.
+class CaptionedFiles:
+    """Pictures with captions, each picture a file of its own.
 
     Args:
       entries: (picture, its captions).
-      origin: what they were read from, for messages.
-      bad: (where, fault) of records that are counted when they are met, and left out.
+      origin: the folder or file that lists them, for messages.
+      bad: (where, fault) of records that are counted and left out.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Files:
     ) -> None:
         self.entries, self.bad = list(entries), list(bad)
         if not self.entries:
-            raise ValueError(none_left(origin, "no pictures with captions in it", self.bad))
+            raise ValueError(describe_empty(origin, "no pictures with captions in it", self.bad))
 
     def __len__(self) -> int:
         return len(self.entries) + len(self.bad)
@@ -85,18 +85,18 @@ class Files:
         return Pair(content, captions, str(path), fault_of_picture)
 
 
-def none_left(origin: Path, what: str, bad: Sequence[tuple[str, Fault]]) -> str:
-    """What to tell where nothing can be used: `what`, or the first of the bad records."""
+def describe_empty(origin: Path, what: str, bad: Sequence[tuple[str, Fault]]) -> str:
+    """The message for a source without usable records: `what`, or its first bad record."""
     if not bad:
         return f"{origin}: {what}"
     where, fault = bad[0]
     return f"{origin}: none of its {len(bad)} records can be used; {where}: {fault.detail}"
 
 
-def folder(root: Path) -> Files:
+def read_caption_folder(root: Path) -> CaptionedFiles:
     """Pictures with a text file beside each: x.jpg and x.txt, one caption a line.
 
-    Pictures without one are left out, which is logged once.
+    EmojiPictures without one are left out, which is logged once.
 
     Raises:
       ValueError: there are no pictures, or none of them has a text file.
@@ -118,20 +118,20 @@ def folder(root: Path) -> Files:
             entries.append((file, captions))
         except ValueError as error:
             bad.append((str(text), Fault(BAD_CAPTION, str(error).removeprefix(f"{text}: "))))
-    return Files(entries, root, bad)
+    return CaptionedFiles(entries, root, bad)
 
 
-def classes(root: Path, templates: Sequence[str] = (TEMPLATE,)) -> Files:
-    """Pictures in folders that are named as what they show: `tabby_cat/1.jpg`."""
+def caption_class_folders(root: Path, templates: Sequence[str] = (TEMPLATE,)) -> CaptionedFiles:
+    """Pictures in class folders, such as `tabby_cat/1.jpg`, with captions from the templates."""
     entries = []
-    for file, name in class_pictures(root)[0]:
+    for file, name in find_class_pictures(root)[0]:
         words = name.replace("_", " ")
         entries.append((file, tuple(template.format(words) for template in templates)))
-    return Files(entries, root)
+    return CaptionedFiles(entries, root)
 
 
-def class_pictures(root: Path) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
-    """((picture, its class), all classes) of class folders; a folder without pictures is one."""
+def find_class_pictures(root: Path) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
+    """((picture, its class), all classes) of class folders; an empty folder is a class too."""
     found = find_pictures(root)
     pairs = [(file, name) for file in found.pictures if (name := found.class_of(file))]
     if len(pairs) < len(found.pictures):
@@ -140,10 +140,13 @@ def class_pictures(root: Path) -> tuple[list[tuple[Path, str]], tuple[str, ...]]
     return pairs, tuple(found.folders)
 
 
-def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
-    """A .csv (with a header), .tsv or .jsonl: a caption a line, and a path from the table's folder.
+def read_caption_table(
+    path: Path, image: str = "image", caption: str = "caption"
+) -> CaptionedFiles:
+    """Pictures of a .csv (with a header), .tsv or .jsonl: a path and a caption a line.
 
-    In JSON lines the caption may be a list of several. Lines of one picture are put together.
+    Paths start at the table's folder. In JSON lines the caption may be a list of several. Lines of
+    one picture are joined.
     """
     found: dict[Path, list[str]] = {}
     bad: list[tuple[str, Fault]] = []
@@ -156,7 +159,7 @@ def table(path: Path, image: str = "image", caption: str = "caption") -> Files:
             bad.append((f"{path}, line {number}", Fault(BAD_ROW, str(error))))
             continue
         found.setdefault(picture, []).extend(captions)
-    return Files(((picture, tuple(texts)) for picture, texts in found.items()), path, bad)
+    return CaptionedFiles(((picture, tuple(texts)) for picture, texts in found.items()), path, bad)
 
 
 # Tar shards ---------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ class TarShards(Shards):
         entry = self.entry(i)
         if entry.fault is not None:
             return Pair(b"", (), entry.where, entry.fault)
-        with self.opened(i) as (members, read, where):
+        with self.open_example(i) as (members, read, where):
             kind, image, captions = "broken picture", b"", tuple[str, ...]()
             try:
                 image = read(picture_of(members))
@@ -181,7 +184,7 @@ class TarShards(Shards):
 
 
 def _captions(members: Members, read: Read) -> tuple[str, ...]:
-    """The captions of an example; ValueError where they are not what they should be."""
+    """The captions of an example; ValueError where they are no captions."""
     if "txt" in members:
         return parse_captions(split_lines(decode_text(read("txt"), ".txt")))
     if "json" in members:
@@ -196,17 +199,17 @@ def _captions(members: Members, read: Read) -> tuple[str, ...]:
 # tensorflow-datasets ------------------------------------------------------------------------------
 
 
-class TensorflowDataset:
-    """A prepared data set of tensorflow-datasets, read through `tfds.data_source`: no TensorFlow.
+class TfdsPairs:
+    """Pairs of a prepared dataset of tensorflow-datasets, read without TensorFlow.
 
     Args:
       name: as `tfds.data_source` takes it.
       split: such as "train" or "train[:1000]".
       data_dir: where it was prepared, as array_record files.
       image: the feature with the picture.
-      caption: the feature with a caption or several; a class label is turned into its name. Unless
-        given, "caption" or "label", whichever there is.
-      template: what a class's name is put into.
+      caption: the feature with a caption or several, or with a class label, whose name is used; by
+        default "caption", or "label" where there is no such feature.
+      template: for class names.
     """
 
     def __init__(
@@ -227,7 +230,7 @@ class TensorflowDataset:
             caption = "caption" if "caption" in features else "label"
         if image not in features or caption not in features:
             known = ", ".join(features)
-            raise ValueError(f"{name} has the features {known}; {image!r}, {caption!r} expected")
+            raise ValueError(f"{name}: expected the features {image!r}, {caption!r}, got {known}")
         decoders = {image: tfds.decode.SkipDecoding()}
         self.rows = builder.as_data_source(split=split, decoders=decoders)
         self.names: list[str] | None = getattr(features[caption], "names", None)
@@ -255,10 +258,10 @@ class TensorflowDataset:
 # In memory ----------------------------------------------------------------------------------------
 
 
-class Drawings:
+class DrawingPairs:
     """Named pictures in memory; the caption of each is its name."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: EmojiPictures) -> None:
         self.pictures = pictures
 
     def __len__(self) -> int:
@@ -270,45 +273,47 @@ class Drawings:
         return Pair(file.getvalue(), (self.pictures.names[i],), self.pictures.files[i])
 
 
-def drawings(split: str) -> Drawings:
-    """The embedded pictures of a split; of "test" those that `jaxclip evaluate` asks about."""
-    return Drawings(unseen_artist() if split == "test" else emoji(split))
+def open_drawings(split: str) -> DrawingPairs:
+    """The embedded pictures of a split; of "test" those that `jaxclip evaluate` uses."""
+    return DrawingPairs(load_unseen_artist() if split == "test" else load_emoji(split))
 
 
-# By place -----------------------------------------------------------------------------------------
+# By spec ------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def telling(found: Place) -> Iterator[None]:
-    """What tensorflow-datasets raises when a set cannot be opened, as one ValueError."""
+def tfds_errors_as_value_errors(spec: DataSpec) -> Iterator[None]:
+    """Raise one ValueError for whatever tensorflow-datasets raises when it opens a dataset."""
     try:
         yield
     except ImportError:
-        raise ValueError(f"{found.name} needs pip install 'jaxclip[tfds]'") from None
+        raise ValueError(f"{spec.name} needs pip install 'jaxclip[tfds]'") from None
     except (RuntimeError, KeyError, AssertionError, OSError, ValueError) as error:
         if isinstance(error, ValueError) and "\n" not in str(error):
-            raise  # one of ours; theirs list all the sets there are
+            raise  # one of ours; theirs list every dataset that exists
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        message = f"tfds:{found.name}:{found.split} cannot be read: {cause}; it has to be "
-        raise ValueError(message + "prepared, as array_record files, in --data-dir") from None
+        raise ValueError(
+            f"tfds:{spec.name}:{spec.split} cannot be read: {cause}; it has to be prepared, as "
+            "array_record files, in --data-dir"
+        ) from None
 
 
-def opened(found: Place, data_dir: Path | None = None) -> Source:
-    """The pairs of a place; the names of classes are put into the template TEMPLATE.
+def open_pairs(spec: DataSpec, data_dir: Path | None = None) -> Source:
+    """The pairs of a dataset; class names become captions by the template TEMPLATE.
 
     Raises:
-      ValueError: it holds no pictures with captions, or is not what it was said to be.
+      ValueError: it holds no pictures with captions, or is of another kind than its spec says.
     """
-    if found.kind == "tfds":
-        with telling(found):
-            return TensorflowDataset(found.name, found.split, data_dir)
-    if found.kind == "tar":
-        return TarShards(found.paths)
-    if found.kind == "emoji":
-        return drawings(found.split)
-    ways: dict[str, Callable[[Path], Source]] = {
-        "classes": classes,
-        "captions": folder,
-        "table": table,
+    if spec.kind == "tfds":
+        with tfds_errors_as_value_errors(spec):
+            return TfdsPairs(spec.name, spec.split, data_dir)
+    if spec.kind == "tar":
+        return TarShards(spec.paths)
+    if spec.kind == "emoji":
+        return open_drawings(spec.split)
+    readers: dict[str, Callable[[Path], Source]] = {
+        "classes": caption_class_folders,
+        "captions": read_caption_folder,
+        "table": read_caption_table,
     }
-    return ways[found.kind](found.paths[0])
+    return readers[spec.kind](spec.paths[0])

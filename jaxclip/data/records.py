@@ -1,23 +1,23 @@
-"""What is read of one record, a picture and its captions or class, or why it cannot be used."""
+"""Reading one record: a picture, its captions or class, or the fault that makes it unusable."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxclip.files import read_bytes
 
-MOST_PICTURE_BYTES = 2**30  # of a picture file: a larger one is none, and would fill the memory
+MOST_PICTURE_BYTES = 2**30  # of a picture file; a larger one would fill the memory
 MOST_TEXT_BYTES = 2**24  # of the captions or the class of one picture
 
 
 class Fault(NamedTuple):
-    """Why a record cannot be used: `kind` is what is counted, `detail` what is named."""
+    """Why a record cannot be used: faults are counted by `kind`; `detail` is for messages."""
 
     kind: str
     detail: str
 
 
 def read_picture(path: Path) -> tuple[bytes, Fault | None]:
-    """The bytes of a picture file; without any, why: it is gone, a named pipe, too large."""
+    """(bytes of a picture file, None), or (b"", its fault): it is missing, a pipe, too large."""
     try:
         return read_bytes(path, MOST_PICTURE_BYTES), None
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Tar shards in webdataset's layout: what belongs together, found once, read when asked for."""
+"""Tar shards in webdataset's layout: headers are scanned once, members are read on access."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ Read = Callable[[str], bytes]  # a member's bytes, by suffix
 
 
 class Entry(NamedTuple):
-    """An example of a shard: where it is, its members, or why there are none to be used."""
+    """An example of a shard: where it is, its members, or the fault that makes it unusable."""
 
     where: str
     members: Members
@@ -46,12 +46,12 @@ class Shards:
         return len(self.examples)
 
     def entry(self, i: int) -> Entry:
-        """An example as the headers have it."""
+        """An example by its headers alone."""
         return self.examples[i][1]
 
     @contextlib.contextmanager
-    def opened(self, i: int) -> Iterator[tuple[Members, Read, str]]:
-        """An example's members by suffix, what reads one of them, and where it is."""
+    def open_example(self, i: int) -> Iterator[tuple[Members, Read, str]]:
+        """(an example's members by suffix, a function that reads one, where the example is)."""
         path, entry = self.examples[i]
         with open_regular(path) as file:
 
@@ -84,7 +84,7 @@ def _scan(path: Path) -> list[Entry]:
     found: dict[str, Members] = {}
     bad: list[Entry] = []
     without: Counter[str] = Counter()  # endings of members that belong to no picture
-    again: list[str] = []  # members whose name comes again: the last one counts
+    again: list[str] = []  # members of a repeated name: the last one counts
     second = 0  # pictures beside another one of their name: the first one counts
     whole = True
     with open_regular(path) as file:
@@ -116,7 +116,7 @@ def _scan(path: Path) -> list[Entry]:
         if not parts:
             without.update(f".{suffix}" if suffix else "no ending" for suffix in members)
     if again:
-        message = "%s: %d members left out, as their name comes again, the first: %.99r"
+        message = "%s: %d members left out, as later ones have their name, the first: %.99r"
         logger.warning(message, path, len(again), again[0])
     if second:
         logger.warning("%s: %d pictures left out beside another of their name", path, second)

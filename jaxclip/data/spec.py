@@ -1,13 +1,12 @@
-"""What `--data` says: one text that names a data set, wherever it lies and however it is kept.
+"""Dataset specs: one text that names a dataset, whatever its format.
 
-    tfds:oxford_iiit_pet:test      a prepared data set of tensorflow-datasets, and its split
+    tfds:oxford_iiit_pet:test      a prepared dataset of tensorflow-datasets, and its split
     pictures/                      a folder: class folders, pictures with captions, or tar shards
-    pairs.csv (.tsv, .jsonl)       a table of paths and captions
+    pairs.csv (.tsv, .jsonl)       a table of paths and captions, or of paths and classes
     shards/*.tar                   tar shards; also one .tar file
     emoji:test                     the embedded pictures of a split, in memory
 
-`classes:`, `captions:`, `table:` or `tar:` in front of a path says what it is, where a look is not
-enough.
+Prefix a path with `classes:`, `captions:`, `table:` or `tar:` where the format cannot be detected.
 """
 
 import dataclasses
@@ -28,8 +27,8 @@ EXPECTED = "expected tfds:NAME:SPLIT, a folder, a table (.csv, .tsv, .jsonl) or 
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """A data set by kind: "tfds", "emoji", "classes", "captions", "table" or "tar".
+class DataSpec:
+    """A dataset by kind: "tfds", "emoji", "classes", "captions", "table" or "tar".
 
     paths: the folder or table (one), or the tar files; none for "tfds" and "emoji".
     name, split: for "tfds"; split: for "emoji".
@@ -41,11 +40,11 @@ class Place:
     split: str = ""
 
 
-def place(text: str) -> Place:
-    """Where that data set is; ValueError when nothing is there.
+def parse_spec(text: str) -> DataSpec:
+    """The spec that a text stands for; ValueError when there is no such dataset.
 
-    >>> place("tfds:oxford_iiit_pet:test")
-    Place(kind='tfds', paths=(), name='oxford_iiit_pet', split='test')
+    >>> parse_spec("tfds:oxford_iiit_pet:test")
+    DataSpec(kind='tfds', paths=(), name='oxford_iiit_pet', split='test')
     """
     prefix, _, rest = text.partition(":")
     if prefix == "tfds":
@@ -53,46 +52,47 @@ def place(text: str) -> Place:
         bare, bracket, slice_ = rest.partition("[")
         name, _, split = bare.rpartition(":")
         if not (name and split):
-            raise ValueError(f"data {text!r} came; tfds:NAME:SPLIT was expected")
-        return Place("tfds", name=name, split=split + bracket + slice_)
+            raise ValueError(f"data: expected tfds:NAME:SPLIT, got {text!r}")
+        return DataSpec("tfds", name=name, split=split + bracket + slice_)
     if prefix == "emoji" and rest:
-        return Place("emoji", split=rest)
+        return DataSpec("emoji", split=rest)
     if prefix in PREFIXES:
-        return _forced(prefix, rest, text)
-    return _looked_at(text)
+        return _explicit(prefix, rest, text)
+    return _detect(text)
 
 
-def _forced(kind: str, where: str, text: str) -> Place:
+def _explicit(kind: str, where: str, text: str) -> DataSpec:
+    """The spec of a path whose prefix names its kind."""
     if kind == "tar":
-        return Place("tar", _shards(where, text))
+        return DataSpec("tar", _shards(where, text))
     path = Path(where)
     _refuse_special(path)
-    there = path.is_file() if kind == "table" else path.is_dir()
-    if not there:
+    if not (path.is_file() if kind == "table" else path.is_dir()):
         what = "table" if kind == "table" else "folder"
-        raise ValueError(f"data {text!r} came, and no {what} is there; {EXPECTED}")
-    return Place(kind, (path,))
+        raise ValueError(f"data {text!r}: {EXPECTED}, got no {what} of that name")
+    return DataSpec(kind, (path,))
 
 
-def _looked_at(text: str) -> Place:
+def _detect(text: str) -> DataSpec:
+    """The spec of a path without a prefix, by what the path holds."""
     path = Path(text)
     _refuse_special(path)
     if path.suffix.lower() in TABLES and path.is_file():
-        return Place("table", (path,))
+        return DataSpec("table", (path,))
     if _is_tar(path):
-        return Place("tar", _shards(text, text))
+        return DataSpec("tar", _shards(text, text))
     if path.is_file():
         unpack = "; unpack it" if path.suffix.lower() in COMPRESSED else ""
         raise ValueError(f"{text!r}: {EXPECTED}, got another file{unpack}")
     if not path.is_dir():
-        raise ValueError(f"data {text!r} came, and nothing is there; {EXPECTED}")
+        raise ValueError(f"data {text!r}: {EXPECTED}, got a path where nothing is there")
     if any(_is_tar(child) and child.is_file() for child in path.iterdir()):
-        return Place("tar", _shards(text, text))
-    return Place(_kind_of_folder(path), (path,))
+        return DataSpec("tar", _shards(text, text))
+    return DataSpec(_kind_of_folder(path), (path,))
 
 
 def _kind_of_folder(root: Path) -> str:
-    """The kind: captions where a picture has a text beside it, else classes if folders have any."""
+    """The kind: "captions" where a picture has a text beside it, else "classes" if in folders."""
     found = find_pictures(root)
     captioned = any(found.text_of(picture) for picture in found.pictures)
     captioned = captioned or (not found.pictures and bool(found.texts))
@@ -102,7 +102,7 @@ def _kind_of_folder(root: Path) -> str:
 
 
 def _refuse_special(path: Path) -> None:
-    """ValueError for a named pipe, a socket or a device: nothing is read from these."""
+    """ValueError for a named pipe, a socket or a device: none of them is read."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # there is none, or the name holds a null byte
@@ -117,7 +117,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _shards(where: str, text: str) -> tuple[Path, ...]:
-    """The tar files that a file, a folder or a pattern in the last part of a path stands for."""
+    """The tar files of a file, a folder, or a pattern in the last part of a path."""
     path = Path(where)
     _refuse_special(path)
     if path.is_file():
@@ -130,7 +130,7 @@ def _shards(where: str, text: str) -> tuple[Path, ...]:
         found = sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
     regular = tuple(file for file in found if file.is_file())
     if not regular:
-        raise ValueError(f"data {text!r} came, and no tar file is there; {EXPECTED}")
+        raise ValueError(f"data {text!r}: {EXPECTED}, got a path without tar files")
     for file in found:
         if not file.is_file():
             logger.warning("%s: left out: expected a tar file, got no regular file", file)
@@ -138,7 +138,7 @@ def _shards(where: str, text: str) -> tuple[Path, ...]:
 
 
 def _log_others(folder: Path, others: list[Path]) -> None:
-    """Count what lies beside the shards of a folder, which are all that is read of it."""
+    """Warn of the files beside the shards of a folder, which are not read."""
     kinds = Counter("folder" if x.is_dir() else x.suffix.lower() or "no ending" for x in others)
     for kind in BESIDE_SHARDS:  # what img2dataset writes there
         del kinds[kind]

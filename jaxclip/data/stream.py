@@ -1,10 +1,10 @@
-"""From sources to batches: order, shards, random crops, threads and position, by grain.
+"""Batches of image-text pairs from sources: global order, random crops, threads, by grain.
 
-The order (`data.order`) is one for all processes: at every place of it stands one example. Batch k
-holds the places k * batch_size and on; a process reads its own rows of every batch. So neither the
-number of processes nor that of threads changes a batch, as long as nothing is skipped; after a skip
-the process's later pairs move up by one place. No pair is in a batch twice: the order sees to it,
-and after skips `DistinctBatches` for the rows of each process.
+There is one global order (`data.order`): position i is one example, each source once an epoch.
+Batch k is positions k * batch_size to (k + 1) * batch_size - 1, and each process reads its own rows
+of every batch. So neither the number of processes nor that of threads changes a batch, as long as
+nothing is skipped; after a skip the process's later pairs move up by one position. No batch holds a
+pair twice: the order guarantees it, after skips `DistinctBatches` does for each process's rows.
 """
 
 import collections
@@ -29,10 +29,10 @@ class TooManySkipped(ValueError):
 
 
 class Skips:
-    """The records that were left out and why: counted and logged once, an error beyond `limit`.
+    """Counts and logs skipped records, each once; an error beyond `limit`.
 
-    lengths: how many records each source has, where they are read again and again; an error when
-      none of a source can be used, for which a stream would look for ever.
+    lengths: of the sources, where they are read repeatedly: it is an error when a source has no
+      usable record, as a stream would search it for ever.
     """
 
     def __init__(self, limit: int) -> None:
@@ -44,12 +44,12 @@ class Skips:
         self._lock = threading.Lock()
 
     def add(self, reason: str, detail: str, key: tuple[Any, int] | None = None) -> None:
-        """Count a record; TooManySkipped when it is one too many.
+        """Count a record; TooManySkipped beyond the limit.
 
         Args:
-          reason: what is counted.
-          detail: which record, and more.
-          key: (source, index) of a record that may be met again; it counts once.
+          reason: the kind, by which records are counted.
+          detail: the record and its fault, for the log.
+          key: (source, index) of a record that may be read again; it counts once.
         """
         with self._lock:
             if key in self._seen:
@@ -65,7 +65,7 @@ class Skips:
         if total > self.limit:
             raise TooManySkipped(f"more than {self.limit} pairs skipped: {told}; last: {detail}")
         if key and left == 0:
-            of = f" of data set {key[0] + 1}" if len(self.lengths) > 1 else ""
+            of = f" of dataset {key[0] + 1}" if len(self.lengths) > 1 else ""
             raise TooManySkipped(
                 f"none of the {self.lengths[key[0]]} pairs{of} can be used: {told}; last: {detail}"
             )
@@ -75,8 +75,8 @@ def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.nda
     """An encoded picture -> uint8 [size, size, 3]: resized, then a random square of it.
 
     "A random square crop from resized images is the only data augmentation" (section 2.3).
-    Pictures are read as evaluation reads them by its policy `safe` (`pictures.to_rgb`).
-    ValueError if the picture cannot be decoded or is beyond the limits of `pictures.check_size`.
+    Pictures are decoded as by evaluation's policy `safe` (`images.open.to_rgb`).
+    ValueError if the picture cannot be decoded or is beyond the limits of `images.open.check_size`.
     """
     image = to_rgb(decode_image(content))
     scale = size / min(image.size)
@@ -86,14 +86,14 @@ def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.nda
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def usable(
+def crop_and_caption(
     pair: Pair,
     size: int,
     rng: np.random.Generator,
     skips: Skips,
     key: tuple[int, int] | None = None,
 ) -> Any:
-    """(image uint8 [size, size, 3], one of the captions), or None, counted, if that cannot be.
+    """(image uint8 [size, size, 3], one of the captions); None for an unusable pair, counted.
 
     key: of the record, for `Skips.add`.
     """
@@ -112,8 +112,8 @@ def usable(
     return image, captions[rng.integers(len(captions))]
 
 
-class _OwnPlaces:
-    """The places of the order that one process reads, as a sequence for grain."""
+class _OwnPositions:
+    """The positions of the order that one process reads, as a sequence for grain."""
 
     def __init__(self, order: Order, batch_size: int, rows: slice, read: int) -> None:
         self.order, self.batch_size, self.read = order, batch_size, read
@@ -124,8 +124,8 @@ class _OwnPlaces:
 
     def __getitem__(self, i: int) -> tuple[int, int, int]:
         batch, row = divmod(self.read + i, self.share)
-        place = batch * self.batch_size + self.start + row
-        return place, *self.order[place]
+        position = batch * self.batch_size + self.start + row
+        return position, *self.order[position]
 
 
 def batches(
@@ -142,22 +142,22 @@ def batches(
 ) -> Any:
     """An endless `grain.IterDataset` of this process's part of every batch.
 
-    Its iterator's `get_state()` is the position, for `set_state()` to go on from.
+    Its iterator's `get_state()` is a position that `set_state()` resumes from.
 
     Args:
-      sources: what to read.
+      sources: of pairs.
       size: pixels a side.
       batch_size: pairs of a whole batch.
-      rows: those of them that this process reads (`training.distributed.own_rows`).
+      rows: the rows of a batch that this process reads (`training.distributed.own_rows`).
       seed: of the order, the crops and the choice among captions.
-      skips: what counts the unusable ones.
+      skips: counts the unusable pairs.
       weights: of the sources, in examples; equal unless given.
-      threads: that read and decode.
-      start: how many of its own places this process has read before.
+      threads: for reading and decoding.
+      start: how many of its own positions this process has read before.
 
     Returns:
-      Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `place` int [b] in the
-      order and `index` int [b, 2] (source, index in it).
+      Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `position` int [b] in
+      the order and `index` int [b, 2] (source, index in it).
     """
     import grain  # late, as it takes a second
 
@@ -168,38 +168,38 @@ def batches(
     )
     skips.lengths = order.lengths
     if not start:
-        _tell_repeats(order)
+        _warn_of_repeats(order)
 
     warn_once = iter([True]) if rows.stop - rows.start < batch_size else iter(())
 
     def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
-        place, source, index = item
-        rng = np.random.default_rng([seed, place])
-        found = usable(sources[source][index], size, rng, skips, (source, index))
+        position, source, index = item
+        rng = np.random.default_rng([seed, position])
+        found = crop_and_caption(sources[source][index], size, rng, skips, (source, index))
         if found is None:
             if next(warn_once, False):
                 logger.warning(
-                    "each process fills the place of what it leaves out by itself: two of them may "
-                    "have one pair in a batch, which then counts as its own wrong answer; remove "
-                    "what cannot be used from the data"
+                    "each process replaces the pairs it skips by itself: two processes may put one "
+                    "pair into a batch, which then counts as its own wrong answer; remove the "
+                    "unusable pairs from the data"
                 )
             return None
-        where = {"place": np.int64(place), "index": np.array([source, index])}
+        where = {"position": np.int64(position), "index": np.array([source, index])}
         return {"image": found[0], "caption": found[1], **where}
 
-    own = grain.MapDataset.source(_OwnPlaces(order, batch_size, rows, start)).map(load)
+    own = grain.MapDataset.source(_OwnPositions(order, batch_size, rows, start)).map(load)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
     loaded = own.to_iter_dataset(reading)  # leaves the Nones out
     repeats = [order.repeats(source) for source in range(len(sources))]
     return DistinctBatches(loaded, rows.stop - rows.start, repeats, order.patience(), collate)
 
 
-def _tell_repeats(order: Order) -> None:
+def _warn_of_repeats(order: Order) -> None:
     """Warn of sources that are smaller than their share of a batch."""
     for source, (length, share) in enumerate(zip(order.lengths, order.shares, strict=True)):
         if length < share:
             logger.warning(
-                "data set %d of %d has %d pairs, and up to %d places of a batch: up to %d of its "
+                "dataset %d of %d has %d pairs for up to %d rows of a batch: up to %d of its "
                 "pairs are in a batch more than once and count as their own wrong answers; give it "
                 "less weight or the batch fewer pairs",
                 source + 1,

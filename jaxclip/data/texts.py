@@ -1,4 +1,4 @@
-"""Captions to tokens, with a count of those that were too long."""
+"""Captions to tokens, and a count of the truncated ones."""
 
 import logging
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ MOST_COUNTED = 2**20  # different captions; the memory of a count is bounded
 
 
 class Cutter:
-    """Texts -> tokens [n, length]; longer texts are cut, which is told once and counted.
+    """Texts -> tokens [n, length]; longer texts are truncated, warned of once, and counted.
 
     >>> cutter = Cutter(4, "captions")
     >>> cutter(["a cat"]).shape, cutter.told()

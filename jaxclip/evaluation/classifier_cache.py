@@ -1,8 +1,8 @@
-"""Compiled classifiers: a prompt ensemble computed once and kept as a matrix in a file.
+"""A cache of zero-shot classifiers: a prompt ensemble is computed once and kept in a file.
 
 The file's name is the SHA-256 of everything the matrix depends on: the weights of the text tower,
-the model's config and `numerics`, the tokens and the templates. So another model, another class
-list or another template has another file, and none is ever taken for another.
+the config, the numerics, the tokens and the templates. So another model, class list or template
+has another file.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxclip import hardware
 from jaxclip.checkpoint import load_arrays, save_arrays
-from jaxclip.evaluation.zero_shot import ensemble, in_blocks, prompted, sound
+from jaxclip.evaluation.features import map_batches, require_finite
+from jaxclip.evaluation.zero_shot import average_prompts, fill_templates
 from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import tokenize
 
@@ -29,7 +30,7 @@ BLOCK = 256  # texts at a time
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
-    """SHA-256 of named arrays and a text: names, shapes, number formats and every bit."""
+    """SHA-256 of named arrays and a text: names, shapes, dtypes and every bit."""
     digest = hashlib.sha256(said.encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
@@ -41,16 +42,16 @@ def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
 def weights_checksum(model: Any) -> str:
     """`fingerprint` of a whole `models.clip.Clip`, by official names, and of its activation.
 
-    It stays the same from version to version, and does not tell all models apart: the number of
-    heads is in the config only.
+    It is the same in every version of jaxclip. Two models may share it: the number of heads is in
+    the config only.
     """
     return fingerprint(to_flat(hardware.plain(model)), model.config.activation)
 
 
-def numerics(model: Any) -> dict[str, str]:
-    """What a `models.clip.Clip` computes with: number formats, ways, jax, backend and device.
+def describe_numerics(model: Any) -> dict[str, str]:
+    """The numerics of a `models.clip.Clip`: dtype, precision, jax, backend and device.
 
-    Most of it decides about the last bits only, which may turn an answer that is near a tie.
+    Most of them change the last bits only, which may change an answer that is near a tie.
     """
     tower = model.visual if hasattr(model, "visual") else model.text
     said = {
@@ -66,20 +67,20 @@ def numerics(model: Any) -> dict[str, str]:
     }
 
 
-def key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
-    """What tells a classifier from any other: see the module's docstring."""
+def classifier_key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
+    """The key of a classifier in the cache: see the module's docstring."""
     said = {
         "format": FORMAT,
         # the image tower does not matter: one with the same text tower shares the classifier
         "weights": fingerprint(to_flat(model.text), model.config.to_json()),
-        "numerics": numerics(model),
+        "numerics": describe_numerics(model),
         "tokens": fingerprint({"tokens": tokens}, ""),
         "templates": list(templates),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def compiled(
+def cached_classifier(
     model: Any,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -87,27 +88,31 @@ def compiled(
     *,
     truncate: bool = False,
 ) -> np.ndarray:
-    """One unit vector a class [c, e] float32, from the cache folder or computed and kept there.
+    """One unit vector a class [c, e] float32, from the cache or computed and kept there.
 
     Args:
       model: a `Clip`.
       classes: names.
       templates: each with one slot {}.
-      cache: the cache folder; None keeps nothing. One that cannot be written to is told and left.
+      cache: the cache folder; None keeps nothing, one that cannot be written to gives a warning.
       truncate: cut prompts that are too long for the model.
 
     Raises:
-      ValueError: a prompt without its slot, or too long for the model and not to be cut.
+      ValueError: a prompt without its slot, or too long for the model without `truncate`.
     """
-    tokens = tokenize(prompted(classes, templates), model.config.text.context_length, truncate)
-    name = key(model, tokens, templates)
+    tokens = tokenize(
+        fill_templates(classes, templates), model.config.text.context_length, truncate
+    )
+    name = classifier_key(model, tokens, templates)
     path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
     shape = (len(classes), model.config.embed_dim)
     found = None if path is None else _read(path, name, shape)
     if found is not None:
         return found
-    features = in_blocks(model.encode_text, tokens, min(BLOCK, len(tokens)))
-    matrix = ensemble(sound(np.asarray(features, np.float32), "the prompts"), len(classes))
+    features = map_batches(model.encode_text, tokens, min(BLOCK, len(tokens)))
+    matrix = average_prompts(
+        require_finite(np.asarray(features, np.float32), "the prompts"), len(classes)
+    )
     if path is not None:
         _write(path, name, matrix)
     return matrix
@@ -117,20 +122,20 @@ def _write(path: Path, name: str, matrix: np.ndarray) -> None:
     metadata = {"format": FORMAT, "key": name, "content": fingerprint({"matrix": matrix}, name)}
     try:
         save_arrays(path, {"matrix": matrix}, metadata)
-    except (OSError, ValueError) as error:  # the latter: no folder can be made there
+    except (OSError, ValueError) as error:  # ValueError: no folder can be made there
         logger.warning("the classifier is not kept: %s", error)
 
 
 def _read(path: Path, name: str, shape: tuple[int, int]) -> np.ndarray | None:
-    """The matrix of that key; None where there is none, or one that is not what was written."""
+    """The matrix of that key; None where there is none, or a damaged one."""
     if not path.is_file():
         return None
     try:
         arrays, metadata = load_arrays(path)
     except ValueError:
         arrays, metadata = {}, {}
-    # the key is part of the checksum of the content: a file under another's name departs too
+    # the checksum covers the key, so a file under another key's name is found out
     if metadata.get("content") == fingerprint(arrays, name) and arrays["matrix"].shape == shape:
         return arrays["matrix"]
-    logger.warning("%s is damaged; it is made anew", path)
+    logger.warning("%s is damaged; it is computed again", path)
     return None

@@ -1,12 +1,12 @@
 """The paper's linear probe (appendix A.3): logistic regression on frozen features, in JAX.
 
 Multinomial logistic regression with an L2 penalty and full-batch L-BFGS, at most 1000 iterations,
-the penalty chosen on validation pictures. Of a Vision Transformer the features are those before
-the projection to the joint space; of a ResNet, whose projection is the attention pool's own last
-map, they are the pool's output. (The README of the released code probes `encode_image` for both.)
+the penalty chosen on validation pictures. The features of a Vision Transformer are those before
+the projection to the joint space; those of a ResNet are the output of the attention pool, whose
+last map is the projection. (The README of the released code probes `encode_image` for both.)
 
-All penalties of a round are fitted at once: they share the features, so that the products of all
-of them are one matrix product.
+All penalties of a round are fitted at once: they share the features, so each product of all fits
+is one matrix product.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ AT_ONCE = 16  # fits at a time: what they keep is a few arrays [n, fits, c]
 
 
 def probe_features(model: Clip, images: Array) -> Array:
-    """images [n, h, w, c] -> what the probe learns from: [n, d] of a ViT, [n, e] of a ResNet."""
+    """images [n, h, w, c] -> features for a probe: [n, d] of a ViT, [n, e] of a ResNet."""
     if isinstance(model.config.vision, ResNetConfig):
         return model.encode_image(images)
     return model.visual.stages(images)[1]["pooled"]
@@ -106,12 +106,12 @@ def penalised(weights: Array) -> Array:
 
 
 def _step_lengths(problem: _Problem, weights: Array, z: Array, toward: Array, dz: Array) -> Array:
-    """How far to go along `toward`, [m], for weights and direction [m, d + 1, c].
+    """The step length of each fit along `toward`, [m], for weights and direction [m, d + 1, c].
 
     The logits are linear in the step, z + t dz [n, m, c], so that trying a step costs no product
-    with the rows. The objective is convex: a step is taken where its slope has come up to between
-    -0.9 and 0.5 of the first one (Wolfe's second condition, and the first as Hager and Zhang 2005
-    approximate it, which float32 can still tell near the optimum) and it has not grown.
+    with the rows. The objective is convex: a step is taken once its slope has risen from the first
+    slope s to between 0.9 s and -0.5 s (Wolfe's second condition, and the first as Hager and Zhang
+    2005 approximate it, which float32 still resolves near the optimum) and it has not grown.
     """
     kernel, kernel_toward = penalised(weights), penalised(toward)
     squares = [(a * b).sum((1, 2)) for a, b in ((kernel, kernel), (kernel, kernel_toward))]
@@ -130,11 +130,11 @@ def _step_lengths(problem: _Problem, weights: Array, z: Array, toward: Array, dz
         fits = (slope >= 0.9 * start) & (slope <= -0.5 * start)
         return fits & (value <= first + ROUNDING * jnp.abs(first))
 
-    def wanting(carry: Any) -> Array:
+    def unsettled(carry: Any) -> Array:
         _, _, _, value, slope, i = carry
         return (i < TRIALS) & ~good(value, slope).all()
 
-    def narrowed(carry: Any) -> Any:
+    def narrow(carry: Any) -> Any:
         t, low, high, value, slope, i = carry
         short = (slope < 0.9 * start) & (value <= first + ROUNDING * jnp.abs(first))
         kept = good(value, slope)
@@ -145,7 +145,7 @@ def _step_lengths(problem: _Problem, weights: Array, z: Array, toward: Array, dz
         return t, low, high, *at(t), i + 1
 
     t = jnp.ones(len(weights))
-    return jax.lax.while_loop(wanting, narrowed, (t, zero, zero + jnp.inf, *at(t), 0))[0]
+    return jax.lax.while_loop(unsettled, narrow, (t, zero, zero + jnp.inf, *at(t), 0))[0]
 
 
 @jax.jit
@@ -157,7 +157,7 @@ def _fit(
     problem = _Problem(jnp.concatenate([features, jnp.ones((n, 1))], 1), labels, penalties / n)
     solver = optax.scale_by_lbfgs(memory_size=MEMORY)
 
-    def going_on(carry: Any) -> Array:
+    def unfinished(carry: Any) -> Array:
         _, _, gradient, _, _, i = carry
         return (i < most) & (jnp.abs(gradient).max((1, 2)) > tolerance).any()
 
@@ -165,7 +165,7 @@ def _fit(
         weights, z, gradient, state, counts, i = carry
         active = jnp.abs(gradient).max((1, 2)) > tolerance  # [m]
         toward, state = jax.vmap(solver.update)(gradient, state, weights)
-        toward = jnp.where(active[:, None, None], -toward, 0)  # one that has ended stays
+        toward = jnp.where(active[:, None, None], -toward, 0)  # a finished fit does not move
         dz = problem.logits(toward)
         t = _step_lengths(problem, weights, z, toward, dz)
         weights, z = weights + t[:, None, None] * toward, z + t[:, None] * dz
@@ -174,7 +174,7 @@ def _fit(
     z = problem.logits(weights)
     begin = (weights, z, problem.gradient(weights, z), jax.vmap(solver.init)(weights))
     carry = (*begin, jnp.zeros(m, jnp.int32), 0)
-    weights, _, _, _, counts, _ = jax.lax.while_loop(going_on, iterate, carry)
+    weights, _, _, _, counts, _ = jax.lax.while_loop(unfinished, iterate, carry)
     squares = jnp.square(penalised(weights)).sum((1, 2))
     return weights, problem.loss(problem.logits(weights), squares), counts
 
@@ -210,7 +210,7 @@ def fit(
     """
     _check(features, labels, classes)
     if not all(np.isfinite(p) and p > 0 for p in penalties):
-        raise ValueError(f"penalties {list(penalties)} came; positive numbers were expected")
+        raise ValueError(f"penalties: expected positive numbers, got {list(penalties)}")
     rows, targets = jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
     parts = []
     for start in range(0, len(penalties), AT_ONCE):
@@ -224,9 +224,11 @@ def fit(
 
 def _check(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
     if features.ndim != 2 or len(features) != len(labels) or len(labels) == 0:
-        raise ValueError(f"features {features.shape} and {len(labels)} labels came; [n, d] and n")
+        raise ValueError(
+            f"expected features [n, d] and n labels, got {features.shape} and {len(labels)}"
+        )
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels {labels.min()}..{labels.max()} came; 0..{classes - 1} expected")
+        raise ValueError(f"labels: expected 0..{classes - 1}, got {labels.min()}..{labels.max()}")
     if not np.isfinite(features).all():
         raise ValueError("a feature is no number; the weights are damaged or have diverged")
 
@@ -236,7 +238,7 @@ def _check(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a search tried: penalties [m], ascending, and their accuracy on validation [m]."""
+    """The result of a search: penalties [m], ascending, and their accuracy on validation [m]."""
 
     penalties: np.ndarray
     accuracies: np.ndarray
@@ -248,7 +250,7 @@ class Choice:
 
 
 def _middle_best(accuracies: np.ndarray) -> int:
-    """The place of the highest; of several the middle one, the safest from either side."""
+    """The index of the highest; of several the middle one, the safest from either side."""
     best = np.flatnonzero(accuracies == accuracies.max())
     return int(best[len(best) // 2])
 
@@ -256,31 +258,31 @@ def _middle_best(accuracies: np.ndarray) -> int:
 Split = tuple[np.ndarray, np.ndarray]  # features [n, d], labels int [n]
 
 
-def _tried(
+def _accuracies(
     train: Split, validation: Split, classes: int, penalties: Sequence[float], most: int
 ) -> np.ndarray:
     _check(*validation, classes)
     return fit(*train, classes, penalties, most=most).accuracies(*validation)
 
 
-def halving(train: Split, validation: Split, classes: int, most: int = MOST) -> Choice:
+def search_penalty(train: Split, validation: Split, classes: int, most: int = MOST) -> Choice:
     """The paper's search: seven penalties two decades apart, then halves around the peak.
 
     Up to the resolution of eight steps a decade: 15 fits instead of 96. `most` as of `fit`.
     """
 
-    def tried(exponents: Sequence[float]) -> dict[float, float]:
-        shares = _tried(train, validation, classes, _powers(exponents), most)
+    def try_all(exponents: Sequence[float]) -> dict[float, float]:
+        shares = _accuracies(train, validation, classes, _powers(exponents), most)
         return dict(zip(exponents, shares, strict=True))
 
-    found = tried(FIRST)
+    found = try_all(FIRST)
     gap = float(FIRST[1] - FIRST[0])
     while gap > 1 / PER_DECADE:
         exponents = sorted(found)
         peak = exponents[_middle_best(np.array([found[e] for e in exponents]))]
         gap /= 2
         near = [e for e in (peak - gap, peak + gap) if FIRST[0] <= e <= FIRST[-1]]
-        found |= tried(near)
+        found |= try_all(near)
     exponents = sorted(found)
     return Choice(np.array(_powers(exponents)), np.array([found[e] for e in exponents]))
 
@@ -289,6 +291,6 @@ def _powers(exponents: Sequence[float]) -> list[float]:
     return [10.0**exponent for exponent in exponents]
 
 
-def sweep(train: Split, validation: Split, classes: int, most: int = MOST) -> Choice:
-    """All 96 penalties, what `halving` stands in for."""
-    return Choice(np.array(SWEEP), _tried(train, validation, classes, SWEEP, most))
+def sweep_penalties(train: Split, validation: Split, classes: int, most: int = MOST) -> Choice:
+    """The paper's 96 penalties, all of them; `search_penalty` fits 15."""
+    return Choice(np.array(SWEEP), _accuracies(train, validation, classes, SWEEP, most))

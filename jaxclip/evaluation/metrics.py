@@ -1,4 +1,4 @@
-"""Metrics over scores, block by block, in NumPy: what is kept does not grow with the pictures.
+"""Metrics over scores, block by block, in NumPy: memory does not grow with the pictures.
 
 Ties. Among classes the first in the list wins, as with NumPy's and PyTorch's argmax: the released
 ImageNet list names two classes "missile" and two "sunglasses", which no model can tell apart, and
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def ranks(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """How many wrong candidates score at least as high as the right one.
+    """The number of wrong candidates that score at least as high as the right one.
 
     scores [n, m], answers [n] in 0..m-1 -> [n]; 0 is a hit. A tie counts as lost, so a constant
     score earns nothing; neither does a score that is not a number.
@@ -27,8 +27,8 @@ def recall(rank: np.ndarray, k: int) -> float:
     return float(np.mean(rank < k))
 
 
-def best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best classes of every row, best first; of equal ones the first in the list.
+def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best classes of every row, best first; ties go to the earlier class.
 
     scores [n, c] -> (classes int [n, min(k, c)], their scores [n, min(k, c)]).
     """
@@ -46,7 +46,7 @@ def best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Tally:
-    """Counts of answers, from which every metric of a classifier follows; [c, c] numbers in all.
+    """The confusion matrix of a classifier, and every metric that follows from it.
 
     confusion: int64 [c, c], label down, answer across.
     among_five: int64 [c], by label, answers with the label among the first five.
@@ -57,7 +57,7 @@ class Tally:
         self.among_five = np.zeros(classes, np.int64)
 
     def add(self, labels: np.ndarray, top: np.ndarray) -> None:
-        """Count a block: labels int [n] in 0..c-1, top int [n, k] as `best` gives it.
+        """Count a block: labels int [n] in 0..c-1, top int [n, k] as `top_k` returns it.
 
         ValueError for a label or an answer that is no class.
         """
@@ -91,7 +91,7 @@ class Tally:
         ValueError when nothing was counted.
         """
         if self.n == 0:
-            raise ValueError("no picture was counted; there is nothing to measure")
+            raise ValueError("expected pictures that count, got none; there is nothing to measure")
         return {
             "top1": float(np.trace(self.confusion) / self.n),
             "top5": float(self.among_five.sum() / self.n),
@@ -111,7 +111,7 @@ class Tally:
         elif metric == "mean_per_class":
             drawn = self._drawn_means(rng, hits, draws)
         else:
-            raise ValueError(f"metric {metric!r} is none of top1, top5, mean_per_class")
+            raise ValueError(f"metric: expected top1, top5 or mean_per_class, got {metric!r}")
         low, high = np.quantile(drawn, [0.025, 0.975])
         return float(low), float(high)
 
@@ -130,7 +130,7 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Retrieved:
-    """Ranks of the right answers; 0 is a hit at first sight.
+    """Ranks of the right answers; 0 is a hit.
 
     image_to_text: int [n], of the best of a picture's captions among all captions.
     text_to_image: int [m], of a caption's picture among all pictures.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import replacing
-from jaxclip.data.emoji.pictures import Pictures
+from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.terminal import printable
 
 
@@ -76,7 +76,7 @@ def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, ou
 
 
 def answer_sheet(
-    pictures: Pictures, classes: Sequence[str], scores: np.ndarray, out: Path, rows: int = 4
+    pictures: EmojiPictures, classes: Sequence[str], scores: np.ndarray, out: Path, rows: int = 4
 ) -> None:
     """As many pictures answered right (green) as wrong (red): scores [n, classes]."""
     said = np.array(classes)[scores.argmax(axis=1)]

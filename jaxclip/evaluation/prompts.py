@@ -1,7 +1,7 @@
 """Class names and prompt templates, as data files: jaxclip/data_files/prompts/*.json.
 
-Each file is one JSON object: `classes` (names in the released order; none where they come with the
-data), `templates` with one slot {} each, `metric` (the one that is published: "top1" or
+Each file is one JSON object: `classes` (names in the released order; none where the data have their
+own), `templates` with one slot {} each, `metric` (the published one: "top1" or
 "mean_per_class"), `origin` and `licence`; perhaps `folders` (other names of the classes, such as
 wordnet ids) and `template_sets` ({name: templates}). A file of your own has the same keys.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from jaxclip.files import parse_json, read_text
 
 METRICS = ("top1", "mean_per_class")
-LIKE = {"imagenetv2": "imagenet"}  # the same classes and templates under another name
+ALIASES = {"imagenetv2": "imagenet"}  # the same classes and templates under another name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Prompts:
 
 def available() -> list[str]:
     """The names that `load` takes, besides the path of a file."""
-    here = files("jaxclip") / "data_files" / "prompts"
-    there = [entry.name.removesuffix(".json") for entry in here.iterdir()]
-    return sorted([*there, *LIKE])
+    folder = files("jaxclip") / "data_files" / "prompts"
+    names = [entry.name.removesuffix(".json") for entry in folder.iterdir()]
+    return sorted([*names, *ALIASES])
 
 
 def load(name_or_path: str, template_set: str = "") -> Prompts:
@@ -53,14 +53,14 @@ def load(name_or_path: str, template_set: str = "") -> Prompts:
             files("jaxclip")
             / "data_files"
             / "prompts"
-            / f"{LIKE.get(name_or_path, name_or_path)}.json"
+            / f"{ALIASES.get(name_or_path, name_or_path)}.json"
         )
         text = file.read_text(encoding="utf-8")
     elif Path(name_or_path).exists():
         text = read_text(name_or_path)
     else:
         raise ValueError(
-            f"data set {name_or_path!r} is none of {', '.join(available())}, and no such file"
+            f"dataset: expected a file or one of {', '.join(available())}, got {name_or_path!r}"
         )
     try:
         return _read(parse_json(text), template_set)
@@ -83,25 +83,29 @@ def _read(record: Any, template_set: str) -> Prompts:
     if not isinstance(sets, dict):
         raise ValueError("expected template_sets as a JSON object, got another value")
     if template_set and template_set not in sets:
-        raise ValueError(f"no template set {template_set!r}; there are {', '.join(sets) or 'none'}")
+        raise ValueError(
+            f"template set: expected one of {', '.join(sets) or 'none'}, got {template_set!r}"
+        )
     templates = sets[template_set] if template_set else record["templates"]
     metric = record.get("metric", "top1")
     classes, folders = record.get("classes", []), record.get("folders", [])
     if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
     for name, value in (("classes", classes), ("templates", templates), ("folders", folders)):
         if not isinstance(value, list) or not all(map(_is_text, value)):
-            raise ValueError(f"{name} has to be a list of texts")
+            raise ValueError(f"{name}: expected a list of texts, got another value")
     if folders and len(folders) != len(classes):
-        raise ValueError(f"{len(folders)} folders came for {len(classes)} classes")
-    return Prompts(tuple(classes), checked(templates), metric, tuple(folders))
+        raise ValueError(f"folders: expected {len(classes)}, one a class, got {len(folders)}")
+    return Prompts(tuple(classes), require_slots(templates), metric, tuple(folders))
 
 
-def checked(templates: Sequence[str]) -> tuple[str, ...]:
+def require_slots(templates: Sequence[str]) -> tuple[str, ...]:
     """The templates, each with exactly one slot {} for the class; ValueError for any other."""
     if not templates:
-        raise ValueError("no template came; at least one with a slot {} was expected")
+        raise ValueError("templates: expected at least one with a slot {}, got none")
     for template in templates:
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-            raise ValueError(f"prompt {template!r} needs exactly one slot {{}} for the label")
+            raise ValueError(
+                f"prompt: expected exactly one slot {{}} for the label, got {template!r}"
+            )
     return tuple(templates)

@@ -5,17 +5,15 @@ counts what this process has read up to the newest batch; `seek` takes the count
 `batch_to_pixels` makes the images of a batch, inside the compiled step.
 """
 
-import contextlib
-import queue
-import threading
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxclip.data.emoji.batches import Batches
-from jaxclip.data.emoji.pictures import Pictures
+from jaxclip.data.ahead import read_ahead
+from jaxclip.data.emoji.batches import EmojiBatches
+from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips, batches
 from jaxclip.data.texts import Cutter
@@ -47,10 +45,10 @@ class DrawingStream:
     """Named pictures in memory: `drawings`, `mirrorable` and `tokens` of every step."""
 
     def __init__(
-        self, pictures: Pictures, *, size: int, batch_size: int, seed: int, text_length: int
+        self, pictures: EmojiPictures, *, size: int, batch_size: int, seed: int, text_length: int
     ) -> None:
         self.size = size
-        self.batches = Batches(pictures, batch_size, seed)
+        self.batches = EmojiBatches(pictures, batch_size, seed)
         self.cutter = Cutter(text_length, "captions")
         self.rows, self.step = own_rows(batch_size), 0
 
@@ -118,7 +116,7 @@ class PairStream:
     def __next__(self) -> HostBatch:
         batch = next(self.iterator)
         share = self.rows.stop - self.rows.start
-        whole, row = divmod(int(batch["place"][-1]), self.batch_size)
+        whole, row = divmod(int(batch["position"][-1]), self.batch_size)
         self.read = whole * share + row - self.rows.start + 1
         return {"image": batch["image"], "tokens": self.cutter(batch["caption"])}
 
@@ -136,31 +134,5 @@ class PairStream:
 
 
 def prefetch(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
-    """(batch, position after it), `steps` times, read in a thread while the caller computes."""
-    results: queue.Queue[Any] = queue.Queue(depth)
-    ended = threading.Event()
-
-    def put(item: Any) -> None:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                return results.put(item, timeout=0.1)
-
-    def work() -> None:
-        try:
-            for _ in range(steps):
-                batch = next(stream)
-                put(((batch, stream.position), None))
-                if ended.is_set():
-                    return
-        except BaseException as error:  # raised by the caller
-            put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(steps):
-            item, error = results.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        ended.set()
+    """(batch, position after it), `steps` times, produced in a thread while the caller computes."""
+    return read_ahead(((next(stream), stream.position) for _ in range(steps)), depth)

@@ -14,7 +14,7 @@ import pytest
 import jaxclip
 from jaxclip import checkpoint, convert, reference
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.evaluation.classifier_cache import compiled
+from jaxclip.evaluation.classifier_cache import cached_classifier
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.hub import load as hub
 from jaxclip.tokenizer import check_vocabulary
@@ -110,7 +110,7 @@ def test_text_for_another_vocabulary_is_refused_everywhere(
     line = fails(capsys, 1, *ask)
     assert "token id 49406" in line and "101" in line and "49408" in line
     with pytest.raises(ValueError, match="token id 49406"):
-        compiled(loaded(), ["cat"], ["{}"], None)
+        cached_classifier(loaded(), ["cat"], ["{}"], None)
     texts = HeldOut(data_mesh(jax.devices()[:1]), 20, 13)._texts(loaded())
     with pytest.raises(ValueError, match="token id 49406"):
         texts(["a cat"])

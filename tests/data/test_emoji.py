@@ -7,17 +7,17 @@ import hashlib
 import numpy as np
 import pytest
 
-from jaxclip.data.emoji.batches import KEYWORD_SHARE, MOST_KEYWORDS, SIDED, Batches
-from jaxclip.data.emoji.pictures import Pictures, emoji
+from jaxclip.data.emoji.batches import KEYWORD_SHARE, MOST_KEYWORDS, SIDED, EmojiBatches
+from jaxclip.data.emoji.pictures import EmojiPictures, load_emoji
 
 TEST_ARTIST = "fluent-emoji-flat/"
 SIZES = {"train": 5881, "validation": 406, "test": 1586}
 
 
-def toy(names: str = "aabbbcdefgghij") -> Pictures:
+def toy(names: str = "aabbbcdefgghij") -> EmojiPictures:
     """Pictures named by one letter each, some sharing a name; keywords tell them apart."""
     n = len(names)
-    return Pictures(
+    return EmojiPictures(
         images=np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1),
         names=tuple(names),
         keywords=tuple((f"x{i}", f"y{i}") if i % 3 else () for i in range(n)),
@@ -37,14 +37,14 @@ def same(a, b) -> bool:
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-    batches, again, other = (Batches(toy(), 4, seed) for seed in (0, 0, 1))
+    batches, again, other = (EmojiBatches(toy(), 4, seed) for seed in (0, 0, 1))
     late = again.at(7)  # not after steps 0 to 6: nothing is remembered
     assert same(batches.at(7), late) and same(batches.at(7), again.at(7))
     assert not same(batches.at(7), other.at(7))
 
 
 def test_every_step_has_a_batch_of_its_own():
-    batches = Batches(toy(), 5, seed=0)
+    batches = EmojiBatches(toy(), 5, seed=0)
     seen = {(tuple(b.indices), tuple(b.captions)) for b in map(batches.at, range(40))}
     assert len(seen) == 40
 
@@ -52,7 +52,7 @@ def test_every_step_has_a_batch_of_its_own():
 @pytest.mark.parametrize("size", [2, 3, 4, 10])
 def test_no_batch_holds_a_name_twice(size):
     pictures = toy()
-    batches = Batches(pictures, size, seed=1)
+    batches = EmojiBatches(pictures, size, seed=1)
     for step in range(30):
         names = [pictures.names[i] for i in batches.at(step).indices]
         assert len(set(names)) == len(names) == size
@@ -62,7 +62,7 @@ def test_no_batch_holds_a_name_twice(size):
 def test_an_epoch_shows_every_name_once_up_to_the_remainder(size):
     """Ten names: with 3 and 4 a batch, one or two are left out, others in the next epoch."""
     pictures = toy()
-    batches = Batches(pictures, size, seed=2)
+    batches = EmojiBatches(pictures, size, seed=2)
     steps = 10 // size
     left_out = set()
     for epoch in range(40):
@@ -78,13 +78,13 @@ def test_an_epoch_shows_every_name_once_up_to_the_remainder(size):
 
 def test_pictures_of_one_name_take_turns():
     pictures = toy()
-    batches = Batches(pictures, 10, seed=0)
+    batches = EmojiBatches(pictures, 10, seed=0)
     assert {int(i) for step in range(60) for i in batches.at(step).indices} == set(range(14))
 
 
 def test_captions_are_the_name_and_sometimes_keywords_of_the_picture_behind_it():
     pictures = toy()
-    batches = Batches(pictures, 10, seed=0)
+    batches = EmojiBatches(pictures, 10, seed=0)
     longer = []
     for step in range(60):
         batch = batches.at(step)
@@ -101,7 +101,7 @@ def test_captions_are_the_name_and_sometimes_keywords_of_the_picture_behind_it()
 @pytest.mark.parametrize("size", [11, 14, 1000, 1, 0, -1])
 def test_a_batch_that_names_cannot_fill_is_refused(size):
     with pytest.raises(ValueError, match=rf"batch_size: expected 2 to 10, .*got {size}"):
-        Batches(toy(), size, seed=0)
+        EmojiBatches(toy(), size, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,10 @@ def test_a_batch_that_names_cannot_fill_is_refused(size):
 )
 def test_what_has_a_side_is_not_mirrored(name, sided):
     assert bool(SIDED.search(name)) == sided
-    pictures = Pictures(np.zeros((2, 1, 1, 4), np.uint8), (name, "b"), ((), ()), ("a/1", "a/2"))
-    batch = Batches(pictures, 2, seed=0).at(0)
+    pictures = EmojiPictures(
+        np.zeros((2, 1, 1, 4), np.uint8), (name, "b"), ((), ()), ("a/1", "a/2")
+    )
+    batch = EmojiBatches(pictures, 2, seed=0).at(0)
     assert dict(zip(batch.indices.tolist(), batch.mirrorable.tolist(), strict=True)) == {
         0: not sided,
         1: True,
@@ -131,7 +133,7 @@ def test_what_has_a_side_is_not_mirrored(name, sided):
 
 @pytest.mark.parametrize("split", SIZES)
 def test_the_embedded_pictures_are_all_there(split):
-    pictures = emoji(split)
+    pictures = load_emoji(split)
     n = SIZES[split]
     assert pictures.images.shape == (n, 64, 64, 4) and pictures.images.dtype == np.uint8
     assert len(pictures.names) == len(pictures.keywords) == len(pictures.files) == n
@@ -142,14 +144,14 @@ def test_the_embedded_pictures_are_all_there(split):
 
 
 def test_one_artist_is_seen_in_the_test_only():
-    assert all(file.startswith(TEST_ARTIST) for file in emoji("test").files)
+    assert all(file.startswith(TEST_ARTIST) for file in load_emoji("test").files)
     for split in ("train", "validation"):
-        assert not any(file.startswith(TEST_ARTIST) for file in emoji(split).files)
+        assert not any(file.startswith(TEST_ARTIST) for file in load_emoji(split).files)
 
 
 def test_no_test_picture_is_in_another_split():
     bytes_of = {
-        split: {hashlib.sha256(image.tobytes()).digest() for image in emoji(split).images}
+        split: {hashlib.sha256(image.tobytes()).digest() for image in load_emoji(split).images}
         for split in SIZES
     }
     assert not bytes_of["test"] & (bytes_of["train"] | bytes_of["validation"])
@@ -159,8 +161,8 @@ def test_no_test_picture_is_in_another_split():
 
 
 def test_another_split_is_refused():
-    with pytest.raises(ValueError, match="split 'dev' came; train, validation or test"):
-        emoji("dev")
+    with pytest.raises(ValueError, match="expected train, validation or test, got 'dev'"):
+        load_emoji("dev")
 
 
 def test_selecting_keeps_columns_together():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from experiments.lib import keys
 from jaxclip.data import fingerprint
 from jaxclip.data.labelled import Example
 from jaxclip.data.pairs import Pair
+from jaxclip.evaluation import keys
 
 EXAMPLES = [Example(b"a", 0, "a.png"), Example(b"b", 1, "b.png"), Example(b"a", -1, "c.png")]
 

@@ -13,8 +13,8 @@ import pytest
 from jaxclip import cli
 from jaxclip.data import pairs
 from jaxclip.data.folders import find_pictures
-from jaxclip.data.labelled import labelled
-from jaxclip.data.spec import place
+from jaxclip.data.labelled import open_labelled
+from jaxclip.data.spec import parse_spec
 from jaxclip.images.open import SUFFIXES
 from tests.support.pictures import png
 
@@ -52,10 +52,10 @@ def test_hidden_names_are_left_out_and_never_a_class(tmp_path, caplog):
         write(tmp_path / name)
     write(tmp_path / "cat/.ipynb_checkpoints/1-checkpoint.png")
     write(tmp_path / "cat/Thumbs.db", "thumbs")
-    assert place(str(tmp_path)).kind == "classes"
-    source = labelled(place(str(tmp_path)))
+    assert parse_spec(str(tmp_path)).kind == "classes"
+    source = open_labelled(parse_spec(str(tmp_path)))
     assert source.names == ("cat",) and len(source) == 1
-    assert len(pairs.classes(tmp_path)) == 1
+    assert len(pairs.caption_class_folders(tmp_path)) == 1
     assert ".db 1; also hidden 4" in caplog.messages[0]
 
 
@@ -67,8 +67,8 @@ def test_links_to_files_and_folders_count_in_every_command(tmp_path):
     (tmp_path / "root/dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root/cat/link.png").symlink_to(tmp_path / "elsewhere/0.png")
     root = tmp_path / "root"
-    assert len(find_pictures(root).pictures) == len(pairs.classes(root)) == 7
-    source = labelled(place(str(root)))
+    assert len(find_pictures(root).pictures) == len(pairs.caption_class_folders(root)) == 7
+    source = open_labelled(parse_spec(str(root)))
     assert [source[i].label for i in range(7)] == [0, 0, 1, 1, 1, 1, 1]
     assert source.names == ("cat", "dog")
 
@@ -80,7 +80,7 @@ def test_links_in_a_circle_end_and_no_folder_counts_twice(tmp_path, caplog):
     (tmp_path / "cat/other").symlink_to(tmp_path / "dog")
     (tmp_path / "self").symlink_to(tmp_path)
     (tmp_path / "around.png").symlink_to(tmp_path / "around.png")
-    source = labelled(place(str(tmp_path)))
+    source = open_labelled(parse_spec(str(tmp_path)))
     assert source.names == ("cat", "dog")
     assert [Path(source[i].where).name for i in range(2)] == ["1.png", "2.png"]
     assert (
@@ -102,7 +102,7 @@ def test_a_named_pipe_among_pictures_is_counted_and_never_waited_for(tmp_path, c
     write(tmp_path / "b.png")
     for name in ("p.png", "b.txt"):
         os.mkfifo(tmp_path / name)
-    source = pairs.folder(tmp_path)
+    source = pairs.read_caption_folder(tmp_path)
     assert len(source) == 1 and source[0].captions == ("a cat",)
     assert "named pipe 2" in caplog.text
     assert "1 of 2 pictures have no caption file beside them" in caplog.text
@@ -113,13 +113,13 @@ def test_a_pipe_a_device_and_a_folder_are_refused_as_a_table_or_shard(tmp_path):
         os.mkfifo(tmp_path / name)
         for text in (str(tmp_path / name), f"table:{tmp_path / name}", f"tar:{tmp_path / name}"):
             with pytest.raises(ValueError, match="got a named pipe"):
-                place(text)
+                parse_spec(text)
     (tmp_path / "d.tar").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="got a device"):
-        place(str(tmp_path / "d.tar"))
+        parse_spec(str(tmp_path / "d.tar"))
     (tmp_path / "f.csv").mkdir()
     with pytest.raises(ValueError, match="got a directory"):
-        pairs.table(tmp_path / "f.csv")
+        pairs.read_caption_table(tmp_path / "f.csv")
     with pytest.raises(ValueError, match="got a named pipe"):
         pairs.TarShards([tmp_path / "s.tar"])
 
@@ -127,7 +127,7 @@ def test_a_pipe_a_device_and_a_folder_are_refused_as_a_table_or_shard(tmp_path):
 def test_a_picture_that_is_a_pipe_or_a_folder_is_a_broken_one(tmp_path):
     os.mkfifo(tmp_path / "p.png")
     (tmp_path / "t.csv").write_text("image,caption\np.png,a pipe\n.,a folder\n/dev/zero,a device\n")
-    source = pairs.table(tmp_path / "t.csv")
+    source = pairs.read_caption_table(tmp_path / "t.csv")
     details = [source[i].fault.detail for i in range(3)]
     assert all(source[i].fault.kind == "broken picture" for i in range(3))
     assert [detail.split("got ")[1] for detail in details] == [
@@ -143,8 +143,8 @@ def test_captions_pair_by_name_whatever_the_case_of_the_endings(tmp_path):
     for name in ("A.TXT", "a.b.txt", "c.txt", "d.txt"):
         write(tmp_path / name, name)
     write(tmp_path / "c.TXT", "the other one")
-    assert place(str(tmp_path)).kind == "captions"
-    source = pairs.folder(tmp_path)
+    assert parse_spec(str(tmp_path)).kind == "captions"
+    source = pairs.read_caption_folder(tmp_path)
     found = {Path(source[i].where).name: source[i].captions for i in range(len(source))}
     assert found == {
         "A.JPG": ("A.TXT",),
@@ -160,8 +160,10 @@ def test_a_folder_is_the_same_by_any_name(tmp_path, monkeypatch, root):
     write(tmp_path / "in/a.jpg")
     write(tmp_path / "in/a.txt", "a cat")
     monkeypatch.chdir(tmp_path)
-    assert place(root).kind == "captions" and pairs.folder(Path(root))[0].captions == ("a cat",)
-    assert labelled(place(f"classes:{root}")).names == ("in",)
+    assert parse_spec(root).kind == "captions" and pairs.read_caption_folder(Path(root))[
+        0
+    ].captions == ("a cat",)
+    assert open_labelled(parse_spec(f"classes:{root}")).names == ("in",)
 
 
 @pytest.mark.parametrize("name", ["LICENSE.txt", "README.txt", "cat/notes.txt"])
@@ -169,25 +171,25 @@ def test_a_text_beside_class_folders_makes_no_captions_of_them(tmp_path, name, c
     for picture in ("cat/1.png", "dog/2.png"):
         write(tmp_path / picture)
     write(tmp_path / name, "words")
-    assert place(str(tmp_path)).kind == "classes"
-    assert len(pairs.classes(tmp_path)) == 2
+    assert parse_spec(str(tmp_path)).kind == "classes"
+    assert len(pairs.caption_class_folders(tmp_path)) == 2
     assert "left out 1 file that is no picture: .txt 1" in caplog.text
 
 
 def test_pictures_beside_class_folders_are_counted(tmp_path, caplog):
     for name in ("cat/1.png", "stray.png", "stray2.png"):
         write(tmp_path / name)
-    assert len(labelled(place(str(tmp_path)))) == 1
+    assert len(open_labelled(parse_spec(str(tmp_path)))) == 1
     assert "pictures beside the class folders 2" in caplog.text
 
 
 def test_endings_of_tables_and_shards_count_in_any_case(tmp_path):
     write(tmp_path / "T.CSV", "image,caption\n1.png,one\n")
-    assert place(str(tmp_path / "T.CSV")).kind == "table"
+    assert parse_spec(str(tmp_path / "T.CSV")).kind == "table"
     write(tmp_path / "S/0.TAR", bytes(1024))
     write(tmp_path / "S/._0.tar", b"hidden")
-    assert place(str(tmp_path / "S")).paths == (tmp_path / "S/0.TAR",)
-    assert place(str(tmp_path / "S/0.TAR")).kind == "tar"
+    assert parse_spec(str(tmp_path / "S")).paths == (tmp_path / "S/0.TAR",)
+    assert parse_spec(str(tmp_path / "S/0.TAR")).kind == "tar"
 
 
 def test_pictures_without_captions_are_told_at_once(tmp_path, caplog):
@@ -195,9 +197,9 @@ def test_pictures_without_captions_are_told_at_once(tmp_path, caplog):
         write(tmp_path / f"{i}.png")
     message = "25 of 25 pictures have no caption file beside them: expected x.txt beside x.jpg"
     with pytest.raises(ValueError, match=message):
-        pairs.folder(tmp_path)
+        pairs.read_caption_folder(tmp_path)
     write(tmp_path / "7.txt", "seven")
-    assert len(pairs.folder(tmp_path)) == 1
+    assert len(pairs.read_caption_folder(tmp_path)) == 1
     assert "24 of 25 pictures have no caption file" in caplog.text
 
 
@@ -258,7 +260,10 @@ def test_no_tree_of_files_and_links_ends_in_anything_but_an_answer(tmp_path):
             else:
                 path.write_bytes(rng.randbytes(20))
             made.append(path)
-        for read in (lambda p: pairs.opened(place(p)), lambda p: labelled(place(p))):
+        for read in (
+            lambda p: pairs.open_pairs(parse_spec(p)),
+            lambda p: open_labelled(parse_spec(p)),
+        ):
             try:
                 source = read(str(root))
                 assert all(source[i] for i in range(len(source)))
@@ -271,4 +276,4 @@ def test_pictures_beside_empty_folders_only_have_no_captions(tmp_path):
         write(tmp_path / name, png(1))
     (tmp_path / "thumbs").mkdir()
     with pytest.raises(ValueError, match="2 of 2 pictures have no caption file beside them"):
-        pairs.opened(place(str(tmp_path)))
+        pairs.open_pairs(parse_spec(str(tmp_path)))

@@ -18,7 +18,7 @@ from PIL import Image
 from jaxclip.data import pairs
 from jaxclip.data.pairs import Pair, TarShards
 from jaxclip.data.records import Fault
-from jaxclip.data.stream import Skips, TooManySkipped, batches, random_square, usable
+from jaxclip.data.stream import Skips, TooManySkipped, batches, crop_and_caption, random_square
 from tests.support.pictures import png
 from tests.support.sources import Memory
 
@@ -47,9 +47,9 @@ def test_every_index_comes_exactly_once_an_epoch_over_all_processes(processes):
     seen: dict[int, int] = {}
     for process in range(processes):
         for batch in read([Memory(31)], 31, slice(process * share, (process + 1) * share)):
-            for place, (_, index) in zip(batch["place"], batch["index"], strict=True):
-                assert place not in seen
-                seen[int(place)] = int(index)
+            for position, (_, index) in zip(batch["position"], batch["index"], strict=True):
+                assert position not in seen
+                seen[int(position)] = int(index)
     assert sorted(seen) == list(range(186))
     epochs = [[seen[31 * epoch + i] for i in range(31)] for epoch in range(6)]
     assert all(sorted(epoch) == list(range(31)) for epoch in epochs)
@@ -124,7 +124,7 @@ def test_a_small_set_in_a_mixture_is_told_once(caplog):
         for batch in read([Memory(40), Memory(2)], 20, slice(0, 6)):
             small = [i for s, i in batch["index"].tolist() if s == 1]
             assert sorted(small) in ([0, 0, 1], [0, 1, 1])
-    assert caplog.text.count("data set 2 of 2 has 2 pairs") == 1
+    assert caplog.text.count("dataset 2 of 2 has 2 pairs") == 1
 
 
 # What is unusable ---------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_two_sources_with_the_same_record_count_it_twice():
 def test_a_source_without_anything_usable_ends_the_run_at_once(more):
     """It was read for ever, or to the limit: "1007 times empty caption"."""
     sources = [Memory(25, dict.fromkeys(range(25), EMPTY)), *([Memory(more)] if more else [])]
-    of = " of data set 1" if more else ""
+    of = " of dataset 1" if more else ""
     message = f"none of the 25 pairs{of} can be used: 25 times empty caption"
     with pytest.raises(TooManySkipped, match=message):
         read(sources, 40, slice(0, 6), limit=1000)
@@ -198,7 +198,7 @@ def test_a_source_without_anything_usable_ends_the_run_at_once(more):
 def test_a_fault_is_what_is_counted_and_named(caplog):
     skips = Skips(5)
     pair = Pair(png(), ("a",), "t.csv, line 3", Fault("bad row", "expected 2 columns, got 3"))
-    assert usable(pair, SIZE, np.random.default_rng(0), skips) is None
+    assert crop_and_caption(pair, SIZE, np.random.default_rng(0), skips) is None
     assert skips.counts == {"bad row": 1}
     assert "bad row: t.csv, line 3: expected 2 columns, got 3 (1 so far)" in caplog.text
 
@@ -235,7 +235,7 @@ def test_a_square_of_the_resized_picture_is_drawn():
 def test_one_of_several_captions_is_drawn_each_time():
     pair = Pair(png(), ("one", " two ", ""), "here")
     rng = np.random.default_rng(0)
-    drawn = [usable(pair, SIZE, rng, Skips(0))[1] for _ in range(40)]
+    drawn = [crop_and_caption(pair, SIZE, rng, Skips(0))[1] for _ in range(40)]
     assert set(drawn) == {"one", "two"}
 
 
@@ -247,17 +247,17 @@ def test_folder_with_captions_beside_the_pictures(tmp_path):
         (tmp_path / f"{name}.png").write_bytes(png())
     (tmp_path / "a.txt").write_text("first\nsecond\n")
     (tmp_path / "b.txt").write_text("")
-    source = pairs.folder(tmp_path)
+    source = pairs.read_caption_folder(tmp_path)
     assert [pair.captions for pair in (source[0], source[1])] == [("first", "second"), ()]
     assert source[0].image == png()
     with pytest.raises(ValueError, match="no pictures with captions"):
-        pairs.folder(tmp_path / "..").entries and pairs.classes(tmp_path)
+        pairs.read_caption_folder(tmp_path / "..").entries and pairs.caption_class_folders(tmp_path)
 
 
 def test_class_folders_give_captions_by_template(tmp_path):
     (tmp_path / "tabby_cat").mkdir()
     (tmp_path / "tabby_cat" / "1.JPG").write_bytes(png())
-    (source,) = [pairs.classes(tmp_path, ["a photo of a {}.", "a {}."])]
+    (source,) = [pairs.caption_class_folders(tmp_path, ["a photo of a {}.", "a {}."])]
     assert source[0].captions == ("a photo of a tabby cat.", "a tabby cat.")
 
 
@@ -272,7 +272,7 @@ def test_class_folders_give_captions_by_template(tmp_path):
 def test_tables_put_the_captions_of_one_picture_together(tmp_path, name, text):
     (tmp_path / "x.png").write_bytes(png())
     (tmp_path / name).write_text(text)
-    source = pairs.table(tmp_path / name)
+    source = pairs.read_caption_table(tmp_path / name)
     assert len(source) == 1 and source[0].captions == ("one, two", "three")
     assert source[0].image == png()
 
@@ -289,14 +289,14 @@ def test_tables_put_the_captions_of_one_picture_together(tmp_path, name, text):
 def test_a_table_that_makes_no_sense_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        pairs.table(tmp_path / name)
+        pairs.read_caption_table(tmp_path / name)
 
 
 def test_a_picture_that_is_gone_is_a_broken_one(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\nx.png,one\n")
     skips = Skips(1)
-    pair = pairs.table(tmp_path / "t.csv")[0]
-    assert usable(pair, SIZE, np.random.default_rng(0), skips) is None
+    pair = pairs.read_caption_table(tmp_path / "t.csv")[0]
+    assert crop_and_caption(pair, SIZE, np.random.default_rng(0), skips) is None
     assert skips.counts == {"broken picture": 1}
 
 
@@ -339,7 +339,7 @@ def test_a_damaged_shard_is_used_up_to_the_damage_and_says_so(tmp_path, caplog):
 
 
 def test_a_caption_of_tensorflow_datasets_is_told_and_not_replaced():
-    source = pairs.TensorflowDataset.__new__(pairs.TensorflowDataset)
+    source = pairs.TfdsPairs.__new__(pairs.TfdsPairs)
     source.names, source.image, source.caption, source.origin = None, "image", "text", "tiny, train"
     source.rows = [
         {"image": b"", "text": text} for text in (b"ok", b"K\xe4tzchen", [b"a", "b"], [b"a", 5])
@@ -373,17 +373,17 @@ READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from jaxclip.data.pairs import TensorflowDataset
+from jaxclip.data.pairs import TfdsPairs
 from jaxclip.data.stream import random_square
 from made import Tiny
 
 folder = Path(sys.argv[1])
 Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
-source = TensorflowDataset("tiny", "train[:4]", folder, caption="text")
+source = TfdsPairs("tiny", "train[:4]", folder, caption="text")
 for i in range(len(source)):
     pixel = random_square(source[i].image, 8, np.random.default_rng(0))[0, 0, 0]
     assert source[i].captions == (f"text {pixel}",)
-labels = TensorflowDataset("tiny", "train", folder, caption="label", template="a {}.")
+labels = TfdsPairs("tiny", "train", folder, caption="label", template="a {}.")
 print(len(source), sorted({labels[i].captions[0] for i in range(5)}))
 assert "tensorflow" not in sys.modules
 """

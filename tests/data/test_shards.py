@@ -14,7 +14,7 @@ import pytest
 
 from jaxclip.data.labelled import LabelShards
 from jaxclip.data.pairs import TarShards
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.tar_headers import Bad, Member, read_headers
 from tests.support.pictures import png
 from tests.support.planted import shard
@@ -214,7 +214,7 @@ def test_members_of_one_name_are_told_and_the_last_counts(tmp_path, caplog):
     path.write_bytes(tar(*pairs_of(2), ("0.PNG", PICTURE), ("0.txt", b"again")))
     source = TarShards([path])
     assert [source[i].captions for i in range(2)] == [("again",), ("caption 1",)]
-    assert "2 members left out, as their name comes again, the first: '0.PNG'" in caplog.text
+    assert "2 members left out, as later ones have their name, the first: '0.PNG'" in caplog.text
 
 
 def test_a_second_picture_of_one_name_is_told(tmp_path, caplog):
@@ -245,7 +245,7 @@ def test_what_lies_beside_shards_is_told(tmp_path, caplog):
     (tmp_path / "a.tar").write_bytes(tar(*pairs_of(1)))
     (tmp_path / "a_stats.json").write_text("{}")
     (tmp_path / "x.jpg").write_bytes(PICTURE)
-    assert place(str(tmp_path)).kind == "tar"
+    assert parse_spec(str(tmp_path)).kind == "tar"
     assert "left out beside its tar files: .jpg 1" in caplog.text
 
 
@@ -253,4 +253,4 @@ def test_what_lies_beside_shards_is_told(tmp_path, caplog):
 def test_a_compressed_file_is_there_and_to_be_unpacked(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x1f\x8b")
     with pytest.raises(ValueError, match=f"{name}': expected .* got another file; unpack it"):
-        place(str(tmp_path / name))
+        parse_spec(str(tmp_path / name))

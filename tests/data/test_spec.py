@@ -1,8 +1,8 @@
-"""What a `--data` flag may say, and what it is then taken for."""
+"""Dataset specs: the text of a `--data` flag, and the kind of data it stands for."""
 
 import pytest
 
-from jaxclip.data.spec import Place, place
+from jaxclip.data.spec import DataSpec, parse_spec
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,10 @@ from jaxclip.data.spec import Place, place
     ],
 )
 def test_a_registered_name_and_its_split(text, name, split):
-    assert place(text) == Place("tfds", name=name, split=split)
+    assert parse_spec(text) == DataSpec("tfds", name=name, split=split)
 
 
-def test_a_path_is_looked_at(tmp_path):
+def test_the_kind_of_a_path_is_detected(tmp_path):
     (tmp_path / "classes" / "cat").mkdir(parents=True)
     (tmp_path / "captions" / "deep").mkdir(parents=True)
     (tmp_path / "captions" / "deep" / "a.txt").write_text("a cat")
@@ -26,14 +26,14 @@ def test_a_path_is_looked_at(tmp_path):
     for file in (*shards, tmp_path / "pairs.csv"):
         file.touch()
     for name in ("classes", "captions"):
-        assert place(str(tmp_path / name)) == Place(name, (tmp_path / name,))
-    assert place(str(tmp_path / "pairs.csv")) == Place("table", (tmp_path / "pairs.csv",))
-    assert place(str(tmp_path / "shards")) == Place("tar", tuple(shards))
-    assert place(str(tmp_path / "shards" / "*.tar")) == Place("tar", tuple(shards))
-    assert place(str(shards[1])) == Place("tar", (shards[1],))
-    # and what is said in front counts more than what is seen
-    assert place(f"captions:{tmp_path / 'classes'}").kind == "captions"
-    assert place(f"tar:{tmp_path / 'shards'}").paths == tuple(shards)
+        assert parse_spec(str(tmp_path / name)) == DataSpec(name, (tmp_path / name,))
+    assert parse_spec(str(tmp_path / "pairs.csv")) == DataSpec("table", (tmp_path / "pairs.csv",))
+    assert parse_spec(str(tmp_path / "shards")) == DataSpec("tar", tuple(shards))
+    assert parse_spec(str(tmp_path / "shards" / "*.tar")) == DataSpec("tar", tuple(shards))
+    assert parse_spec(str(shards[1])) == DataSpec("tar", (shards[1],))
+    # a prefix wins over what is detected
+    assert parse_spec(f"captions:{tmp_path / 'classes'}").kind == "captions"
+    assert parse_spec(f"tar:{tmp_path / 'shards'}").paths == tuple(shards)
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,5 @@ def test_a_path_is_looked_at(tmp_path):
 )
 def test_what_is_not_there_is_refused_with_what_was_expected(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"came.*expected"):
-        place(text)
+    with pytest.raises(ValueError, match=r"expected.*got"):
+        parse_spec(text)

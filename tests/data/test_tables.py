@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from jaxclip.data import pairs
-from jaxclip.data.labelled import NO_LABEL, Labelled, aligned, labelled
+from jaxclip.data.labelled import NO_LABEL, Labelled, align_labels, open_labelled
 from jaxclip.data.records import parse_captions, parse_label, parse_path
-from jaxclip.data.spec import place
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.tables import table_rows
 from tests.support.pictures import png
 
@@ -32,11 +32,11 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def captions(source: pairs.Files) -> list[tuple[str, ...]]:
+def captions(source: pairs.CaptionedFiles) -> list[tuple[str, ...]]:
     return [texts for _, texts in source.entries]
 
 
-def details(source: pairs.Files) -> list[str]:
+def details(source: pairs.CaptionedFiles) -> list[str]:
     return [f"{where}: {fault.detail}" for where, fault in source.bad]
 
 
@@ -46,7 +46,7 @@ def details(source: pairs.Files) -> list[str]:
 def test_a_tsv_has_no_quoting(tmp_path):
     """Read as CSV, these five rows were two."""
     rows = "".join(f"{i}.png\t{caption}\n" for i, caption in enumerate(QUOTES))
-    source = pairs.table(write(tmp_path / "quotes.tsv", "image\tcaption\n" + rows))
+    source = pairs.read_caption_table(write(tmp_path / "quotes.tsv", "image\tcaption\n" + rows))
     assert captions(source) == [(caption,) for caption in QUOTES] and source.bad == []
 
 
@@ -54,19 +54,19 @@ def test_a_tsv_has_no_quoting(tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_table_of_excel_is_read(tmp_path, encoding, end):
     text = f"image,caption{end}0.png,ein Kätzchen{end}"
-    source = pairs.table(write(tmp_path / "excel.csv", text.encode(encoding)))
+    source = pairs.read_caption_table(write(tmp_path / "excel.csv", text.encode(encoding)))
     assert captions(source) == [("ein Kätzchen",)]
 
 
 def test_a_line_of_json_may_have_a_mark_before_it(tmp_path):
     text = '\ufeff{"image": "0.png", "caption": "a"}\n\n{"image": "1.png", "caption": "b"}\n \n'
-    assert captions(pairs.table(write(tmp_path / "t.jsonl", text))) == [("a",), ("b",)]
+    assert captions(pairs.read_caption_table(write(tmp_path / "t.jsonl", text))) == [("a",), ("b",)]
 
 
 def test_a_table_with_semicolons_is_refused_with_its_header(tmp_path):
     path = write(tmp_path / "t.csv", "image;caption\n0.png;a cat, a dog\n")
     with pytest.raises(ValueError, match="with commas between them, got 'image;caption'"):
-        pairs.table(path)
+        pairs.read_caption_table(path)
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
@@ -74,18 +74,18 @@ def test_other_separators_never_split_a_caption(tmp_path, separator):
     text = f"one{separator}caption"
     write(tmp_path / "x.png", png())
     write(tmp_path / "x.txt", text)
-    assert pairs.folder(tmp_path)[0].captions == (text,)
-    assert captions(pairs.table(write(tmp_path / "t.csv", f"image,caption\nx.png,{text}\n"))) == [
-        (text,)
-    ]
-    assert captions(pairs.table(write(tmp_path / "t.tsv", f"image\tcaption\nx.png\t{text}\n"))) == [
-        (text,)
-    ]
+    assert pairs.read_caption_folder(tmp_path)[0].captions == (text,)
+    assert captions(
+        pairs.read_caption_table(write(tmp_path / "t.csv", f"image,caption\nx.png,{text}\n"))
+    ) == [(text,)]
+    assert captions(
+        pairs.read_caption_table(write(tmp_path / "t.tsv", f"image\tcaption\nx.png\t{text}\n"))
+    ) == [(text,)]
     line = json.dumps({"image": "x.png", "caption": text}, ensure_ascii=False)
     if separator >= " ":  # JSON has no raw control characters
-        assert captions(pairs.table(write(tmp_path / "t.jsonl", line))) == [(text,)]
+        assert captions(pairs.read_caption_table(write(tmp_path / "t.jsonl", line))) == [(text,)]
     write(tmp_path / "classnames.txt", f"tabby{separator}cat\nowl\n")
-    source = labelled(place(str(write(tmp_path / "l.csv", "image,label\nx.png,1\n"))))
+    source = open_labelled(parse_spec(str(write(tmp_path / "l.csv", "image,label\nx.png,1\n"))))
     assert source.names == (f"tabby{separator}cat", "owl")
 
 
@@ -93,7 +93,7 @@ def test_the_mark_is_no_part_of_the_first_class(tmp_path):
     """It lost the first class, and the others' 100 % were the answer."""
     write(tmp_path / "classnames.txt", "cat\ndog\n".encode("utf-8-sig"))
     path = write(tmp_path / "l.csv", "image,label\n0.png,cat\n1.png,dog\n")
-    source = labelled(place(str(path)))
+    source = open_labelled(parse_spec(str(path)))
     assert source.names == ("cat", "dog") and [source[i].label for i in range(2)] == [0, 1]
 
 
@@ -104,37 +104,40 @@ def test_an_empty_line_among_classes_is_refused_as_it_renumbers_them(tmp_path, t
     with pytest.raises(
         ValueError, match=r"classnames\.txt, line [12]: expected a class, got an emp"
     ):
-        labelled(place(str(path)))
+        open_labelled(parse_spec(str(path)))
     write(tmp_path / "classnames.txt", "cat\ndog\n\n \n")
-    assert labelled(place(str(path))).names == ("cat", "dog")
+    assert open_labelled(parse_spec(str(path))).names == ("cat", "dog")
 
 
 def test_a_name_of_two_classes_is_refused_where_the_data_use_it(tmp_path):
     path = write(tmp_path / "l.csv", "image,label\na.png,crane\nb.png,dog\n")
     write(tmp_path / "classnames.txt", "crane\ncrane\ndog\n")
     with pytest.raises(ValueError, match="got 'crane' 2 times; number the classes"):
-        labelled(place(str(path)))
+        open_labelled(parse_spec(str(path)))
     write(path, "image,label\na.png,1\nb.png,2\n")
-    source = labelled(place(str(path)))
+    source = open_labelled(parse_spec(str(path)))
     assert [source[i].label for i in range(2)] == [1, 2]
 
 
 def test_names_go_before_places(tmp_path):
     """Classes named 1, 2, 3: label 1 is the first of them."""
     path = write(tmp_path / "l.csv", "image,label\na.png,1\nb.png,3\n")
-    bare = labelled(place(str(path)))
-    by_name, by_place = aligned(bare, ["1", "2", "3"]), aligned(bare, ["a", "b", "c", "d"])
+    bare = open_labelled(parse_spec(str(path)))
+    by_name, by_place = (
+        align_labels(bare, ["1", "2", "3"]),
+        align_labels(bare, ["a", "b", "c", "d"]),
+    )
     assert [by_name[i].label for i in range(2)] == [0, 2]
     assert [by_place[i].label for i in range(2)] == [1, 3]
     write(tmp_path / "classnames.txt", "1\n2\n3\n")
-    named = labelled(place(str(path)))
+    named = open_labelled(parse_spec(str(path)))
     assert [named[i].label for i in range(2)] == [0, 2]
     write(tmp_path / "classnames.txt", "cat\n2\ndog\nowl\n")
-    places = labelled(place(str(path)))
+    places = open_labelled(parse_spec(str(path)))
     assert [places[i].label for i in range(2)] == [1, 3]
-    negative = aligned(bare, ["-1", "1", "3"])
+    negative = align_labels(bare, ["-1", "1", "3"])
     assert [negative[i].label for i in range(2)] == [1, 2]
-    digits = aligned(bare, [str(i) for i in range(10)])  # names and places at once
+    digits = align_labels(bare, [str(i) for i in range(10)])  # names and places at once
     assert [digits[i].label for i in range(2)] == [1, 3]
 
 
@@ -144,21 +147,21 @@ def test_a_list_in_another_encoding_is_refused_by_name_and_byte(tmp_path, name):
     path = write(tmp_path / name, "image,caption\n0.png,K\xe4tzchen\n".encode("latin-1"))
     with pytest.raises(ValueError, match=rf"{name}: expected UTF-8 text .*got byte 0xe4"):
         if name == "classnames.txt":
-            labelled(place(str(tmp_path / "l.csv")))
+            open_labelled(parse_spec(str(tmp_path / "l.csv")))
         else:
-            pairs.table(path)
+            pairs.read_caption_table(path)
 
 
 def test_a_caption_file_in_another_encoding_costs_its_picture_only(tmp_path):
     for name, text in (("a", b"a cat"), ("b", b"K\xe4tzchen"), ("c", "猫".encode("utf-16"))):
         write(tmp_path / f"{name}.png", png())
         write(tmp_path / f"{name}.txt", text)
-    source = pairs.folder(tmp_path)
+    source = pairs.read_caption_folder(tmp_path)
     assert captions(source) == [("a cat",), ("猫",)] and len(source) == 3
     assert source[2].fault.kind == "bad caption" and source[2].where.endswith("b.txt")
     assert "expected UTF-8 text" in source[2].fault.detail
     write(tmp_path / "a.txt", "a\0c\0a\0t\0")  # UTF-16 without its mark
-    assert "null byte" in pairs.folder(tmp_path)[1].fault.detail
+    assert "null byte" in pairs.read_caption_folder(tmp_path)[1].fault.detail
 
 
 # Rows ---------------------------------------------------------------------------------------------
@@ -186,12 +189,12 @@ BAD_LINES = {
 @pytest.mark.parametrize(("line", "says"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
 def test_a_bad_line_of_json_costs_itself_only(tmp_path, line, says):
     good = '{"image": "g.png", "caption": "good"}'
-    source = pairs.table(write(tmp_path / "t.jsonl", f"{good}\n{line}\n{good}\n"))
+    source = pairs.read_caption_table(write(tmp_path / "t.jsonl", f"{good}\n{line}\n{good}\n"))
     assert captions(source) == [("good", "good")] and len(source) == 2
     assert source[1].fault.kind == "bad row" and source[1].where == f"{tmp_path}/t.jsonl, line 2"
     assert says in source[1].fault.detail
     with pytest.raises(ValueError, match=r"none of its 1 records can be used; .*t.jsonl, line 1"):
-        pairs.table(write(tmp_path / "t.jsonl", line))
+        pairs.read_caption_table(write(tmp_path / "t.jsonl", line))
 
 
 BAD_ROWS = {
@@ -210,7 +213,7 @@ def test_a_bad_row_costs_itself_only(tmp_path, row, says, last):
     """An open quote took all rows behind it for one caption."""
     after = [] if last else ["2.png,two", '3.png,"three, ""3"""', '4.png,"fo\nur"', "", ",,"]
     text = "\n".join(["image,caption", "1.png,one", row, *after])
-    source = pairs.table(write(tmp_path / "t.csv", text))
+    source = pairs.read_caption_table(write(tmp_path / "t.csv", text))
     expected = [("one",)] if last else [("one",), ("two",), ('three, "3"',), ("fo\nur",)]
     assert captions(source) == expected
     (told,) = details(source)
@@ -219,7 +222,9 @@ def test_a_bad_row_costs_itself_only(tmp_path, row, says, last):
 
 def test_open_quotes_of_all_kinds_leave_the_others_as_they_are(tmp_path):
     rows = ['a,"x', 'b,"y"z', "c,d", 'e,"f', 'g,"h"', 'i,j"k']
-    source = pairs.table(write(tmp_path / "t.csv", "image,caption\n" + "\n".join(rows)))
+    source = pairs.read_caption_table(
+        write(tmp_path / "t.csv", "image,caption\n" + "\n".join(rows))
+    )
     assert captions(source) == [("yz",), ("d",), ("h",), ('j"k',)]
     assert [told.split(": ")[0][-6:] for told in details(source)] == ["line 2", "line 5"]
 
@@ -228,12 +233,12 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
     for name, apart in (("t.csv", ","), ("t.tsv", "\t")):
         text = apart.join(["image", "caption", "caption"]) + "\n" + apart.join("abc")
         with pytest.raises(ValueError, match="line 1: expected one field 'caption', got 2"):
-            pairs.table(write(tmp_path / name, text))
+            pairs.read_caption_table(write(tmp_path / name, text))
 
 
 def test_columns_of_no_interest_do_no_harm(tmp_path):
     text = "id,id, image ,caption\n1,2,x.png,a\n1,2,y.png,b,,\n"
-    assert captions(pairs.table(write(tmp_path / "t.csv", text))) == [("a",), ("b",)]
+    assert captions(pairs.read_caption_table(write(tmp_path / "t.csv", text))) == [("a",), ("b",)]
 
 
 @pytest.mark.parametrize(
@@ -249,14 +254,14 @@ def test_columns_of_no_interest_do_no_harm(tmp_path):
 def test_a_bad_class_costs_itself_only(tmp_path, value, says):
     lines = '{"image": "a.png", "label": 1.0}\n{"image": "b.png", "label": ' + value + "}\n"
     write(tmp_path / "classnames.txt", "cat\ndog\n")
-    source = labelled(place(str(write(tmp_path / "t.jsonl", lines))))
+    source = open_labelled(parse_spec(str(write(tmp_path / "t.jsonl", lines))))
     assert len(source) == 2 and source[0].label == 1 and source[1].label == NO_LABEL
     assert source[1].fault.kind == "bad row" and says in source[1].fault.detail
 
 
 def test_labels_that_only_look_like_numbers_are_names(tmp_path):
     text = "image,label\na.png,--5\nb.png,٣\nc.png," + "9" * 5000 + "\n"
-    source = labelled(place(str(write(tmp_path / "t.csv", text))))
+    source = open_labelled(parse_spec(str(write(tmp_path / "t.csv", text))))
     assert len(source.names) == 3
 
 
@@ -282,7 +287,7 @@ PIECES += [
 
 
 def read_labels(path: Path) -> Labelled:
-    return labelled(place(str(path)))
+    return open_labelled(parse_spec(str(path)))
 
 
 def mutated(rng: random.Random, text: bytes) -> bytes:
@@ -307,11 +312,11 @@ def test_any_text_gives_records_or_a_value_error(tmp_path, name):
         loose = "".join(rng.choices(PIECES, k=rng.randrange(60))).encode()
         path = write(tmp_path / name, loose if i % 4 == 0 else mutated(rng, whole))
         if name == "x.txt":
-            reads = [(pairs.folder, tmp_path)]
+            reads = [(pairs.read_caption_folder, tmp_path)]
         elif name == "classnames.txt":
             reads = [(read_labels, tmp_path / "l.csv")]
         else:
-            reads = [(pairs.table, path), (read_labels, path)]
+            reads = [(pairs.read_caption_table, path), (read_labels, path)]
         for read, where in reads:
             try:
                 source = read(where)
@@ -335,7 +340,7 @@ def test_open_quotes_everywhere_take_bounded_time_and_memory(tmp_path):
 def test_many_captions_of_one_picture_take_time_in_proportion(tmp_path):
     path = write(tmp_path / "t.csv", "image,caption\n" + "x.png,a\n" * 50_000)
     start = time.process_time()
-    (texts,) = captions(pairs.table(path))
+    (texts,) = captions(pairs.read_caption_table(path))
     assert len(texts) == 50_000
     assert time.process_time() - start < 4  # 20 s where each line copied those before it
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from jaxclip import checkpoint, cli
 from jaxclip.evaluation import classifier_cache as compiled
-from jaxclip.evaluation.zero_shot import classifier
+from jaxclip.evaluation.zero_shot import build_classifier
 from jaxclip.hub import load as hub
 from jaxclip.models.clip import Clip
 from jaxclip.tokenizer import tokenize
@@ -60,7 +60,9 @@ def test_a_classifier_is_made_once_and_equals_the_ensemble(model, tmp_path):
     assert asked == [9] and np.array_equal(first, again)
     (path,) = files(tmp_path)
     assert path.suffix == ".safetensors" and len(path.stem) == 64
-    whole = classifier(lambda t: np.asarray(model.encode_text(tokenize(t, 13))), CLASSES, TEMPLATES)
+    whole = build_classifier(
+        lambda t: np.asarray(model.encode_text(tokenize(t, 13))), CLASSES, TEMPLATES
+    )
     assert_allclose(first, whole, atol=1e-6)
     assert first.shape == (3, planted.WIDTH) and first.dtype == np.float32
 

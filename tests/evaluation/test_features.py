@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip.data.stream import Skips, TooManySkipped
-from jaxclip.evaluation.features import Block, streamed
+from jaxclip.evaluation.features import Block, encode_blocks
 from tests.support.pictures import grey_png as png
 
 BROKEN, UNWANTED = (3, 8), 5
@@ -39,7 +39,9 @@ def blocks(block: int, limit: int = 3, encode=lambda x: x[:, 0, 0] + 1, **more) 
         return "unwanted" if item.where == f"row {UNWANTED}" else None
 
     return list(
-        streamed(Source(), grey, encode, skips=Skips(limit), usable=usable, block=block, **more)
+        encode_blocks(
+            Source(), grey, encode, skips=Skips(limit), usable=usable, block=block, **more
+        )
     )
 
 
@@ -74,7 +76,7 @@ def test_it_begins_where_it_is_told():
 
 def test_what_is_left_out_is_counted_with_its_reason_up_to_a_limit():
     skips = Skips(3)
-    list(streamed(Source(), grey, lambda x: x[:, 0, 0] + 1, skips=skips, block=4))
+    list(encode_blocks(Source(), grey, lambda x: x[:, 0, 0] + 1, skips=skips, block=4))
     assert skips.counts == {"broken picture": 2}
     with pytest.raises(TooManySkipped, match="more than 2 pairs"):
         blocks(4, limit=2)
@@ -83,7 +85,7 @@ def test_what_is_left_out_is_counted_with_its_reason_up_to_a_limit():
 def test_what_is_read_again_counts_once():
     skips = Skips(2)
     for _ in range(3):
-        list(streamed(Source(), grey, lambda x: x[:, 0, 0] + 1, skips=skips, block=4))
+        list(encode_blocks(Source(), grey, lambda x: x[:, 0, 0] + 1, skips=skips, block=4))
     assert skips.counts == {"broken picture": 2}
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.data.labelled import labelled
-from jaxclip.data.pairs import opened
-from jaxclip.data.spec import place
+from jaxclip.data.labelled import open_labelled
+from jaxclip.data.pairs import open_pairs
+from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import random_square
 from jaxclip.evaluation.held_out import HeldOut
-from jaxclip.evaluation.zero_shot import unit
 from jaxclip.images.open import decode_image
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip
+from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 from jaxclip.training.sharding import data_mesh, shardings
 from tests.support.pictures import deep, encoded, png
@@ -48,9 +48,9 @@ def held_out(folders: Path, devices: int, fsdp: int, tensor: int) -> dict[str, f
         mesh,
         16,
         16,
-        labelled=labelled(place(str(folders / "classes"))),
+        labelled=open_labelled(parse_spec(str(folders / "classes"))),
         templates=("a {}.", "one more {}."),
-        pairs=opened(place(str(folders / "captions"))),
+        pairs=open_pairs(parse_spec(str(folders / "captions"))),
     )
     return asked(model)
 
@@ -64,12 +64,14 @@ def by_hand(folders: Path) -> dict[str, float]:
     images = np.stack(
         [pixels(Image.open(folders / "captions" / "all" / f"{i:02}.png")) for i in there]
     )
-    I_e = unit(np.asarray(model.encode_image(images)))
+    I_e = l2_normalize(np.asarray(model.encode_image(images)))
 
     def embeds(texts: list[str]) -> np.ndarray:
-        return unit(np.asarray(model.encode_text(tokenize(texts, 16))))
+        return l2_normalize(np.asarray(model.encode_text(tokenize(texts, 16))))
 
-    T_e = unit((embeds([f"a {n}." for n in NAMES]) + embeds([f"one more {n}." for n in NAMES])) / 2)
+    T_e = l2_normalize(
+        (embeds([f"a {n}." for n in NAMES]) + embeds([f"one more {n}." for n in NAMES])) / 2
+    )
     said = (I_e @ T_e.T).argmax(axis=1)
     texts = embeds([text for i in there for text in (f"number {i}", f"the {i}. picture")])
     order = np.argsort(-texts @ I_e.T, axis=1)  # [26, 13]

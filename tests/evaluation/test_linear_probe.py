@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxclip.evaluation import linear_probe
-from jaxclip.evaluation.linear_probe import Choice, fit, halving, sweep
+from jaxclip.evaluation.linear_probe import Choice, fit, search_penalty, sweep_penalties
 
 PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 CLASSES = 4
@@ -104,18 +104,23 @@ def test_the_search_finds_the_peak_of_a_sweep(monkeypatch):
 
     monkeypatch.setattr(linear_probe, "_tried", planted)
     nothing = (np.zeros((1, 1)), np.zeros(1, int))
-    found, whole = halving(nothing, nothing, 2), sweep(nothing, nothing, 2)
+    found, whole = search_penalty(nothing, nothing, 2), sweep_penalties(nothing, nothing, 2)
     assert len(found.penalties) == 15 and len(whole.penalties) == 96
     assert abs(np.log10(found.best) - 1.3) <= 1 / 8
     assert abs(np.log10(whole.best) - 1.3) <= 1 / 8
     monkeypatch.setattr(linear_probe, "_tried", lambda *_: -planted(*_))
-    assert np.isclose(halving(nothing, nothing, 2).best, 1e-6)  # and at the edge it stays inside
+    assert np.isclose(
+        search_penalty(nothing, nothing, 2).best, 1e-6
+    )  # and at the edge it stays inside
 
 
 @pytest.mark.slow  # 96 fits
 def test_the_search_is_as_good_as_the_sweep_on_real_fits():
     train, validation = blobs(120), blobs(200, seed=1)
-    found, whole = halving(train, validation, CLASSES), sweep(train, validation, CLASSES)
+    found, whole = (
+        search_penalty(train, validation, CLASSES),
+        sweep_penalties(train, validation, CLASSES),
+    )
     assert found.accuracies.max() >= whole.accuracies.max() - 0.02
     assert found.accuracies.max() > found.accuracies.min()  # the penalty matters here
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from jaxclip.evaluation.metrics import Tally, best, ranks, recall, retrieve
-from jaxclip.evaluation.zero_shot import classifier, ensemble, in_blocks, prompted, sound, unit
+from jaxclip.evaluation.features import map_batches, require_finite
+from jaxclip.evaluation.metrics import Tally, ranks, recall, retrieve, top_k
+from jaxclip.evaluation.zero_shot import average_prompts, build_classifier, fill_templates
+from jaxclip.reference import l2_normalize
 
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])  # few levels make many ties
@@ -58,13 +60,13 @@ def test_blocks_change_nothing(block):
         sizes.append(len(x))
         return np.cumsum(x.reshape(len(x), -1), axis=1)
 
-    got = in_blocks(encode, rows, block)
+    got = map_batches(encode, rows, block)
     assert set(sizes) == {block} and len(sizes) == -(-10 // block)
     assert_allclose(got, np.cumsum(rows.reshape(10, -1), axis=1))
 
 
 def test_unit_rows_have_length_one():
-    assert_allclose(unit(np.array([[3.0, 4.0], [0.0, 2.0]])), [[0.6, 0.8], [0, 1]])
+    assert_allclose(l2_normalize(np.array([[3.0, 4.0], [0.0, 2.0]])), [[0.6, 0.8], [0, 1]])
 
 
 def test_classifier_equals_hand_computation():
@@ -81,7 +83,7 @@ def test_classifier_equals_hand_computation():
         asked.extend(texts)
         return np.array([table[text] for text in texts])
 
-    got = classifier(encode, ["cat", "dog"], ["a {}", "photo of {}"])
+    got = build_classifier(encode, ["cat", "dog"], ["a {}", "photo of {}"])
     cat = np.array([0.6 + 1, 0.8]) / 2
     assert_allclose(got, [cat / np.hypot(*cat), [0, 1]])
     assert sorted(asked) == sorted(table)
@@ -95,13 +97,15 @@ def test_the_classifier_keeps_the_order_of_its_labels():
     def encode(texts) -> np.ndarray:
         return np.array([vectors[text.strip("<>")] for text in texts])
 
-    assert_allclose(classifier(encode, list("cab"), ["{}", "<{}>", "<<{}"]), np.eye(5)[[2, 0, 1]])
+    assert_allclose(
+        build_classifier(encode, list("cab"), ["{}", "<{}>", "<<{}"]), np.eye(5)[[2, 0, 1]]
+    )
 
 
 @pytest.mark.parametrize("prompt", ["a photo", "{} and {}", "", "{0}"])
 def test_a_prompt_needs_one_slot(prompt):
-    with pytest.raises(ValueError, match="needs exactly one slot"):
-        classifier(lambda texts: np.ones((len(texts), 2)), ["cat"], ["a {}", prompt])
+    with pytest.raises(ValueError, match="expected exactly one slot"):
+        build_classifier(lambda texts: np.ones((len(texts), 2)), ["cat"], ["a {}", prompt])
 
 
 # Classes ------------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def tallied(scores: np.ndarray, labels: np.ndarray, block: int) -> Tally:
     tally = Tally(scores.shape[1])
     for start in range(0, len(scores), block):
         part = slice(start, start + block)
-        tally.add(labels[part], best(scores[part], 5)[0])
+        tally.add(labels[part], top_k(scores[part], 5)[0])
     return tally
 
 
@@ -163,7 +167,7 @@ def test_the_tally_equals_brute_force(levels):
 def test_two_classes_of_one_name_count_as_published():
     """Of equal ones the first wins, as with argmax; so one of the two is always wrong."""
     scores = np.array([[0.1, 0.9, 0.9], [0.1, 0.9, 0.9]])
-    top, score = best(scores, 5)
+    top, score = top_k(scores, 5)
     assert top.tolist() == [[1, 2, 0]] * 2 and score[0].tolist() == [0.9, 0.9, 0.1]
     tally = Tally(3)
     tally.add(np.array([1, 2]), top)
@@ -172,7 +176,7 @@ def test_two_classes_of_one_name_count_as_published():
 
 def test_what_is_no_number_is_never_preferred():
     scores = np.array([[np.nan, 0.0, 1.0], [np.nan, -1.0, np.nan]])
-    assert best(scores, 3)[0].tolist() == [[2, 1, 0], [1, 0, 2]]
+    assert top_k(scores, 3)[0].tolist() == [[2, 1, 0], [1, 0, 2]]
 
 
 def test_a_label_that_is_no_class_is_refused():
@@ -204,16 +208,16 @@ def test_the_interval_equals_drawing_the_pictures_themselves(metric):
 def test_a_million_embeddings_in_blocks_take_no_more_memory_than_two_blocks():
     """A hundred classes, 1,000,000 embeddings: the peak is far below what they take together."""
     rng = np.random.default_rng(0)
-    matrix = unit(rng.normal(size=(100, 32)).astype(np.float32))
+    matrix = l2_normalize(rng.normal(size=(100, 32)).astype(np.float32))
     block, blocks = 10_000, 100
-    embeds = unit(rng.normal(size=(block, 32)).astype(np.float32))
-    labels = best(embeds @ matrix.T, 1)[0][:, 0]
+    embeds = l2_normalize(rng.normal(size=(block, 32)).astype(np.float32))
+    labels = top_k(embeds @ matrix.T, 1)[0][:, 0]
 
     def peak(count: int) -> tuple[int, Tally]:
         tracemalloc.start()
         tally = Tally(100)
         for i in range(count):
-            tally.add((labels + i % 2) % 100, best(np.roll(embeds, i % 3, 1) @ matrix.T, 5)[0])
+            tally.add((labels + i % 2) % 100, top_k(np.roll(embeds, i % 3, 1) @ matrix.T, 5)[0])
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top, tally
@@ -269,7 +273,7 @@ def test_captions_that_belong_to_nothing_are_refused():
 def test_the_interval_of_retrieval_equals_drawing_pictures_with_their_captions():
     rng = np.random.default_rng(3)
     owner = np.sort(np.concatenate([np.arange(40), rng.integers(40, size=60)]))
-    I_e = unit(rng.normal(size=(40, 4)))
+    I_e = l2_normalize(rng.normal(size=(40, 4)))
     found = retrieve(I_e, I_e[owner] + 0.7 * rng.normal(size=(100, 4)), owner)
     drawn = []
     for _ in range(2000):
@@ -287,15 +291,15 @@ def test_the_interval_of_retrieval_equals_drawing_pictures_with_their_captions()
 
 def test_features_that_are_nothing_are_refused():
     good = np.ones((2, 3))
-    assert sound(good, "x") is good
+    assert require_finite(good, "x") is good
     for bad in (np.nan, np.inf, 0.0):
         with pytest.raises(ValueError, match="features of x are zero, too large or no numbers"):
-            sound(np.array([[1.0, 2.0], [bad, bad]]), "x")
+            require_finite(np.array([[1.0, 2.0], [bad, bad]]), "x")
 
 
 def test_the_texts_of_a_class_stand_together_and_are_averaged_together():
-    texts = prompted(["cat", "dog"], ["a {}", "my {}", "the {}"])
+    texts = fill_templates(["cat", "dog"], ["a {}", "my {}", "the {}"])
     assert texts == ["a cat", "my cat", "the cat", "a dog", "my dog", "the dog"]
     features = np.array([[2.0, 0], [3, 0], [4, 0], [0, 1], [0, 5], [9, 0]])
     dog = np.array([1, 2]) / np.sqrt(5)
-    assert_allclose(ensemble(features, 2), [[1, 0], dog])
+    assert_allclose(average_prompts(features, 2), [[1, 0], dog])

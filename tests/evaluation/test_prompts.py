@@ -69,7 +69,7 @@ def test_imagenet_is_the_released_list():
         ({"classes": ["a", ""]}, "list of texts"),
         ({"classes": [1]}, "list of texts"),
         ({"metric": "luck"}, "none of top1"),
-        ({"folders": ["x"]}, "1 folders came for 2"),
+        ({"folders": ["x"]}, "expected 2, one a class, got 1"),
     ],
 )
 def test_a_file_that_is_not_sound_is_refused(tmp_path, change, says):
@@ -101,7 +101,7 @@ def test_what_is_no_object_is_told_in_plain_words(tmp_path, content, template_se
 @pytest.mark.parametrize("name", [" ", "\ud800"])
 def test_a_class_is_more_than_space_and_no_half_character(tmp_path, name):
     (tmp_path / "own.json").write_text(json.dumps({"classes": [name], "templates": ["{}"]}))
-    with pytest.raises(ValueError, match="classes has to be a list of texts"):
+    with pytest.raises(ValueError, match="classes: expected a list of texts"):
         prompts.load(str(tmp_path / "own.json"))
 
 

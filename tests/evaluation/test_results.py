@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import zipfile
 
 import numpy as np
 import pytest
 
+from jaxclip.data.stream import Skips
 from jaxclip.evaluation import results
+from jaxclip.evaluation.resumable import KeptBlocks
 
 RESULT = {
     "experiment": "zero_shot",
@@ -47,24 +50,36 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("cuts", [(0, 3), (0, 1, 3), (0, 0, 2, 2, 3)])
-def test_parts_joined_are_the_whole(tmp_path, cuts):
-    """Also with empty parts, and with texts that are wider in a later one."""
-    parts = []
+def test_blocks_joined_are_the_whole(tmp_path, cuts):
+    """Also with empty blocks, and with texts that are wider in a later one."""
+    blocks = KeptBlocks(tmp_path / "parts", {}, Skips(0))
     for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
-        part = {name: PREDICTIONS[name][start:stop] for name in results.ARRAYS[:4]}
-        if start == stop:  # what a block is written as of which nothing could be used
-            part["where"] = np.array([], np.str_)
-            part["top"] = np.zeros((0, 2), np.int64)
-        part["where"] = np.array(part["where"].tolist(), np.str_)
-        parts.append(tmp_path / f"{number}.npz")
-        np.savez(parts[-1], **part)
-    results.save(tmp_path, RESULT, None)
-    results.join(tmp_path, parts, PREDICTIONS["confusion"])
-    found = results.load(tmp_path)[1]
-    assert same(found)
-    assert {name: found[name].dtype for name in found} == {
+        block = {name: PREDICTIONS[name][start:stop] for name in results.ARRAYS[:4]}
+        if start == stop:  # as a block without usable rows is written
+            block["where"] = np.array([], np.str_)
+            block["top"] = np.zeros((0, 2), np.int64)
+        block["where"] = np.array(block["where"].tolist(), np.str_)
+        blocks.paths.append(tmp_path / "parts" / f"{number:08d}.npz")
+        np.savez(blocks.paths[-1], **block)
+    found = blocks.join(*results.ARRAYS[:4]) | {"confusion": PREDICTIONS["confusion"]}
+    results.save(tmp_path, RESULT, found)
+    loaded = results.load(tmp_path)[1]
+    assert same(loaded)
+    assert {name: loaded[name].dtype for name in loaded} == {
         n: x.dtype for n, x in PREDICTIONS.items()
     }
+
+
+def test_predictions_written_member_by_member_are_still_read(tmp_path):
+    """As versions before 0.2 wrote them: a zip of .npy members with headers of their own."""
+    results.save(tmp_path, RESULT, None)
+    with zipfile.ZipFile(tmp_path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in PREDICTIONS.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(array.tobytes())
+    assert same(results.load(tmp_path)[1])
 
 
 @pytest.mark.parametrize("missing", ["interval", "date", "where"])

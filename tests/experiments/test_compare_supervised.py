@@ -21,7 +21,7 @@ from experiments.supervised import towers
 from experiments.supervised.data import Emoji, FashionMnist, on_white
 from experiments.supervised.table import Answers, differences, interval, markdown, row, table
 from jaxclip.config import ClipConfig, ResNetConfig, VisionConfig
-from jaxclip.data.emoji.pictures import emoji, known, unseen_artist
+from jaxclip.data.emoji.pictures import load_emoji, load_unseen_artist, select_names
 from jaxclip.evaluation.named_pictures import nearest_pixels
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.models import clip
@@ -32,11 +32,11 @@ RESNET = ResNetConfig(image_size=32, width=2, layers=(1, 1, 1, 1))
 COUNT = 10
 
 
-def pictures(size: int, count: int = 40) -> towers.Labelled:
+def pictures(size: int, count: int = 40) -> towers.LabelledArrays:
     images, labels = idx.pictures(count, 0)
     wide = np.zeros((count, size, size, 3), np.uint8)
     wide[:, :28, :28] = images[..., None]
-    return towers.Labelled(wide, labels.astype(np.int64), fashion_mnist.CLASSES)
+    return towers.LabelledArrays(wide, labels.astype(np.int64), fashion_mnist.CLASSES)
 
 
 # The two sides ------------------------------------------------------------------------------------
@@ -350,13 +350,16 @@ def test_a_batch_of_drawings_holds_no_name_twice_and_both_sides_see_the_same(dra
 
 def test_the_nearest_drawing_is_the_floor_that_is_told_elsewhere(drawings):
     answers = comparison.nearest(drawings).work(lambda *_: None)["nearest"]
-    there = known(drawings.splits["train"], drawings.splits["test"].names)
+    there = select_names(drawings.splits["train"], drawings.splits["test"].names)
     floor = nearest_pixels(drawings.splits["test"], there)["top1"]
     assert (answers == drawings.labels("test")).mean() == pytest.approx(floor, abs=0.002)
 
 
 def test_the_command_runs_on_the_drawings(tmp_path, monkeypatch, capsys):
-    few, asked = emoji("train").select(np.arange(300)), unseen_artist().select(np.arange(100))
+    few, asked = (
+        load_emoji("train").select(np.arange(300)),
+        load_unseen_artist().select(np.arange(100)),
+    )
     monkeypatch.setattr(comparison_data, "emoji", lambda split: few)
     monkeypatch.setattr(comparison_data, "unseen_artist", lambda: asked)
     monkeypatch.setattr(Emoji, "towers", {"vit": dataclasses.replace(VIT, image_size=14)})

@@ -13,6 +13,7 @@ import pytest
 from experiments import retrieval, zero_shot
 from experiments.lib import common
 from jaxclip import cli
+from jaxclip.cli.parsing import parse_flags
 from jaxclip.evaluation import prompts, results
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +27,10 @@ MINE = ("zero_shot", "celeba_identity", "pets_humans", "retrieval")
 
 
 def parsed(command: str):
-    """(name of the experiment, its flags); SystemExit where they are not understood."""
+    """(name of the experiment, its flags); SystemExit where they cannot be parsed."""
     name, *given = shlex.split(command.removeprefix(START))
-    return name, importlib.import_module(f"experiments.{name}").flags().parse_args(given)
+    module = importlib.import_module(f"experiments.{name}")
+    return name, parse_flags(module.Flags, given, name, module.__doc__)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(IN_README + IN_PAGE))

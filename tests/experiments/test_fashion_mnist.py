@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.recipes import fashion_mnist
-from jaxclip.data.labelled import aligned, labelled
-from jaxclip.data.spec import place
+from jaxclip.data.labelled import align_labels, open_labelled
+from jaxclip.data.spec import parse_spec
 from jaxclip.images.open import decode_image
 from tests.support import idx
 
@@ -112,10 +112,10 @@ def test_tfds_and_class_folders_hold_the_same_pictures(folder, tmp_path):
     for name, split in splits.items():
         below = fashion_mnist.prepare_classes(split, tmp_path / "classes" / name)
         expected = {x.tobytes(): int(y) for x, y in zip(*split, strict=True)}
-        found = labelled(place(f"tfds:fashion_mnist:{name}"), tmp_path / "tfds")
-        assert everything(aligned(found, fashion_mnist.CLASSES)) == expected
+        found = open_labelled(parse_spec(f"tfds:fashion_mnist:{name}"), tmp_path / "tfds")
+        assert everything(align_labels(found, fashion_mnist.CLASSES)) == expected
         readable = [name.replace("/", "-") for name in fashion_mnist.CLASSES]
-        folders = aligned(labelled(place(str(below))), readable)
+        folders = align_labels(open_labelled(parse_spec(str(below))), readable)
         assert everything(folders) == expected
     fashion_mnist.prepare_tfds(splits, tmp_path / "tfds")  # stays
     pictures, labels = splits["test"]

@@ -13,7 +13,13 @@ import pytest
 
 from experiments import celeba_identity, linear_probe, pets_humans, retrieval, zero_shot
 from jaxclip import checkpoint
-from jaxclip.evaluation import prompts, results
+from jaxclip.evaluation import (
+    probe_protocol,
+    prompts,
+    protocol,
+    results,
+    retrieval_protocol,
+)
 from tests.support import planted
 
 NAMES = list(planted.COLOURS)
@@ -161,7 +167,7 @@ def test_the_same_question_is_answered_from_what_is_kept(model, table, tmp_path,
     """Another batch size or another limit that the run kept to changes nothing."""
     given = command(model, table, tmp_path / "out")
     assert zero_shot.main(given) == 0
-    monkeypatch.setattr(zero_shot, "answers", None)
+    monkeypatch.setattr(protocol, "classify_block", None)
     assert zero_shot.main(given) == 0
     assert zero_shot.main([*given, "--batch-size", "3", "--skip-limit", "0"]) == 0
 
@@ -231,7 +237,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_half_a_run_is_not_gone_on_with_after_a_change(
     change, model, table, tmp_path, capsys, stopped
 ):
-    stopped(zero_shot, "answers")
+    stopped(protocol, "classify_block")
     given = command(model, table, tmp_path / "out", "--batch-size", "3")
     assert zero_shot.main(given) == 1
     change(tmp_path)
@@ -246,15 +252,15 @@ def test_an_interrupted_force_leaves_no_result_beside_other_predictions(
 ):
     given = command(model, table, tmp_path / "out")
     assert zero_shot.main(given) == 0
-    honest = zero_shot.plots.confusion
+    honest = protocol.plots.confusion
 
     def failing(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr(zero_shot.plots, "confusion", failing)
+    monkeypatch.setattr(protocol.plots, "confusion", failing)
     assert zero_shot.main([*given, "--label", "b", "--force"]) == 1
     assert not (tmp_path / "out" / "result.json").exists()
-    monkeypatch.setattr(zero_shot.plots, "confusion", honest)
+    monkeypatch.setattr(protocol.plots, "confusion", honest)
     assert zero_shot.main([*given, "--label", "b"]) == 0
     assert value(tmp_path / "out") == 0.375
 
@@ -291,7 +297,7 @@ def test_a_probe_reads_labels_that_were_corrected(role, way, model, tmp_path, st
     given += ["--validation", str(tables["validation"]), "--model", str(model)]
     given += ["--out", str(tmp_path / "out")]
     if way == "interrupted":
-        stopped(linear_probe.linear_probe, "halving", at=1)
+        stopped(probe_protocol.linear_probe, "search_penalty", at=1)
     assert linear_probe.main(given) == (1 if way == "interrupted" else 0)
     write_rows(tables[role], NAMES)
     if way == "forced":
@@ -308,7 +314,7 @@ def test_a_probe_reads_pictures_that_were_replaced(model, tmp_path, stopped):
         path.write_bytes(planted.png(ROLLED[int(path.stem) % len(NAMES)]))
     given = ["--data", str(train), "--test", str(test), "--model", str(model)]
     given += ["--out", str(tmp_path / "out")]
-    stopped(linear_probe.linear_probe, "halving", at=1)
+    stopped(probe_protocol.linear_probe, "search_penalty", at=1)
     assert linear_probe.main(given) == 1
     for path, content in right.items():
         path.write_bytes(content)
@@ -322,7 +328,7 @@ def test_what_kept_features_left_out_is_still_counted(model, tmp_path, stopped):
         path.write_bytes(b"no picture")
     given = ["--data", str(train), "--test", str(test), "--model", str(model)]
     given += ["--out", str(tmp_path / "out")]
-    stopped(linear_probe.linear_probe, "halving", at=1)
+    stopped(probe_protocol.linear_probe, "search_penalty", at=1)
     assert linear_probe.main(given) == 1
     assert linear_probe.main(given) == 0
     assert results.load(tmp_path / "out")[0]["skipped"] == {"broken picture": 2}
@@ -334,9 +340,9 @@ def test_force_encodes_the_pictures_of_a_probe_again(model, tmp_path, monkeypatc
     given += ["--out", str(tmp_path / "out"), "--force"]
     assert linear_probe.main(given) == 0
     asked: list[int] = []
-    honest = linear_probe.described_block
+    honest = probe_protocol.describe_block
     monkeypatch.setattr(
-        linear_probe, "described_block", lambda block: (asked.append(1), honest(block))[1]
+        probe_protocol, "describe_block", lambda block: (asked.append(1), honest(block))[1]
     )
     assert linear_probe.main(given) == 0
     assert len(asked) == 2
@@ -358,7 +364,7 @@ def test_half_a_retrieval_is_not_gone_on_with_after_a_change(
     (tmp_path / "only.txt").write_text("\n".join(f"{i}.png" for i in (0, 1, 2, 3)))
     given = ["--data", str(tmp_path / "val"), "--captions", str(tmp_path / "c.token")]
     given += ["--only", str(tmp_path / "only.txt"), "--model", str(model), "--batch-size", "2"]
-    stopped(retrieval, "captioned")
+    stopped(retrieval_protocol, "describe_block")
     assert retrieval.main([*given, "--out", str(tmp_path / "out")]) == 1
     if change == "captions":
         (tmp_path / "c.token").write_text("\n".join(lines).replace("red", "green"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import celeba_identity, retrieval
-from jaxclip.data.captions import caption_file
-from jaxclip.evaluation import results
+from jaxclip.data.captions import read_caption_file
+from jaxclip.evaluation import results, retrieval_protocol
 from tests.support import planted
 
 # picture -> (its colour, its captions); the planted model finds a caption by its colour's word
@@ -121,7 +121,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, tmp_path, 
     (tmp_path / "beside" / "1.png").write_bytes(b"no picture")
     assert retrieval.main([*flags, "--out", str(tmp_path / "whole")]) == 0
     asked: list[int] = []
-    honest = retrieval.captioned
+    honest = retrieval_protocol.describe_block
 
     def counting(block):
         asked.append(len(block.items))
@@ -129,7 +129,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, tmp_path, 
             raise KeyboardInterrupt
         return honest(block)
 
-    monkeypatch.setattr(retrieval, "captioned", counting)
+    monkeypatch.setattr(retrieval_protocol, "describe_block", counting)
     given = [*flags, "--out", str(tmp_path / "halves")]
     assert retrieval.main(given) == 1
     assert retrieval.main([*given, "--prompt", "a {}"]) == 1  # half a run of another question
@@ -183,7 +183,7 @@ def test_mistakes_of_retrieval_take_one_line(model, tmp_path, capsys):
 
     assert "one slot" in says([*given, "--prompt", "a photo"])
     assert "it has no splits" in says([*given, "--split", "test"])
-    assert "belong to --captions" in says([*given[:2], *given[4:], "--split", "test"])
+    assert "expected --captions beside --split" in says([*given[:2], *given[4:], "--split", "test"])
     assert "folder of the pictures" in says(["--data", "no", *given[2:]])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "result.json").touch()
@@ -203,10 +203,10 @@ def test_mistakes_of_retrieval_take_one_line(model, tmp_path, capsys):
 def test_a_caption_file_of_another_kind_is_refused(tmp_path, text, says):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ValueError, match=says):
-        caption_file(tmp_path / "c.json", tmp_path)
+        read_caption_file(tmp_path / "c.json", tmp_path)
     (tmp_path / "c.token").write_text("1.jpg a caption without a mark")
     with pytest.raises(ValueError, match="line 1: expected NAME#NUMBER"):
-        caption_file(tmp_path / "c.token", tmp_path)
+        read_caption_file(tmp_path / "c.token", tmp_path)
 
 
 def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
@@ -222,7 +222,7 @@ def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
         ],
     }
     (tmp_path / "c.json").write_text(json.dumps(coco))
-    source = caption_file(tmp_path / "c.json", tmp_path)
+    source = read_caption_file(tmp_path / "c.json", tmp_path)
     assert [texts for _, texts in source.entries] == [("one",)]
     assert [where.split(", ")[1] for where, _ in source.bad] == [
         "images[1]",
@@ -232,10 +232,10 @@ def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
     karpathy = {"images": [{"filename": "1.png", "split": "test", "sentences": [{"raw": "one"}]}]}
     karpathy["images"] += [{"filename": 5, "split": "test", "sentences": []}, [], {"split": "test"}]
     (tmp_path / "k.JSON").write_text(json.dumps(karpathy))
-    source = caption_file(tmp_path / "k.JSON", tmp_path, "test")
+    source = read_caption_file(tmp_path / "k.JSON", tmp_path, "test")
     assert (len(source.entries), len(source.bad)) == (1, 3)
     (tmp_path / "r.token").write_text("1.png#0\ta\u2028b\nno mark\n2.png#1\tc\n")
-    source = caption_file(tmp_path / "r.token", tmp_path)
+    source = read_caption_file(tmp_path / "r.token", tmp_path)
     assert [texts for _, texts in source.entries] == [("a\u2028b",), ("c",)]
     assert source.bad[0][0].endswith("line 2")
 
@@ -243,7 +243,7 @@ def test_a_bad_record_of_a_caption_file_costs_itself_only(tmp_path):
 def test_a_split_that_is_not_there_leaves_nothing(tmp_path):
     write_layouts(tmp_path)
     with pytest.raises(ValueError, match="no pictures with captions"):
-        caption_file(tmp_path / "karpathy.json", tmp_path, "restval")
+        read_caption_file(tmp_path / "karpathy.json", tmp_path, "restval")
 
 
 # CelebA -------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_mistakes_of_celeba_take_one_line(model, tmp_path, capsys):
     given = [*write_celeba(tmp_path), "--names", str(tmp_path / "names.txt"), "--model", str(model)]
     given += ["--out", str(tmp_path / "out")]
     assert celeba_identity.main(given) == 1
-    assert "100 people were asked for, 4 have a name" in capsys.readouterr().err
+    assert "expected 2 to 4 people with a name, got 100" in capsys.readouterr().err
     (tmp_path / "names.txt").write_text("99 Nobody\n")
     assert celeba_identity.main([*given, "--sizes", "2"]) == 1
     assert "names nobody" in capsys.readouterr().err
@@ -299,8 +299,8 @@ def test_lists_of_people_follow_the_rule_for_text(tmp_path):
     """A mark, and separators within a name: neither loses nor makes a line."""
     (tmp_path / "who.txt").write_bytes("0.png 7\r\n1.JPG 8\r\n2.tif 7\r\n".encode("utf-8-sig"))
     (tmp_path / "names.txt").write_bytes("7 A\u2028Red\n8 Green\x0cOne\n".encode("utf-16"))
-    found = celeba_identity.people(tmp_path / "who.txt", tmp_path / "names.txt")
+    found = celeba_identity.find_people(tmp_path / "who.txt", tmp_path / "names.txt")
     assert found == {"A\u2028Red": ["0.png", "2.tif"], "Green\x0cOne": ["1.JPG"]}
     (tmp_path / "names.txt").write_bytes(b"7 K\xe4te\n")
     with pytest.raises(ValueError, match=r"names\.txt: expected UTF-8"):
-        celeba_identity.people(tmp_path / "who.txt", tmp_path / "names.txt")
+        celeba_identity.find_people(tmp_path / "who.txt", tmp_path / "names.txt")

@@ -18,7 +18,7 @@ from experiments import pets_humans, zero_shot
 from experiments.lib import common
 from jaxclip import checkpoint
 from jaxclip.config import TextConfig
-from jaxclip.evaluation import results
+from jaxclip.evaluation import protocol, results
 from jaxclip.models import clip, parameters
 from tests.support import planted
 
@@ -125,7 +125,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, data, tmp_
     given = command(model, data, tmp_path / "whole", "--batch-size", "7")
     assert zero_shot.main(given) == 0
     asked: list[int] = []
-    honest = zero_shot.answers
+    honest = protocol.classify_block
 
     def counting(block, matrix):
         asked.append(len(block.items))
@@ -133,7 +133,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(model, data, tmp_
             raise KeyboardInterrupt
         return honest(block, matrix)
 
-    monkeypatch.setattr(zero_shot, "answers", counting)
+    monkeypatch.setattr(protocol, "classify_block", counting)
     given = command(model, data, tmp_path / "parts", "--batch-size", "7")
     assert zero_shot.main(given) == 1
     assert len(list((tmp_path / "parts" / "parts").glob("*.npz"))) == 3
@@ -150,7 +150,7 @@ def test_half_a_run_of_another_kind_and_a_result_are_not_overwritten(model, data
     assert zero_shot.main(given) == 0
     date = results.load(tmp_path / "out")[0]["date"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zero_shot, "answers", None)  # the same question is not asked again
+        patch.setattr(protocol, "classify_block", None)  # the same question is not asked again
         assert zero_shot.main(given) == 0
     assert results.load(tmp_path / "out")[0]["date"] == date
     assert "--force" in fails(capsys, [*given, "--prompts", "a {}"])
@@ -165,11 +165,11 @@ def test_half_a_run_of_another_kind_and_a_result_are_not_overwritten(model, data
 def test_mistakes_take_one_line(model, data, tmp_path, capsys):
     out = tmp_path / "out"
     given = command(model, data, out)
-    assert "needs exactly one slot" in fails(capsys, [*given, "--prompts", "a photo"])
-    assert "needs exactly one slot" in fails(capsys, [*given, "--prompts", "{} {x}"])
-    assert "are not among the 10 that" in fails(capsys, [*given, "--dataset", "cifar10"])
-    assert "none of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
-    assert "no template set 'x'" in fails(capsys, [*given, "--template-set", "x"])
+    assert "expected exactly one slot" in fails(capsys, [*given, "--prompts", "a photo"])
+    assert "expected exactly one slot" in fails(capsys, [*given, "--prompts", "{} {x}"])
+    assert "are not among the 10 expected" in fails(capsys, [*given, "--dataset", "cifar10"])
+    assert "one of celeba, cifar10" in fails(capsys, [*given, "--dataset", "cifar11"])
+    assert "got 'x'" in fails(capsys, [*given, "--template-set", "x"])
     assert "--batch-size" in fails(capsys, [*given, "--batch-size", "0"], 2)
     assert "nothing is there" in fails(capsys, command(model, tmp_path / "no", out))
     assert "no model is named" in fails(capsys, command(Path("no-such"), data, out))
@@ -222,7 +222,7 @@ def test_published_figures_are_found_by_model_and_metric():
     assert [round(100 * row["value"], 2) for row in figures] == [80.5, 77.9, 75.82]
     assert common.published("cifar100", "ViT-L/14", "mean_per_class") == []
     assert common.published("cifar100", "emoji", "top1") == []
-    told = common.verdict(0.758, (0.75, 0.766), figures)
+    told = results.verdict(0.758, (0.75, 0.766), figures)
     assert told.count("outside") == 2 and "75.8 (re-run" in told and "-4.7 points" in told
     (imagenet, _) = common.published("imagenet", "ViT-L/14@336px", "top1")
     assert imagenet["value"] == pytest.approx(0.762)

@@ -25,17 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # checkpoint and config: what the models rest on, and what a run folder is written with
     "training": {"models", "hardware", "losses", "data", "tokenizer", "images", "checkpoint"}
     | {"config", "terminal"},
-    "evaluation": {
-        "models",
-        "hardware",
-        "losses",
-        "data",
-        "tokenizer",
-        "checkpoint",
-        "config",
-        "images",
-    }
-    | {"terminal"},
+    "evaluation": {"models", "hardware", "losses", "data", "tokenizer", "checkpoint", "config"}
+    | {"images", "terminal", "reference"},
     "hub": BASE | {"checkpoint", "models", "hardware", "convert", "terminal"},
     "parity": BASE | MIDDLE,
     "cli": BASE | MIDDLE | {"hub", "parity", "terminal"},

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclip.data.emoji.pictures import emoji
+from jaxclip.data.emoji.pictures import load_emoji
 from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
@@ -26,7 +26,7 @@ def pairs(wrong: dict[int, Pair] | None = None) -> PairStream:
 
 
 def drawings() -> DrawingStream:
-    return DrawingStream(emoji("validation"), size=16, batch_size=6, seed=5, text_length=16)
+    return DrawingStream(load_emoji("validation"), size=16, batch_size=6, seed=5, text_length=16)
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:

@@ -23,7 +23,7 @@ import pytest
 
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.data.emoji.pictures import emoji
+from jaxclip.data.emoji.pictures import load_emoji
 from jaxclip.training import from_recipe, loop
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
 from jaxclip.training.input_pipeline import DrawingStream
@@ -54,7 +54,7 @@ CONFIG = Recipe(
 CHILD = """
 import sys
 from pathlib import Path
-from jaxclip.data.pairs import folder
+from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import checkpoints, loop
 from jaxclip.training.recipe import Recipe
@@ -67,7 +67,7 @@ def told(self, step, snapshot):
     save(self, step, snapshot)
 checkpoints.Checkpoints.save = told
 options = dict(size=16, batch_size=8, seed=3, text_length=16, skips=Skips(99))
-pairs = PairStream([folder(pictures)], **options)
+pairs = PairStream([read_caption_folder(pictures)], **options)
 tell = lambda values: print("step", values["step"], flush=True)
 loop.train(config, pairs, run, resume=True, progress=tell)
 """
@@ -164,7 +164,7 @@ ONE_DEVICE = data_mesh(jax.devices()[:1])
 
 def stream(config: Recipe = CONFIG) -> DrawingStream:
     return DrawingStream(
-        emoji("validation"),
+        load_emoji("validation"),
         size=config.model.vision.image_size,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -1,4 +1,4 @@
-"""Where pictures and words come from: today the embedded emoji, read straight from one zip file."""
+"""The embedded emoji: pictures with names and keywords, read from one zip file."""
 
 import dataclasses
 import functools
@@ -15,11 +15,11 @@ from jaxclip.images.open import decode_image
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class EmojiPictures:
     """Named pictures of one size, in memory.
 
     images: uint8 [n, h, w, 4], red, green, blue and opacity; what is transparent is black.
-    names: n names, each what the picture shows; several pictures may share one.
+    names: n names, each of what its picture shows; several pictures may share one.
     keywords: n tuples of further words.
     files: n paths inside the source, the artist's name first.
     """
@@ -29,9 +29,9 @@ class Pictures:
     keywords: tuple[tuple[str, ...], ...]
     files: tuple[str, ...]
 
-    def select(self, chosen: np.ndarray) -> "Pictures":
+    def select(self, chosen: np.ndarray) -> "EmojiPictures":
         """The pictures at the indices `chosen` [m], in that order."""
-        return Pictures(
+        return EmojiPictures(
             self.images[chosen],
             tuple(self.names[i] for i in chosen),
             tuple(self.keywords[i] for i in chosen),
@@ -40,7 +40,7 @@ class Pictures:
 
 
 def _decode(content: bytes) -> np.ndarray:
-    """Opacity is kept and what is transparent is black, unlike `pictures.to_rgb`."""
+    """RGBA, black where transparent; `images.open.to_rgb` would put it on white."""
     picture = np.asarray(decode_image(content).convert("RGBA"))
     return picture * (picture[..., 3:] > 0)
 
@@ -53,12 +53,12 @@ def _records(archive: zipfile.ZipFile, split: str) -> list[dict[str, Any]]:
     lines = split_lines(archive.read("pictures.jsonl").decode())
     records = [r for r in map(json.loads, lines) if r["split"] == split]
     if not records:
-        raise ValueError(f"split {split!r} came; train, validation or test was expected")
+        raise ValueError(f"split: expected train, validation or test, got {split!r}")
     return records
 
 
 @functools.cache
-def emoji(split: str) -> Pictures:
+def load_emoji(split: str) -> EmojiPictures:
     """The embedded pictures of one split: "train", "validation" (the same artists) or "test".
 
     The test pictures are by an artist whom neither of the others contains (NOTICE has all names).
@@ -66,7 +66,7 @@ def emoji(split: str) -> Pictures:
     with _open() as file, zipfile.ZipFile(file) as archive:
         records = _records(archive, split)
         images = np.stack([_decode(archive.read(record["file"])) for record in records])
-    return Pictures(
+    return EmojiPictures(
         images,
         tuple(record["name"] for record in records),
         tuple(tuple(record["keywords"]) for record in records),
@@ -74,14 +74,15 @@ def emoji(split: str) -> Pictures:
     )
 
 
-def known(pictures: Pictures, names: Sequence[str]) -> Pictures:
+def select_names(pictures: EmojiPictures, names: Sequence[str]) -> EmojiPictures:
     """The pictures whose name is among `names`."""
-    there = set(names)
-    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in there]))
+    wanted = set(names)
+    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in wanted]))
 
 
-def unseen_artist() -> Pictures:
-    """The test pictures whose name some training or validation picture has."""
+def load_unseen_artist() -> EmojiPictures:
+    """The test pictures whose name is the name of a training or validation picture, too."""
     with _open() as file, zipfile.ZipFile(file) as archive:
-        there = [r["name"] for part in ("train", "validation") for r in _records(archive, part)]
-    return known(emoji("test"), there)
+        splits = ("train", "validation")
+        names = [record["name"] for split in splits for record in _records(archive, split)]
+    return select_names(load_emoji("test"), names)

@@ -1,24 +1,27 @@
-"""Flags from typed arguments, by tyro; a usage error takes one line and exit code 2."""
+"""Typed functions and dataclasses as command lines, by tyro: usage errors take one line, exit 2."""
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from jaxclip.cli.shared import USAGE, UsageError
 from jaxclip.terminal import complain
 
-USAGE = 2
 T = TypeVar("T")
 
-# How tyro reports what the config of a model refused: where in the recipe, and the message.
+# How tyro reports that the config of a model was refused: where in the recipe, and the message.
 _OF_A_CONFIG = re.compile(
-    r"Error parsing \S+?\.recipe\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
+    r"Error parsing \S+?\.(?:flags|recipe)\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
     r"(?: (?:-{3,}|For full helptext).*)?$"
 )
+
+
 # How tyro reports that a value is no number.
 _OF_A_NUMBER = re.compile(
     r"Error parsing (--\S+?): .*?(?:base 10:|to float:|instantiated from|arguments:?) "
@@ -30,8 +33,8 @@ _OF_OURS = re.compile(r"Error parsing (--\S+?): (expected .*?) Argument helptext
 _OF_A_CHOICE = re.compile(r"invalid choice (.*?) for argument '(.*?)'\. Expected one of \((.*?)\)")
 
 
-def usage_line(boxed: str) -> str:
-    """What the flag parser drew as boxes, as one line."""
+def usage_message(boxed: str) -> str:
+    """One line from the boxes that tyro prints for a usage error."""
     words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
     if found := _OF_OURS.search(words):
         return f"{found[1]}: {found[2]}"
@@ -49,49 +52,71 @@ def usage_line(boxed: str) -> str:
     return f"--{path}.{field.replace('_', '-')}{message}" if field else f"--{path}: {message}"
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """UsageError that names the flag of an empty argument: a path "" would be this folder."""
+    flag = ""
+    for text in arguments:
+        flag = text.partition("=")[0] if text.startswith("--") else flag
+        if not text or text == f"{flag}=":
+            what = f"{flag}: " if flag else ""
+            raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
+
+
+def defer(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """A function with the same signature and help that returns the call instead of making it."""
+
+    @functools.wraps(function)
+    def remember(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return lambda: function(*args, **kwargs)
+
+    return remember
+
+
 @contextlib.contextmanager
-def usage_errors_in_one_line(prog: str) -> Iterator[None]:
-    """Print the boxes of tyro's usage errors as one line; SystemExit 2, or 0 after --help."""
+def usage_errors_in_one_line(program: str) -> Any:
+    """Print tyro's usage error as one line of `program`, then SystemExit 2; --help passes."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             yield
     except SystemExit as stop:
         if stop.code:
-            complain(prog, usage_line(printed.getvalue()))
+            complain(program, usage_message(printed.getvalue()))
             raise SystemExit(USAGE) from None
         raise
 
 
 def _refuse_nothing(parsed: Any) -> None:
-    """ValueError where a flag that takes one value or more was given none."""
+    """UsageError where a flag that takes one value or more was given none."""
     for field in dataclasses.fields(parsed):
         if getattr(parsed, field.name) == () != field.default:
-            raise ValueError(f"{field.name.replace('_', '-')}: expected a value, got none")
+            raise UsageError(f"{field.name.replace('_', '-')}: expected a value, got none")
 
 
-def parse(flags: Callable[..., T] | type[T], given: Sequence[str], prog: str, header: str) -> T:
+def parse_flags(flags: type[T], arguments: Sequence[str], program: str, header: str) -> T:
     """The dataclass `flags`, filled from a command line.
 
     Args:
       flags: its fields are the flags, their docstrings the help.
-      given: the words of the command line.
-      prog: the name of the program, for messages.
+      arguments: the words of the command line.
+      program: its name, for messages.
       header: the docstring of its module, which --help shows.
 
     Raises:
-      SystemExit: 2 after one line about a usage error, 0 after --help.
+      UsageError, or SystemExit 2 after one line: a usage error. SystemExit 0: after --help.
     """
-    if {"-h", "--help"} & set(given):
+    refuse_empty(arguments)
+    if {"-h", "--help"} & set(arguments):
         print(header)  # as it is: tyro would join its lines
-    with usage_errors_in_one_line(prog):
-        config = (tyro.conf.FlagCreatePairsOff,)
-        parsed = tyro.cli(flags, args=list(given), prog=prog, description="", config=config)
-    try:
-        _refuse_nothing(parsed)
-    except ValueError as error:
-        complain(prog, error)
-        raise SystemExit(USAGE) from None
+    with usage_errors_in_one_line(program):
+        parsed = tyro.cli(
+            flags,
+            args=list(arguments),
+            prog=program,
+            description="",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    _refuse_nothing(parsed)
     return parsed
 
 

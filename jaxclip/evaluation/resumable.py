@@ -1,4 +1,4 @@
-"""What a long run has so far, a file a block, so that one that was interrupted can go on."""
+"""Half a run on disk, one file a block, so that an interrupted run resumes."""
 
 import json
 import shutil
@@ -7,27 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
-from experiments.lib.keys import Key, differences
 from jaxclip.checkpoint import replacing
-from jaxclip.cli.shared import stderr
 from jaxclip.data.stream import Skips
-from jaxclip.evaluation.features import Block, Encode, Items, ToPixels, streamed
+from jaxclip.evaluation.features import (
+    Block,
+    Encode,
+    Items,
+    Progress,
+    ToPixels,
+    encode_blocks,
+    no_progress,
+)
+from jaxclip.evaluation.keys import Key, differences
 
 Arrays = dict[str, np.ndarray]
 
 
-class Parts:
-    """The blocks of one reading of a source.
+class KeptBlocks:
+    """The finished blocks of one pass over a source.
 
     Args:
-      folder: theirs alone; it goes when the run is done.
-      key: names the question (`keys`); half a run of another one is an error, unless `force`.
-      skips: gets the counts of what the blocks that are there have left out.
+      folder: for these blocks only; it is removed when the run is done.
+      key: of the run (`keys`); half a run of another key is an error, unless `force`.
+      skips: gets the counts of what the finished blocks have skipped.
+      force: start over, whatever the folder holds.
 
     Raises:
-      ValueError: half a run of another question is there, or one that left out too much.
+      ValueError: the folder holds half a run of another key, or one that skipped too much.
     """
 
     def __init__(self, folder: Path, key: Key, skips: Skips, force: bool = False) -> None:
@@ -45,15 +52,15 @@ class Parts:
         for path in self.paths[-1:]:
             with np.load(path, allow_pickle=False) as arrays:
                 skips.counts.update(json.loads(str(arrays["skipped"])))
-        left_out = skips.counts.total()
-        if left_out > skips.limit:
+        skipped = skips.counts.total()
+        if skipped > skips.limit:
             raise ValueError(
-                f"{folder.parent} holds half a run that left out {left_out} pictures, more than "
+                f"{folder.parent} holds half a run that left out {skipped} pictures, more than "
                 f"--skip-limit {skips.limit}; allow more of them"
             )
 
     def _saved_key(self) -> Any:
-        """The key of the blocks that are there; None if that cannot be read."""
+        """The key of the finished blocks; None if it cannot be read."""
         try:
             return json.loads((self.folder / "key").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -64,14 +71,15 @@ class Parts:
         source: Items,
         to_pixels: ToPixels,
         encode: Encode,
-        part: Callable[[Block], Arrays],
+        describe: Callable[[Block], Arrays],
         *,
         usable: Callable[[Any], str | None],
         block: int,
         what: str,
+        progress: Progress = no_progress,
     ) -> None:
-        """Read the blocks that are missing, as `features.streamed`, and keep `part` of each."""
-        blocks = streamed(
+        """Encode the missing blocks, as `encode_blocks`, and write `describe` of each."""
+        blocks = encode_blocks(
             source,
             to_pixels,
             encode,
@@ -81,23 +89,26 @@ class Parts:
             start=len(self.paths) * block,
         )
         total = -(-len(source) // block) - len(self.paths)
-        for found in track(blocks, what, total=total, console=stderr):
+        for encoded in progress(blocks, what, total):
             path = self.folder / f"{len(self.paths):08d}.npz"
             skipped = np.array(json.dumps(self.skips.counts))  # by all blocks up to this one
             with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, skipped=skipped, **part(found))
+                np.savez(file, allow_pickle=False, skipped=skipped, **describe(encoded))
             self.paths.append(path)
 
-    def joined(self, *names: str) -> list[np.ndarray]:
-        """These arrays over all blocks that have rows; of none, empty ones."""
-        columns: list[list[np.ndarray]] = [[] for _ in names]
+    def join(self, *names: str) -> Arrays:
+        """These arrays over all blocks that have rows; empty ones where there are none."""
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for path in self.paths:
             with np.load(path, allow_pickle=False) as arrays:
-                for column, name in zip(columns, names, strict=True):
-                    column.append(arrays[name])
-        filled = [[x for x in column if len(x)] for column in columns]
-        return [np.concatenate(column) if column else np.zeros(0) for column in filled]
+                for name in names:
+                    if len(arrays[name]):
+                        columns[name].append(arrays[name])
+        return {
+            name: np.concatenate(column) if column else np.zeros(0)
+            for name, column in columns.items()
+        }
 
     def remove(self) -> None:
-        """Nothing is left of it."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
