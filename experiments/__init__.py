@@ -1,11 +1,11 @@
-"""What can be run: `python -m experiments.NAME --help`.
+"""Experiments: `python -m experiments.NAME --help`.
 
 The article's tables
   zero_shot          accuracy of class names in prompts on a labelled dataset
   retrieval          recall of captions by pictures and of pictures by captions
   linear_probe       logistic regression on frozen features
-  celeba_identity    who is in the picture, among some hundred names (section 7)
-  pets_humans        pictures of people or of cats and dogs
+  celeba_identity    people by name, among 100 to 2,000 names (section 7)
+  pets_humans        Oxford-IIIT Pets, CLIP beside people
   train              the paper's recipe for each released model
 Beside them
   bench              time and memory beside PyTorch, both in turn
@@ -14,7 +14,7 @@ Beside them
   proofs.parity_table, proofs.loss_memory, proofs.tpu_plan
                      agreement with the official code; memory of the losses; what TPUs will need
   recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist
-                     how the embedded pictures and the embedded model were made; one dataset in full
+                     the embedded pictures, the embedded model, and Fashion-MNIST prepared
 """
 
 import importlib.util

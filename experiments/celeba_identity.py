@@ -6,7 +6,7 @@ Command:   python -m experiments.celeba_identity --data img_align_celeba \
 Result:    one folder a size in --out, each as experiments.zero_shot writes it.
 
 identity_CelebA.txt has "000001.jpg 2880" a line, as the authors give it out on request. The names
-come from a second file, either "2880 Some_Body" or "000001.jpg Some_Body" a line (so
+are in a second file, either "2880 Some_Body" or "000001.jpg Some_Body" a line (so
 list_identity_celeba.txt serves as it is). Which people and which 8,000 pictures Table 1 took is not
 published: here people with a name are drawn by --seed, the smaller sets being parts of the larger,
 and every picture of theirs counts.
@@ -24,14 +24,10 @@ from rich.table import Table
 
 from experiments.lib import common
 from experiments.lib.flags import ModelFlags
-from jaxclip.cli.shared import (
-    UsageError,
-    print_line,
-    print_table,
-    require_whole_flag,
-    warn_embedded,
-)
-from jaxclip.data.labelled import LabelledFiles, align_labels
+from jaxclip.cli.shared import print_line, print_table, warn_embedded
+from jaxclip.cli.usage import Positive, Seed
+from jaxclip.data.classes import align_labels
+from jaxclip.data.labelled import LabelledFiles
 from jaxclip.evaluation import prompts
 from jaxclip.evaluation.protocol import ZeroShot, run_zero_shot
 from jaxclip.files import read_text, split_lines
@@ -89,18 +85,9 @@ class Flags(ModelFlags):
     data: Path
     identities: Path
     names: Path
-    sizes: tuple[int, ...] = SIZES
-    seed: int = 0
+    sizes: tuple[Positive, ...] = SIZES
+    seed: Seed = 0
     prompts: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """UsageError for a number out of range."""
-        super().check()
-        require_whole_flag("--seed", self.seed, 0, 2**32 - 1)
-        if not self.sizes:
-            raise UsageError("--sizes: expected one or more numbers of people, got none")
-        for size in self.sizes:
-            require_whole_flag("--sizes", size, 1, 2**20)
 
     def task(self, people: Mapping[str, list[str]], names: Sequence[str]) -> ZeroShot:
         """All pictures of these people, each name a class."""

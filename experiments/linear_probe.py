@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from experiments.lib import common
 from experiments.lib.flags import ModelFlags
 from jaxclip.cli.evaluate import show_classification
-from jaxclip.cli.shared import UsageError
+from jaxclip.cli.usage import Share
 from jaxclip.evaluation import prompts
 from jaxclip.evaluation.probe_protocol import LinearProbe, run_linear_probe
 
@@ -40,16 +40,10 @@ class Flags(ModelFlags):
     data: str
     test: str
     validation: str = ""
-    held_out: float = 0.2
+    held_out: Share = 0.2
     dataset: str = "custom"
     image: str = "image"
     label: str = "label"
-
-    def check(self) -> None:
-        """UsageError for a number out of range."""
-        super().check()
-        if not 0 < self.held_out < 1:
-            raise UsageError(f"--held-out: expected a number between 0 and 1, got {self.held_out}")
 
 
 def work(flags: Flags) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxclip.models.clip import create as create
     from jaxclip.tokenizer import tokenize as tokenize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Clip": "jaxclip.models.clip",

@@ -3,7 +3,7 @@
 Question:  is each thing that people wait for faster here than with the best PyTorch program?
 Command:   pip install -e '.[test,parity]' && python -m experiments.bench SUITE [--help]
 Result:    rows as JSON lines; with --write also docs/bench.json, and from it the tables of
-           docs/performance.md and of the README (`python -m experiments.bench tables`).
+           docs/performance.md (`python -m experiments.bench tables`).
 
 "speed" is the peer's time over ours, above 1 where jaxclip is faster: the median over pairs of runs
 that follow each other, and in brackets the quartiles. On a machine that does other work as well
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lib.common import missing_package
-from jaxclip.cli.parsing import parse_flags
-from jaxclip.cli.shared import USAGE, UsageError
+from jaxclip.cli.usage import USAGE, parse
 from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +34,6 @@ SUITES = {
     "embed": "a folder of pictures to embeddings",
     "growth": "time and memory against batch, resolution and devices",
 }
-SHORT = ("inference", "cold", "preprocess", "tokenizer", "embed")  # in the README
 
 
 def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, 
 def measure(suite: str, arguments: Sequence[str]) -> None:
     """Print the rows of one suite, and keep them where --write says so."""
     module = importlib.import_module(f"experiments.bench.{suite}")
-    flags = parse_flags(module.Flags, arguments, f"bench {suite}", module.__doc__)
+    flags = parse(module.Flags, arguments, f"bench {suite}", module.__doc__)
     os.environ["NPROC"] = str(flags.threads)  # before jax starts: its threads on a CPU
     from experiments.bench import pairs
 
@@ -97,9 +95,6 @@ def main(arguments: Sequence[str]) -> int:
             measure(arguments[0], arguments[1:])
     except ImportError as error:
         raise missing_package(error) from error
-    except UsageError as error:
-        complain("bench", error)
-        return USAGE
     return 0
 
 

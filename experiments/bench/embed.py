@@ -14,7 +14,7 @@ from typing import Any
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.cold import ROOT
 from experiments.bench.pairs import Program, SuiteFlags, compared, program, say
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 
 THEIRS = """
 import sys

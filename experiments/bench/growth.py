@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from experiments.bench import peers as bench_peers
 from experiments.bench.pairs import SuiteFlags, say, timed
 from experiments.bench.training import DECAY, RATE, SMALL
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.config import ClipConfig
 from jaxclip.models import clip
 from jaxclip.training.optimizer import adamw

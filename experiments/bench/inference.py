@@ -17,7 +17,7 @@ import numpy as np
 import jaxclip
 from experiments.bench import peers as bench_peers
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig
 
 MODELS = ("ViT-B/32", "ViT-B/16", "RN50", "text")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.evaluation.results import name_processor
 
 PACKAGES = ("jax", "flax", "torch", "open_clip_torch", "transformers", "clip-anytorch", "Pillow")

@@ -19,7 +19,7 @@ import jax
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import Run, SuiteFlags, say
 from experiments.bench.training import DTYPES, MODELS, ours
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop

@@ -14,7 +14,7 @@ from PIL import Image
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
 from experiments.lib.peers.parity_support import official_transform
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.images.open import open_image
 from jaxclip.images.preprocess import Preprocess
 

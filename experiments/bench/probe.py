@@ -24,7 +24,7 @@ from tyro.conf import Positional
 
 from experiments.lib import common
 from experiments.recipes import fashion_mnist
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.evaluation.linear_probe import FIRST, MOST, fit
 from jaxclip.evaluation.results import read_versions
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
 from experiments.lib.peers.parity_support import official_module
 from jaxclip import tokenizer
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 
 WORDS = (6, 16)  # in a caption, at least and at most
 

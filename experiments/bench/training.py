@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.bench import peers as bench_peers
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, peak_memory, say
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.training import from_recipe
 from jaxclip.training.pixels import as_given

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from jaxclip.cli.parsing import parse_flags
-from jaxclip.cli.shared import USAGE, UsageError, warnings_on_stderr
-from jaxclip.terminal import complain, run_program
+from jaxclip.cli.shared import warnings_on_stderr
+from jaxclip.cli.usage import parse
+from jaxclip.terminal import run_program
 
-T = TypeVar("T")
 PUBLISHED = Path(__file__).with_name("published.json")
 PARITY = "test,parity"  # the helpers that the parity tests share need pytest
 EXTRAS = {  # the extra that has a package which the core lacks
@@ -27,35 +26,30 @@ def missing_package(error: ImportError) -> ValueError:
 
 
 def run_experiment(
-    work: Callable[[T], Any], flags: type[T], given: Sequence[str], program: str, header: str
+    work: Callable[[Any], Any], flags: type, given: Sequence[str], prog: str, header: str
 ) -> int:
     """Parse the command line, call `work` with the flags, print a failure in one line.
 
     Args:
-        work: called with `flags`, filled; an ImportError means a package of an extra.
-        flags: a dataclass, as for `parse_flags`; its method `check`, if any, is called first.
+        work: called with `flags`, filled; ImportError means a package of an extra.
+        flags: a dataclass, as for `jaxclip.cli.usage.parse`.
         given: the words of the command line.
-        program, header: the program's name, and its module's docstring for --help.
+        prog, header: the program's name, and its module's docstring for --help.
 
     Returns:
-        The exit code, as of `terminal.run_program`; 2 for a usage error.
+        The exit code, as of `terminal.run_program`.
     """
 
     def parse_and_work() -> int:
+        parsed = parse(flags, given, prog, header)
         try:
-            parsed = parse_flags(flags, given, program, header)
-            getattr(parsed, "check", lambda: None)()
             with warnings_on_stderr():
                 work(parsed)
         except ImportError as error:
             raise missing_package(error) from error
-        except UsageError as error:
-            complain(program, error)
-            return USAGE
         return 0
 
-    resumable = "interrupted; the same command continues from here"
-    return run_program(program, parse_and_work, resumable)
+    return run_program(prog, parse_and_work, "interrupted; the same command continues from here")
 
 
 def published(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:

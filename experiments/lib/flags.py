@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.lib import common
-from jaxclip.cli.shared import load_model, require_whole_flag, show_progress
+from jaxclip.cli.shared import load_model, show_progress
+from jaxclip.cli.usage import Natural, Positive
 from jaxclip.evaluation.protocol import Setup, ZeroShot, open_zero_shot
 from jaxclip.hub.released import cache_folder
 
@@ -27,15 +28,10 @@ class ModelFlags:
     out: Path
     model: str = "emoji"
     policy: Literal["official", "safe"] = "official"
-    batch_size: int = 64
-    skip_limit: int = 100
+    batch_size: Positive = 64
+    skip_limit: Natural = 100
     data_dir: Path | None = None
     force: bool = False
-
-    def check(self) -> None:
-        """UsageError for a number out of range."""
-        require_whole_flag("--batch-size", self.batch_size, 1, 2**20)
-        require_whole_flag("--skip-limit", self.skip_limit, 0)
 
     def setup(self, out: Path | None = None) -> Setup:
         """The model, loaded, and how it is run; `out` in place of --out."""

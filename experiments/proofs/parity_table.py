@@ -2,8 +2,8 @@
 
 Question:  do our models equal the official ones, given the same weights, at their true sizes?
 Command:   pip install -e '.[test,parity]' && python -m experiments.parity_table [NAME ...]
-Result:    docs/parity.md and the README's table, one row a model; exit code 1 if one departs.
-           Every row is kept in docs/parity.json; --rewrite makes the tables from it alone.
+Result:    the table of docs/parity.md, one row a model; exit code 1 if one departs.
+           Every row is kept in docs/parity.json; --rewrite makes the table from it alone.
 
 The official files cannot be had everywhere, so random weights are drawn by the official code in
 float16, as released, written in the layout of the official archives and read back by our reader.
@@ -28,16 +28,16 @@ from tyro.conf import Positional
 
 import jaxclip
 from experiments.lib import pages
-from experiments.lib.common import run_experiment
+from experiments.lib.common import missing_package
 from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
-from jaxclip.cli.parsing import Seed
-from jaxclip.cli.shared import UsageError
+from jaxclip.cli.usage import USAGE, Seed, parse
 from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import to_layout
 from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
 from jaxclip.models.parameters import params_only, to_flat
+from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "parity.md"
@@ -48,7 +48,7 @@ COMMAND = "python -m experiments.parity_table"
 
 
 def versions() -> str:
-    """Of what the numbers depend on."""
+    """The versions that the numbers depend on."""
     return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
 
 
@@ -134,69 +134,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def short_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The README's table: what was compared, where, and the largest departures."""
-    lines = [
-        "| architecture | backend | precision | largest error of a logit | allowed "
-        "| 1 - cosine of features | versions |",
-        "|---" * 7 + "|",
-    ]
-    for row in rows:
-        logits = row["logits"]
-        furthest = max(1 - row[f"{kind}_features"]["cosine"] for kind in ("image", "text"))
-        numbers = (f"{x:.0e}" for x in (logits["error"], logits["allowed"], furthest))
-        cells = [row["model"], row["backend"], row["precision"], *numbers, row["versions"]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def page(rows: Sequence[dict[str, Any]]) -> str:
-    """docs/parity.md, whole."""
+def section(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, what it was measured with and on: what stands between the marks of the page."""
     machines = "\n".join(
         f"- {where}: {', '.join(row['model'] for row in rows if row['machine'] == where)}"
         for where in dict.fromkeys(row["machine"] for row in rows)
     )
     held = dict.fromkeys(f"{row['backend']}, {row['precision']}, {row['versions']}" for row in rows)
-    return f"""# Parity with the official code
-
-Written by `python -m experiments.parity_table`:
-{"; ".join(held)}.
-Random weights in the exact official format (the official files were not at hand), two pictures,
-three texts, judged by the official code in float64.
-
-{table(rows)}
-
-Measured on:
-
-{machines}
-
-The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
-SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
-`jaxclip/parity.py` for which one) also with the published logits.
-"""
-
-
-def write(out: Path, readme: Path | None, rows: Sequence[dict[str, Any]]) -> None:
-    """The page, and the part of the README between its two marks."""
-    if readme is not None:
-        pages.write_table(readme, COMMAND, short_table(rows))
-    with replacing(out) as temporary:
-        temporary.write_text(page(rows))
+    return f"{table(rows)}\n\nMeasured with {'; '.join(held)}, on:\n\n{machines}"
 
 
 def main(names: Sequence[str], out: Path, seed: int) -> int:
-    """Measure, keep every row in a .json beside `out`, and write the tables anew."""
+    """Measure, keep every row in a .json beside the page `out`, and rewrite its table."""
+    if not out.exists():
+        out.write_text(f"{pages.begin(COMMAND)}\n{pages.END}\n")
+    pages.table_in(out, COMMAND)  # a page without marks is refused before anything is measured
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
-        rows[name] = measure(name, seed)
+        try:
+            rows[name] = measure(name, seed)
+        except ImportError as error:
+            raise missing_package(error) from error
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    readme = (
-        ROOT / "README.md" if out.resolve() == PAGE.resolve() else None
-    )  # its table is that page's, no other's
-    write(out, readme, [rows[name] for name in RELEASED if name in rows])
+    pages.write_table(out, COMMAND, section([rows[name] for name in RELEASED if name in rows]))
     return 0 if all(row["holds"] for row in rows.values()) else 1
 
 
@@ -205,20 +168,17 @@ class Flags:
     names: Positional[tuple[Literal[*RELEASED], ...]] = tuple(RELEASED)
     """models"""
     out: Path = PAGE
-    """a .md file; a .json goes beside it"""
+    """a .md file, new or with the marks of docs/parity.md; a .json goes beside it"""
     seed: Seed = 0
     """of the random weights"""
     rewrite: bool = False
-    """measure nothing, write the tables"""
-
-
-def work(flags: Flags) -> None:
-    """Measure the models, unless --rewrite says not to, and write the tables."""
-    if flags.out.suffix != ".md":
-        raise UsageError(f"--out: expected a file ending in .md, got {flags.out}")
-    if main(() if flags.rewrite else flags.names, flags.out, flags.seed):
-        raise ValueError(f"a model departs from the official one; see {flags.out}")
+    """measure nothing, write the table"""
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_experiment(work, Flags, sys.argv[1:], "parity_table", __doc__))
+    flags = parse(Flags, sys.argv[1:], "parity_table", __doc__)
+    if flags.out.suffix != ".md":
+        complain("parity_table", f"--out: expected a file ending in .md, got {flags.out}")
+        raise SystemExit(USAGE)
+    names = () if flags.rewrite else flags.names
+    raise SystemExit(run_program("parity_table", lambda: main(names, flags.out, flags.seed)))

@@ -23,7 +23,7 @@ from jaxclip.training.tpu_plan import report
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "tpu.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
+PAGE = ROOT / "docs" / "scaling.md"
 COMMAND = "python -m experiments.plan"
 # No width of it is 2048, the batch, or 2048 over the number of devices.
 SMALL = ClipConfig(VisionConfig(64, 16, 128, 2, 2), TextConfig(128, 2, 2, 33, 1009), 96)
@@ -52,7 +52,7 @@ def small() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """What the pages show of the record."""
+    """The record as a table."""
     lines = [
         "| model | TPU, chips | GiB a chip, state and batch of it | TFLOPs a chip and step | "
         "all-reduce | collective-permute |",
@@ -87,10 +87,8 @@ def main() -> list[dict[str, Any]]:
 
 
 def rewrite() -> None:
-    """The tables in the pages, from the record."""
-    record = json.loads(OUT.read_text())
-    for page in PAGES:
-        pages.write_table(page, COMMAND, table(record))
+    """Write the table of docs/scaling.md from the record."""
+    pages.write_table(PAGE, COMMAND, table(json.loads(OUT.read_text())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +96,11 @@ class Flags:
     small: bool = False
     """what CI runs"""
     rewrite: bool = False
-    """compile nothing, write the tables"""
+    """compile nothing, write the table"""
 
 
 def work(flags: Flags) -> None:
-    """Compile the small step or the full-size ones, or write the tables."""
+    """Compile the small step or the full-size ones, or write the table."""
     small() if flags.small else rewrite() if flags.rewrite else main()
 
 

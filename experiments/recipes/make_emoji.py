@@ -27,7 +27,7 @@ from PIL import Image
 from rich.progress import track
 
 from experiments.lib.common import run_experiment
-from jaxclip.cli.parsing import Positive
+from jaxclip.cli.usage import Positive
 
 try:
     import resvg_py

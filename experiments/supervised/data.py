@@ -1,4 +1,4 @@
-"""What `compare_supervised` is run on: Fashion-MNIST in full, and the embedded drawings."""
+"""The datasets of `compare_supervised`: Fashion-MNIST in full, and the embedded drawings."""
 
 import functools
 import json
@@ -19,12 +19,12 @@ Tower = VisionConfig | ResNetConfig
 
 
 class Data:
-    """Pictures that both sides learn from, and those that they are asked about.
+    """Pictures to train both sides on, and to test them on.
 
     towers: image towers by name; embed_dim: of the joint space, and the width of the bag of words.
     templates: of CLIP's captions. shots: labelled pictures a class for the few-shot probes; none
-    where classes are too small for it. epochs: times that a training picture is seen by default.
-    candidates: the classes that an answer may be, int [c].
+    where classes are too small. epochs: passes over the training pictures by default.
+    candidates: the allowed answers, int [c].
     """
 
     name: str
@@ -45,25 +45,25 @@ class Data:
         raise NotImplementedError
 
     def images(self, split: str) -> np.ndarray:
-        """The pictures of "train" or "test" as they came, uint8 [n, ...]."""
+        """The pictures of "train" or "test" as they are stored, uint8 [n, ...]."""
         raise NotImplementedError
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of all pictures, labels and classes, and of what may be answered."""
+        """SHA-256 of all pictures, labels, classes and candidates."""
         arrays = {"candidates": self.candidates}
         for split in ("train", "test"):
             arrays |= {f"{split} images": self.images(split), f"{split} labels": self.labels(split)}
         return fingerprint(arrays, json.dumps(self.classes))
 
     def at(self, split: str, size: int) -> LabelledArrays:
-        """A split as a tower of `size` pixels a side takes it; made once."""
+        """A split for a tower of `size` pixels a side; resized once."""
         if (split, size) not in self._sized:
             self._sized[split, size] = self.sized(split, size)
         return self._sized[split, size]
 
     def sized(self, split: str, size: int) -> LabelledArrays:
-        """As `at`, made anew."""
+        """As `at`, resized again."""
         raise NotImplementedError
 
     def answers(self, scores: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ class Data:
 
 
 class FashionMnist(Data):
-    """60,000 pictures of ten kinds of clothes to learn from, 10,000 to be asked about."""
+    """60,000 training and 10,000 test pictures of ten kinds of clothes."""
 
     name = "fashion_mnist"
     towers: ClassVar[Mapping[str, Tower]] = {
@@ -111,10 +111,10 @@ class FashionMnist(Data):
 
 
 class Emoji(Data):
-    """5,881 drawings by four artists to learn from; 1,556 names by an artist whom neither saw.
+    """5,881 training drawings by four artists; 1,556 names by another artist to test on.
 
-    Only those names may be answered. Three of them no training drawing has: a head has learned
-    nothing of them, a text tower knows their words.
+    Only those names are candidates. Three of them have no training drawing: a head has no weights
+    for them, a text tower knows their words.
     """
 
     name = "emoji"
@@ -135,8 +135,8 @@ class Emoji(Data):
         self.candidates = np.unique(self.labels("test"))
 
     def labels(self, split: str) -> np.ndarray:
-        place = {name: i for i, name in enumerate(self.classes)}
-        return np.array([place[name] for name in self.splits[split].names])
+        index = {name: i for i, name in enumerate(self.classes)}
+        return np.array([index[name] for name in self.splits[split].names])
 
     def images(self, split: str) -> np.ndarray:
         return self.splits[split].images
@@ -152,5 +152,5 @@ def on_white(drawing: np.ndarray, size: int) -> np.ndarray:
     """A drawing uint8 [h, w, 4] laid on white, bicubic -> uint8 [size, size, 3]."""
     picture = Image.fromarray(drawing)
     ground = Image.new("RGBA", picture.size, "white")
-    seen = Image.alpha_composite(ground, picture).convert("RGB")
-    return np.asarray(seen.resize((size, size), Image.BICUBIC))
+    flat = Image.alpha_composite(ground, picture).convert("RGB")
+    return np.asarray(flat.resize((size, size), Image.BICUBIC))

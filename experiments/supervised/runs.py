@@ -1,4 +1,4 @@
-"""The runs of `compare_supervised`, whose header has the question: what each needs and leaves."""
+"""The runs of `compare_supervised`: training, probes, floors, the embedded model."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,20 +25,19 @@ from jaxclip.reference import l2_normalize
 from jaxclip.tokenizer import tokenize
 
 SIDES = ("clip", "supervised")
-EMOJI_BLOCK = 250  # pictures at once
+EMOJI_BLOCK = 250  # pictures a batch
 NEAREST_SIZE = 32  # pixels a side at which drawings are compared for the floor
 SEARCHED, SEARCH_MOST = 10_000, 200
 Arrays = dict[str, np.ndarray]
-Told = Callable[[float, str], None]  # how far a run is: share, a few words
-Work = Callable[[Told], Arrays]
+Report = Callable[[float, str], None]  # progress: a share of the run, a few words
+Work = Callable[[Report], Arrays]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One file of --out: its name, what its numbers depend on, how they are made.
+    """One file of --out: its name, its key, and the work that makes its arrays.
 
-    key: the recipe. files: weights that it reads or leaves; with others its numbers are no longer
-    right.
+    key: the recipe. files: weights that it reads or writes; its numbers are stale when they change.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: flags of the command."""
+    """The flags of the command."""
 
     out: Path
     seeds: tuple[int, ...]
@@ -57,26 +56,26 @@ class Plan:
     epochs: float
 
     def seen(self, data: Data) -> int:
-        """Training pictures that a run sees, repeats counted."""
+        """Training pictures of a run, repeats counted."""
         return int(self.epochs * len(data.labels("train")))
 
 
 # The runs -----------------------------------------------------------------------------------------
 
 
-def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
-    """Train one model, keep its weights beside the result: `answers` on the test pictures."""
+def training_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
+    """A run that trains one model: `answers` on the test pictures, and weights in a file."""
     vision = data.towers[tower]
     recipe = towers.Recipe(vision, plan.seen(data), seed=seed)
     name = f"{side}-{tower}-{seed}"
 
-    def work(told: Told) -> Arrays:
-        """Train; the weights go to a file, answers, losses and seconds are returned."""
+    def work(report: Report) -> Arrays:
+        """Train, save the weights; answers, losses and seconds."""
         losses: list[float] = []
 
         def progress(step: int, loss: float) -> None:
             losses.append(loss)
-            told(step / recipe.steps, f"loss {loss:.3f}")
+            report(step / recipe.steps, f"loss {loss:.3f}")
 
         training, test = (data.at(split, vision.image_size) for split in ("train", "test"))
         began = time.monotonic(), time.process_time()
@@ -85,19 +84,21 @@ def trained(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
         else:
             model = towers.from_labels(recipe, training, progress=progress)
         seconds = time.monotonic() - began[0], time.process_time() - began[1]
-        scores = towers.encoded(model, test.images)
+        scores = towers.encode_all(model, test.images)
         if side == "clip":
-            scores = l2_normalize(scores) @ named(model, data.classes, data.templates).T
+            scores = (
+                l2_normalize(scores) @ build_name_classifier(model, data.classes, data.templates).T
+            )
         notes = {"trained_by": f"experiments.compare_supervised, {name}", "recipe": asdict(recipe)}
-        checkpoint.save(weights(plan, name), parameters.to_flat(model), model.config, notes)
+        checkpoint.save(weights_file(plan, name), parameters.to_flat(model), model.config, notes)
         answers = data.answers(scores)
         return {"answers": answers, "losses": np.array(losses), "seconds": np.array(seconds)}
 
     key = {"recipe": asdict(recipe), "side": side, "templates": data.templates}
-    return Run(name, key, work, (weights(plan, name),))
+    return Run(name, key, work, (weights_file(plan, name),))
 
 
-def named(
+def build_name_classifier(
     model: Any,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -109,15 +110,15 @@ def named(
     )
 
 
-def weights(plan: Plan, name: str) -> Path:
-    """The file of a trained model: `--model` of the other experiments takes it."""
+def weights_file(plan: Plan, name: str) -> Path:
+    """The file of a trained model; `--model` of other experiments takes it."""
     return plan.out / f"{name}.safetensors"
 
 
 # Probes -------------------------------------------------------------------------------------------
 
 
-def few(
+def few_shot_answers(
     train: linear_probe.Split, test: np.ndarray, shots: int, seed: int, classes: int
 ) -> np.ndarray:
     """Answers int16 [n] of a probe on `shots` training pictures a class, drawn by the seed."""
@@ -126,16 +127,16 @@ def few(
     orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
     chosen = np.concatenate([rows[:shots] for rows in orders])
     if len(chosen) < shots * classes:
-        raise ValueError(f"{shots} pictures a class were asked for; a class has fewer")
-    scores = unsearched((features[chosen], labels[chosen]), test, classes)
+        raise ValueError(f"shots: expected {shots} pictures in every class, got fewer in one")
+    scores = fixed_penalty_scores((features[chosen], labels[chosen]), test, classes)
     return scores.argmax(axis=1).astype(np.int16)
 
 
-def unsearched(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.ndarray:
-    """Scores [n, classes] of a probe whose penalty is not searched for: it is 1.
+def fixed_penalty_scores(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.ndarray:
+    """Scores [n, classes] of a probe with a penalty of 1, for few pictures a class.
 
-    Features are scaled to a root mean square of one, by a single number, so that one penalty suits
-    towers of any scale. For few pictures a class, where nothing is left to search on.
+    Features are divided by their root mean square, one number, so that one penalty suits towers of
+    any scale. So few pictures leave none to search a penalty on.
     """
     features, labels = train
     scale = np.sqrt(np.mean(np.square(features)))
@@ -143,14 +144,13 @@ def unsearched(train: linear_probe.Split, test: np.ndarray, classes: int) -> np.
     return probe.scores(test / scale)[0]
 
 
-def full(
+def full_probe(
     train: linear_probe.Split, test: np.ndarray, classes: int, seed: int = 0
 ) -> tuple[np.ndarray, float]:
     """(answers int16 [n], penalty) of a probe on all pictures of the training set.
 
-    The paper's search, in a shorter form: on SEARCHED pictures that train and half as many that
-    validate, at most SEARCH_MOST iterations a fit. The penalty a picture that is best there is that
-    of the one fit on all.
+    The paper's search, shortened: SEARCHED pictures train, half as many validate, at most
+    SEARCH_MOST iterations a fit. The best penalty a picture is that of the one fit on all.
     """
     features, labels = train
     scale = np.sqrt(np.mean(np.square(features)))
@@ -166,41 +166,45 @@ def full(
     return probe.scores(test / scale)[0].argmax(axis=1).astype(np.int16), penalty
 
 
-def probed(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
+def probe_run(plan: Plan, data: Data, tower: str, side: str, seed: int) -> Run:
     """Probes on a trained model: `shots_1` ... and, on all training pictures, `full`.
 
-    Where there are pictures enough, `full` is of CLIP only, with its `penalty`, found by a search.
+    With enough pictures `full` is of CLIP only, with its `penalty` from a search.
     """
     name = f"{side}-{tower}-{seed}"
     size = data.towers[tower].image_size
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         """Probe the features of a trained tower, for each number of shots."""
-        flat, config, _ = checkpoint.load(weights(plan, name))
+        flat, config, _ = checkpoint.load(weights_file(plan, name))
         model = parameters.from_flat(flat, clip.abstract(config, remat="none"))
         training, test = (data.at(split, size) for split in ("train", "test"))
-        encode = clip_features if side == "clip" else towers.penultimate
-        told(0.1, "features")
+        encode = clip_features if side == "clip" else towers.encode_penultimate
+        report(0.1, "features")
         train = encode(model, training.images), training.labels
-        asked, arrays = encode(model, test.images), {}
+        test_features, arrays = encode(model, test.images), {}
         for shots in data.shots:
-            told(0.3, f"{shots} a class")
-            arrays[f"shots_{shots}"] = few(train, asked, shots, seed, len(data.classes))
-        told(0.4, "all pictures")
+            report(0.3, f"{shots} a class")
+            arrays[f"shots_{shots}"] = few_shot_answers(
+                train, test_features, shots, seed, len(data.classes)
+            )
+        report(0.4, "all pictures")
         if not data.shots:
-            arrays["full"] = data.answers(unsearched(train, asked, len(data.classes)))
+            arrays["full"] = data.answers(
+                fixed_penalty_scores(train, test_features, len(data.classes))
+            )
         elif side == "clip":
-            arrays["full"], penalty = full(train, asked, len(data.classes))
+            arrays["full"], penalty = full_probe(train, test_features, len(data.classes))
             arrays["penalty"] = np.array(penalty)
         return arrays
 
     recipe = asdict(towers.Recipe(data.towers[tower], plan.seen(data), seed=seed))
     key = {"recipe": recipe, "side": side, "shots": data.shots}
-    return Run(f"probe-{name}", key, work, (weights(plan, name),))
+    return Run(f"probe-{name}", key, work, (weights_file(plan, name),))
 
 
 def clip_features(model: clip.Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
-    """What the probe learns from: uint8 images [n, s, s, 3] -> [n, d]."""
+    """Features for the probe: uint8 images [n, s, s, 3] -> [n, d]."""
 
     def encode(images: np.ndarray) -> Any:
         return _features(model, images)
@@ -213,66 +217,68 @@ def _features(model: clip.Clip, images: jax.Array) -> jax.Array:
     return linear_probe.probe_features(model, towers.pixels(images))
 
 
-def pixels(data: FashionMnist, seed: int) -> Run:
+def pixel_floor(data: FashionMnist, seed: int) -> Run:
     """The floor: the same probes on bare pixels."""
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         train, test = (data.splits[name] for name in ("train", "test"))
         flat = [images.reshape(len(images), -1) / 255 for images, _ in (train, test)]
         return {
-            f"shots_{shots}": few((flat[0], train[1]), flat[1], shots, seed, 10)
+            f"shots_{shots}": few_shot_answers((flat[0], train[1]), flat[1], shots, seed, 10)
             for shots in data.shots
         }
 
     return Run(f"pixels-{seed}", {"shots": data.shots, "seed": seed}, work)
 
 
-def nearest(data: Emoji) -> Run:
+def nearest_floor(data: Emoji) -> Run:
     """The floor without learning: the name of the drawing with the `nearest` pixels.
 
-    Distance is Euclidean over RGB on white; names that may not be answered are left out.
+    Distance is Euclidean over RGB on white; only candidates are compared.
     """
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         train, test = (data.at(split, NEAREST_SIZE) for split in ("train", "test"))
-        there, asked = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
-        there = there[np.isin(train.labels, data.candidates)]
+        known, queries = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
+        known = known[np.isin(train.labels, data.candidates)]
         labels = train.labels[np.isin(train.labels, data.candidates)]
-        distance = (there**2).sum(axis=1) - 2 * asked @ there.T  # less the constant |asked|^2
+        distance = (known**2).sum(axis=1) - 2 * queries @ known.T  # less the constant |query|^2
         return {"nearest": labels[distance.argmin(axis=1)].astype(np.int16)}
 
     return Run("nearest-pixels", {"size": NEAREST_SIZE}, work)
 
 
-def emoji(plan: Plan, data: FashionMnist) -> Run:
+def emoji_run(plan: Plan, data: FashionMnist) -> Run:
     """The embedded model, which never saw a photograph: `zero_shot`, `zero_shot_photo`, probes.
 
-    It learned names without a template, so `zero_shot` asks with the bare class name;
-    `zero_shot_photo` asks with "a photo of a {}.".
+    It was trained on names without a template, so `zero_shot` uses the bare class name;
+    `zero_shot_photo` uses "a photo of a {}.".
     """
 
-    def work(told: Told) -> Arrays:
+    def work(report: Report) -> Arrays:
         """Features once, then the prompts and the probes on them."""
         model, preprocess = hub.load(EMBEDDED, arrange=True)
         encode = jax.jit(linear_probe.probe_features)
 
         def features(images: np.ndarray, what: str) -> np.ndarray:
-            told(0.1, what)
-            return map_batches(lambda x: encode(model, sized(x, preprocess)), images, EMOJI_BLOCK)
+            report(0.1, what)
+            return map_batches(
+                lambda x: encode(model, resize_all(x, preprocess)), images, EMOJI_BLOCK
+            )
 
         (pictures, labels), test = data.splits["train"], data.splits["test"]
-        asked, arrays = features(test[0], "test pictures"), {}
+        test_features, arrays = features(test[0], "test pictures"), {}
         for name, template in (("zero_shot", "{}"), ("zero_shot_photo", "a photo of a {}.")):
-            classes = named(model, fashion_mnist.CLASSES, [template], 32)
-            arrays[name] = data.answers(l2_normalize(asked) @ classes.T)
+            classes = build_name_classifier(model, fashion_mnist.CLASSES, [template], 32)
+            arrays[name] = data.answers(l2_normalize(test_features) @ classes.T)
         for seed in plan.seeds:
-            rng = np.random.default_rng([seed, 2])  # the rows that `few` will draw
+            rng = np.random.default_rng([seed, 2])  # the rows that few_shot_answers draws
             orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
             rows = np.sort(np.concatenate([order[: max(data.shots)] for order in orders]))
-            sparse = np.zeros((len(labels), asked.shape[1]), np.float32)
+            sparse = np.zeros((len(labels), test_features.shape[1]), np.float32)
             sparse[rows] = features(pictures[rows], "training pictures")
             for shots in data.shots:
-                answers = few((sparse, labels), asked, shots, seed, 10)
+                answers = few_shot_answers((sparse, labels), test_features, shots, seed, 10)
                 arrays[f"shots_{shots}_{seed}"] = answers
         return arrays
 
@@ -280,24 +286,24 @@ def emoji(plan: Plan, data: FashionMnist) -> Run:
     return Run("emoji", key, work, (find(EMBEDDED),))
 
 
-def sized(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """uint8 [n, h, w] -> what the official preprocessing makes of them, [n, s, s, 3]."""
+def resize_all(pictures: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """uint8 [n, h, w] -> pixels [n, s, s, 3] by the official preprocessing."""
     return np.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
 
 
-def runs(plan: Plan, data: Data) -> Iterator[Run]:
-    """All of them, a seed after the other, so that what is there early is comparable."""
+def list_runs(plan: Plan, data: Data) -> Iterator[Run]:
+    """All runs, seed after seed, so that early results are comparable."""
     for seed in plan.seeds:
         for tower in plan.towers:
             for side in SIDES:
-                yield trained(plan, data, tower, side, seed)
+                yield training_run(plan, data, tower, side, seed)
     for seed in plan.seeds:
         for tower in plan.towers:
             for side in SIDES:
-                yield probed(plan, data, tower, side, seed)
+                yield probe_run(plan, data, tower, side, seed)
     if isinstance(data, FashionMnist):
         for seed in plan.seeds:
-            yield pixels(data, seed)
-        yield emoji(plan, data)
+            yield pixel_floor(data, seed)
+        yield emoji_run(plan, data)
     if isinstance(data, Emoji):
-        yield nearest(data)
+        yield nearest_floor(data)

@@ -1,4 +1,4 @@
-"""The table and the picture of `compare_supervised`, from the files that its runs left."""
+"""The table and the plot of `compare_supervised`, from the files of its runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ def row(what: str, tower: str, hits: np.ndarray) -> Row:
 def interval(by_picture: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Bootstrap interval of the mean, 95 %; pictures are drawn, each with all its seeds.
 
-    There are few different values, so their counts are drawn: that is the same.
+    There are few different values, so drawing their counts is the same.
     """
     values, counts = np.unique(by_picture, return_counts=True)
     n = counts.sum()
@@ -67,7 +67,7 @@ def interval(by_picture: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 class Answers:
-    """What the runs in a folder answered about the test pictures: hits by run and array.
+    """The answers of the runs in a folder on the test pictures: hits by run and array.
 
     labels: the right answers, int [n].
     """
@@ -76,7 +76,7 @@ class Answers:
         self.folder, self.labels = folder, labels
 
     def hits(self, names: Sequence[str], arrays: Sequence[str]) -> np.ndarray | None:
-        """bool [seeds, n]; None unless every run is there, and has the array."""
+        """bool [seeds, n]; None unless every run is finished and has the array."""
         found = []
         for name, array in zip(names, arrays, strict=True):
             path = self.folder / f"{name}.npz"
@@ -89,7 +89,7 @@ class Answers:
         return np.stack(found)
 
 
-def wanted(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[str]]]:
+def table_lines(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[str]]]:
     """(what, tower, runs, their arrays) of every line."""
     n = len(plan.seeds)
     for tower in plan.towers:
@@ -104,25 +104,25 @@ def wanted(plan: Plan, data: Data) -> Iterator[tuple[str, str, list[str], list[s
             yield NAMES[f"{side}_full"], tower, probes[side], ["full"] * n
         for shots in data.shots:
             for side in SIDES:
-                yield few(side, shots), tower, probes[side], [f"shots_{shots}"] * n
+                yield few_shot_line(side, shots), tower, probes[side], [f"shots_{shots}"] * n
     for shots in data.shots:
         pixels = [f"pixels-{seed}" for seed in plan.seeds]
-        yield few("pixels", shots), "", pixels, [f"shots_{shots}"] * n
+        yield few_shot_line("pixels", shots), "", pixels, [f"shots_{shots}"] * n
         arrays = [f"shots_{shots}_{seed}" for seed in plan.seeds]
-        yield few("emoji", shots), "embedded", ["emoji"] * n, arrays
+        yield few_shot_line("emoji", shots), "embedded", ["emoji"] * n, arrays
     yield NAMES["nearest"], "", ["nearest-pixels"], ["nearest"]
     yield NAMES["emoji_zero"], "embedded", ["emoji"], ["zero_shot"]
     yield NAMES["emoji_zero_photo"], "embedded", ["emoji"], ["zero_shot_photo"]
 
 
-def few(side: str, shots: int) -> str:
+def few_shot_line(side: str, shots: int) -> str:
     """The name of a line of few-shot probes."""
     return f"probe on {shots} a class, features: {KINDS[side]}"
 
 
 def table(plan: Plan, data: Data, answers: Answers) -> list[Row]:
-    """All lines whose runs are there."""
-    found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in wanted(plan, data))
+    """All lines whose runs are finished."""
+    found = ((what, tower, answers.hits(*runs)) for what, tower, *runs in table_lines(plan, data))
     return [row(what, tower, hits) for what, tower, hits in found if hits is not None]
 
 
@@ -164,7 +164,7 @@ def picture(rows: Sequence[Row], data: Data, out: Path) -> None:
     colours = iter(["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:grey", "tab:purple"])
     lines = [(side, tower) for tower in data.towers for side in SIDES]
     for side, tower in [*lines, ("pixels", ""), ("emoji", "embedded")]:
-        points = [by_name.get((few(side, shots), tower)) for shots in data.shots]
+        points = [by_name.get((few_shot_line(side, shots), tower)) for shots in data.shots]
         if any(point is None for point in points):
             continue
         colour = next(colours)

@@ -43,7 +43,7 @@ UNUSED = TextConfig(width=1, layers=1, heads=1, context_length=1, vocab_size=1, 
 class Recipe:
     """What both sides share.
 
-    pictures_seen: training pictures over the whole run, repeats counted.
+    pictures_seen: training pictures of the whole run, repeats counted.
     """
 
     vision: VisionConfig | ResNetConfig
@@ -56,23 +56,23 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Updates of the weights; what is left over of a batch is not seen."""
+        """Updates of the weights; the rest of less than a batch is dropped."""
         return self.pictures_seen // self.batch_size
 
 
 def order(n: int, seed: int) -> Iterator[int]:
-    """Places in 0..n-1, every one once an epoch, shuffled anew each time."""
+    """Endless indices 0..n-1, each once an epoch, every epoch in another order."""
     epoch = 0
     while True:
         yield from np.random.default_rng([seed, 0, epoch]).permutation(n)
         epoch += 1
 
 
-def cropped(batch: dict[str, Any], key: Array, *, size: int) -> Array:
+def random_crop(batch: dict[str, Any], key: Array, *, size: int) -> Array:
     """`image` uint8 [n, s, s, 3] moved by up to MARGIN pixels either way -> pixels.
 
-    A random crop of the picture within a black margin; the paper, too, does nothing but crop
-    (section 2.5).
+    A random crop of the picture within a black margin; the paper's only augmentation is a crop, too
+    (section 2.3).
     """
     images = batch["image"]
     wide = jnp.pad(images, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
@@ -86,7 +86,7 @@ def cropped(batch: dict[str, Any], key: Array, *, size: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledArrays:
-    """Pictures to learn from and to ask about.
+    """Pictures with labels, to train or to test on.
 
     images: uint8 [n, h, w, 3], of the tower's size; labels: int [n], into `classes`, the names.
     """
@@ -94,7 +94,7 @@ class LabelledArrays:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    batch_to_pixels: ClassVar[Any] = staticmethod(cropped)  # runs inside the step
+    batch_to_pixels: ClassVar[Any] = staticmethod(random_crop)  # runs inside the step
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """(inputs, labels [size]) of every step, without end."""
@@ -106,7 +106,7 @@ class LabelledArrays:
 
 @dataclasses.dataclass(frozen=True)
 class DrawnArrays(LabelledArrays):
-    """The same of drawings with transparency, augmented as `jaxclip train emoji` does.
+    """Drawings with transparency, augmented as by `jaxclip train emoji`.
 
     A batch holds no name twice: `data.emoji.batches`.
     """
@@ -219,13 +219,13 @@ def from_labels(
     return _train(config, recipe, data, targets, label_loss_fn, progress)
 
 
-def encoded(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
+def encode_all(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what its last projection gives, [n, e] or [n, classes]."""
     encode = jax.jit(lambda model, images: model.encode_image(pixels(images)))
     return map_batches(partial(encode, model), images, block)
 
 
-def penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
+def encode_penultimate(model: Clip, images: np.ndarray, block: int = 500) -> np.ndarray:
     """uint8 images [n, s, s, 3] -> what the last projection sees, [n, d]."""
 
     def before(model: Clip, images: Array) -> Array:

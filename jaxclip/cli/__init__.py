@@ -15,10 +15,11 @@ import tyro
 from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
-from jaxclip.cli.parsing import defer, refuse_empty, usage_errors_in_one_line
 from jaxclip.cli.plan import plan
-from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
-from jaxclip.cli.train import TrainFlags, train
+from jaxclip.cli.shared import UsageError, flag_error, warnings_on_stderr
+from jaxclip.cli.train import train
+from jaxclip.cli.train_flags import TrainFlags
+from jaxclip.cli.usage import USAGE, defer, refuse_empty, usage_errors_in_one_line
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
 

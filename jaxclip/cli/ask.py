@@ -134,7 +134,7 @@ def embed(
         batch_size: Pictures that go through the model at once.
         normalize: Scale every row to length one.
         skip_limit: Broken pictures that are counted and left out before the command fails.
-        force: Overwrite what is there.
+        force: Overwrite the file.
     """
     paths = _files(pictures)
     if out.suffix != ".npz":

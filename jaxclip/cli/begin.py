@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxclip import convert
 from jaxclip.cli.run_folder import MOST_BYTES, RunInputs
 from jaxclip.cli.shared import UsageError, flag_error
-from jaxclip.cli.train import TrainFlags
+from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.config import ClipConfig
 from jaxclip.files import read_text
 from jaxclip.hub.find import find

@@ -109,15 +109,17 @@ def held_out_evaluation(
 ) -> Callable[[Any], dict[str, Any]] | None:
     """model -> scores on what the flags hold out or, of the emoji, on other artists' drawings."""
     if inputs.zero_shot or inputs.retrieval:
-        folder = _data_dir(inputs)
+        folder, labelled, pairs = _data_dir(inputs), None, None
+        if inputs.zero_shot:
+            labelled = open_labelled(_parse_spec(inputs.zero_shot), folder)
+        if inputs.retrieval:
+            pairs = open_pairs(_parse_spec(inputs.retrieval), folder)
         return HeldOut(
             mesh,
             recipe.model.vision.image_size,
             recipe.model.text.context_length,
-            labelled=open_labelled(_parse_spec(inputs.zero_shot), folder)
-            if inputs.zero_shot
-            else None,
-            pairs=open_pairs(_parse_spec(inputs.retrieval), folder) if inputs.retrieval else None,
+            labelled=labelled,
+            pairs=pairs,
             skip_limit=inputs.skip_limit,
         )
     if inputs.data != EMOJI:
@@ -270,7 +272,7 @@ def run(
         finally:
             if cutter.count:
                 context = recipe.model.text.context_length
-                message = f"{cutter.told()}; the model takes {context} (--text-length)"
+                message = f"{cutter.describe()}; the model takes {context} (--text-length)"
                 stderr.print(message, highlight=False, soft_wrap=True)
 
 

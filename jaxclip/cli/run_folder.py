@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import UsageError
-from jaxclip.cli.train import TrainFlags
+from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.files import read_text, require_writable
 from jaxclip.training.recipe import Recipe
 

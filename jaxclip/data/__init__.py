@@ -1,1 +1,1 @@
-"""Where pictures with words come from, and how they become batches."""
+"""Datasets of pictures with captions or classes, and their batches."""

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Iterable[T], depth: int = 1) -> Generator[T]:
-    """The items in their order, up to `depth` of them produced before they are asked for.
+    """The items in their order, up to `depth` of them produced before the caller needs them.
 
     What the iterable raises is raised here, in its turn. Close the generator to stop early.
 

@@ -1,4 +1,4 @@
-"""What the pictures of a dataset come with: classes or captions."""
+"""Whether the pictures of a dataset have classes or captions."""
 
 from typing import Literal
 

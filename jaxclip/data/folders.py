@@ -1,12 +1,12 @@
-"""Which picture files a folder means: one rule for training, evaluation, `classify` and `embed`.
+"""Finding the pictures of a folder: one rule for training, evaluation, `classify` and `embed`.
 
-- A picture is a regular file with a picture's ending (`pictures.SUFFIXES`), in any case, in the
+- A picture is a regular file with a picture's ending (`images.open.SUFFIXES`), in any case, in the
   folder or in one below it.
-- Symbolic links are followed. A folder is entered once: by its own name where it has one below the
+- Symbolic links are followed. A folder is entered once: by its own name where that is below the
   root, else by the first link to it.
-- Hidden names (".x", "._x.jpg", ".ipynb_checkpoints") and what systems add (`__MACOSX`) are left
-  out and are never a class.
-- What is left out is counted by what it is: its ending, "no ending", "hidden", "a named pipe", ...
+- Hidden names (".x", "._x.jpg", ".ipynb_checkpoints") and those that systems add (`__MACOSX`) are
+  left out and are never a class.
+- Everything left out is counted by kind: its ending, "no ending", "hidden", "a named pipe", ...
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ from jaxclip.images.open import is_picture
 logger = logging.getLogger(__name__)
 SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # macOS in archives, Synology, Windows
 TEXT = ".txt"
-MOST_NAMED = 9  # kinds of what is left out that a line names
+MOST_NAMED = 9  # kinds of files left out that a warning names
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is left out wherever it lies."""
+    """Whether a file or folder of that name is always left out."""
     return name.startswith(".") or name in SYSTEMS
 
 
 @dataclasses.dataclass
 class Found:
-    """What a folder holds.
+    """The contents of a folder.
 
     pictures: their paths, sorted.
     texts: {path of a text file less its ending: the text file}.
     folders: names of the folders directly in the root, sorted: the classes of class folders.
-    files, others: {what it is: how many} of files that are no pictures, texts apart, and of what
-      is left out whatever its ending is.
+    files: {ending: count} of files that are neither pictures nor texts.
+    others: {kind: count} of everything left out for another reason than its ending.
     """
 
     root: Path
@@ -59,7 +59,7 @@ class Found:
         return parts[0] if len(parts) > 1 else None
 
     def log_left_out(self, used_texts: int = 0) -> None:
-        """Name and count in one line what is left out; `used_texts` of the texts are not."""
+        """Warn in one line of everything left out; `used_texts` of the texts are not."""
         files = self.files + Counter({TEXT: len(self.texts) - used_texts})
         parts = []
         if files:

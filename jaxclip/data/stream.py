@@ -61,13 +61,14 @@ class Skips:
             total = self.counts.total()
             left = self.lengths[key[0]] - self._by_source[key[0]] if key and self.lengths else 1
         logger.warning("skipped, %s: %s (%d so far)", reason, detail, total)
-        told = ", ".join(f"{count} times {name}" for name, count in self.counts.items())
+        reasons = ", ".join(f"{count} times {name}" for name, count in self.counts.items())
         if total > self.limit:
-            raise TooManySkipped(f"more than {self.limit} pairs skipped: {told}; last: {detail}")
+            raise TooManySkipped(f"more than {self.limit} pairs skipped: {reasons}; last: {detail}")
         if key and left == 0:
             of = f" of dataset {key[0] + 1}" if len(self.lengths) > 1 else ""
             raise TooManySkipped(
-                f"none of the {self.lengths[key[0]]} pairs{of} can be used: {told}; last: {detail}"
+                f"none of the {self.lengths[key[0]]} pairs{of} can be used: {reasons}; "
+                f"last: {detail}"
             )
 
 

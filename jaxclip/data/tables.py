@@ -1,8 +1,8 @@
 """Rows of tables: .csv and .tsv with a header, .jsonl with an object a line.
 
 A .csv has commas and quotes as Excel writes them; a quoted field may hold line ends. A .tsv has
-tabs and no quoting: every character stands for itself. A table whose header is another one is
-refused; a row that cannot be read costs itself only, also where a quote is left open.
+tabs and no quoting: every character is literal. A table without the expected columns is refused; a
+bad row is skipped alone, also where a quote is left open.
 """
 
 import csv
@@ -100,7 +100,7 @@ def _csv_records(lines: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
     """(line number, cells or why not) of every record; a bad one ends with its first line."""
     start = 0
     while start < len(lines):
-        done = start  # lines of records that were told
+        done = start  # end of the last record that was yielded
         # A blank line behind the last: a quote that is open there runs into it.
         rest = (lines[i] + "\n" if i < len(lines) else "\n" for i in range(start, len(lines) + 1))
         reader = csv.reader(rest)

@@ -1,7 +1,7 @@
-"""The headers of a tar file, read in memory and time that its size bounds, whatever it claims.
+"""The headers of a tar file, read in memory and time bounded by its size, whatever they claim.
 
-POSIX (ustar, pax) and GNU archives. `tarfile` believes sizes: it seeks to where a header says and
-reads names as long as one says.
+POSIX (ustar, pax) and GNU archives. `tarfile` trusts the sizes in headers: it seeks by them and
+reads names of any length.
 """
 
 import os
@@ -17,7 +17,7 @@ FOLDER, SPARSE = b"5", b"S"
 
 
 class Member(NamedTuple):
-    """A regular file: its name, where its bytes begin, and how many there are."""
+    """A regular file: its name, the offset of its bytes, and their number."""
 
     name: str
     start: int
@@ -25,7 +25,7 @@ class Member(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """An entry that cannot be used, and why; `last` where nothing behind it was read."""
+    """An unusable entry and its reason; `last` where nothing behind it was read."""
 
     name: str
     reason: str
@@ -115,7 +115,7 @@ def _name(header: bytes) -> str:
 
 
 def _extension(file: BinaryIO, kind: bytes, start: int, size: int) -> dict[str, str]:
-    """What an extension says about the next entry: `path`, `size`, whether it is `sparse`."""
+    """The settings of an extension for the next entry: `path`, `size`, `sparse`."""
     if size > MOST_NAME:
         raise ValueError(f"expected at most {MOST_NAME:,} bytes of a name, got {size:,}")
     file.seek(start)
@@ -138,7 +138,7 @@ def _extension(file: BinaryIO, kind: bytes, start: int, size: int) -> dict[str, 
 
 
 def _next_header(file: BinaryIO, at: int, end: int) -> int:
-    """Where the next header begins, at `at` or behind it; `end` if there is none."""
+    """The offset of the next header, at `at` or behind it; `end` if there is none."""
     while at < end:
         file.seek(at)
         chunk = file.read(CHUNK)

@@ -15,7 +15,7 @@ class Cutter:
     """Texts -> tokens [n, length]; longer texts are truncated, warned of once, and counted.
 
     >>> cutter = Cutter(4, "captions")
-    >>> cutter(["a cat"]).shape, cutter.told()
+    >>> cutter(["a cat"]).shape, cutter.describe()
     ((1, 4), '')
     """
 
@@ -43,8 +43,8 @@ class Cutter:
         """Different texts that were cut until now, MOST_COUNTED at most."""
         return len(self._cut)
 
-    def told(self) -> str:
-        """How many were cut, in words; nothing where none was."""
+    def describe(self) -> str:
+        """How many texts were cut, in words; empty where none was."""
         if not self.count:
             return ""
         least = "at least " if self.count == MOST_COUNTED else ""

@@ -29,9 +29,9 @@ FOLDER = "classifiers"  # in the cache folder
 BLOCK = 256  # texts at a time
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray], said: str) -> str:
+def fingerprint(arrays: Mapping[str, np.ndarray], text: str) -> str:
     """SHA-256 of named arrays and a text: names, shapes, dtypes and every bit."""
-    digest = hashlib.sha256(said.encode())
+    digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
@@ -54,11 +54,12 @@ def describe_numerics(model: Any) -> dict[str, str]:
     Most of them change the last bits only, which may change an answer that is near a tie.
     """
     tower = model.visual if hasattr(model, "visual") else model.text
-    said = {
+    numerics = {
         field.name: str(getattr(tower.numerics, field.name))
         for field in dataclasses.fields(tower.numerics)
     }
-    return said | {
+    return numerics | {
+        "model": type(model).__name__,  # of `models`, or as `hardware` arranged it
         "dtype": np.dtype(tower.numerics.dtype).name,
         "default precision": str(jax.config.values["jax_default_matmul_precision"]),
         "jax": jax.__version__,
@@ -69,7 +70,7 @@ def describe_numerics(model: Any) -> dict[str, str]:
 
 def classifier_key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> str:
     """The key of a classifier in the cache: see the module's docstring."""
-    said = {
+    parts = {
         "format": FORMAT,
         # the image tower does not matter: one with the same text tower shares the classifier
         "weights": fingerprint(to_flat(model.text), model.config.to_json()),
@@ -77,7 +78,7 @@ def classifier_key(model: Any, tokens: np.ndarray, templates: Sequence[str]) -> 
         "tokens": fingerprint({"tokens": tokens}, ""),
         "templates": list(templates),
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def cached_classifier(

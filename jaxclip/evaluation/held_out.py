@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.data.labelled import Labelled, Relabelled, align_labels
+from jaxclip.data.classes import Relabelled, align_labels
+from jaxclip.data.labelled import Labelled
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter

@@ -64,7 +64,7 @@ class Tally:
         classes = len(self.confusion)
         for name, values in (("label", labels), ("answer", top)):
             if values.size and not (values.min() >= 0 and values.max() < classes):
-                raise ValueError(f"a {name} is outside of 0..{classes - 1}")
+                raise ValueError(f"{name}: expected 0..{classes - 1}, got one outside")
         cells = labels * classes + top[:, 0]
         self.confusion += np.bincount(cells, minlength=classes**2).reshape(classes, classes)
         found = (top[:, :5] == labels[:, None]).any(axis=1)
@@ -185,7 +185,9 @@ def retrieve(I_e: np.ndarray, T_e: np.ndarray, owner: np.ndarray, block: int = 1
     """
     n = len(I_e)
     if owner.min() < 0 or owner.max() >= n or len(np.unique(owner)) < n:
-        raise ValueError("every picture needs a caption, and every caption one of the pictures")
+        raise ValueError(
+            f"owner: expected each of the pictures 0..{n - 1} at least once, got others"
+        )
     image_ranks = np.concatenate(
         [_best_own(I_e[s] @ T_e.T, owner[None] == np.arange(n)[s, None]) for s in _slices(n, block)]
     )

@@ -1,4 +1,4 @@
-"""The pictures of a run: loss curve, similarity matrix, sheet of right and wrong answers."""
+"""Plots: loss curve, similarity matrix, sheet of right and wrong answers, confusion matrix."""
 
 import json
 import textwrap
@@ -53,7 +53,7 @@ def loss_curve(metrics: Path, chance: float, out: Path) -> None:
 
 
 def _shorten(name: str, width: int) -> str:
-    """A name as a label of an axis: printable, with no formula, which "$" begins in matplotlib."""
+    """A name for an axis: short, printable, "$" escaped as it begins a formula in matplotlib."""
     return textwrap.shorten(printable(name), width, placeholder="...").replace("$", r"\$")
 
 
@@ -78,9 +78,9 @@ def similarity(images: np.ndarray, names: Sequence[str], cosines: np.ndarray, ou
 def answer_sheet(
     pictures: EmojiPictures, classes: Sequence[str], scores: np.ndarray, out: Path, rows: int = 4
 ) -> None:
-    """As many pictures answered right (green) as wrong (red): scores [n, classes]."""
-    said = np.array(classes)[scores.argmax(axis=1)]
-    right = said == np.array(pictures.names)
+    """As many right answers (green) as wrong ones (red), drawn at random: scores [n, classes]."""
+    answers = np.array(classes)[scores.argmax(axis=1)]
+    right = answers == np.array(pictures.names)
     rng = np.random.default_rng(0)
     figure = _figure(13, 3.6 * rows / 2)
     columns = 8
@@ -92,7 +92,7 @@ def answer_sheet(
             axes.imshow(on_white(pictures.images[i]))
             axes.axis("off")
             colour = "tab:green" if right[i] else "tab:red"
-            title = said[i] if right[i] else f"{said[i]}\n(is: {pictures.names[i]})"
+            title = answers[i] if right[i] else f"{answers[i]}\n(is: {pictures.names[i]})"
             axes.set_title("\n".join(textwrap.wrap(title, 20)[:4]), fontsize=7, color=colour)
     _save(figure, out)
 
@@ -100,7 +100,7 @@ def answer_sheet(
 def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Any:
     """A confusion matrix [c, c], label down, answer across, as shares of every row.
 
-    Up to thirty classes are named, and have their counts written in where they fit.
+    Up to thirty classes are named, with their counts in the cells.
     """
     c = len(classes)
     named = c <= 30

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from jaxclip.checkpoint import replacing
-from jaxclip.data.labelled import NAMES_FILE, Labelled, Relabelled, align_labels, open_labelled
+from jaxclip.data.classes import Relabelled, align_labels
+from jaxclip.data.labelled import NAMES_FILE, Labelled, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.evaluation import keys, linear_probe, plots, prompts, results

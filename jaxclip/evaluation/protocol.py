@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data.labelled import Example, Relabelled, align_labels, open_labelled
+from jaxclip.data.classes import Relabelled, align_labels
+from jaxclip.data.labelled import Example, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.data.subset import Subset

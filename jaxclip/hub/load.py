@@ -86,6 +86,8 @@ def load(
         empty = parameters.with_kernels(empty, dtype)
     flat = loaded.flat
     if tower is not None:
+        if tower not in parameters.TOWERS:
+            raise ValueError(f"tower: expected image or text, got {tower!r}")
         other: parameters.Tower = "text" if tower == "image" else "image"
         empty = parameters.without_tower(empty, other)
         prefix = f"{parameters.TOWERS[other]}."

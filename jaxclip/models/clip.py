@@ -17,7 +17,7 @@ from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
 from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
-from jaxclip.models.parameters import TOWERS, Statistics, Tower, describe, to_flat
+from jaxclip.models.parameters import TOWERS, Tower, describe, new_statistics, to_flat
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -162,7 +162,7 @@ class Clip(nnx.Module):
         >>> model, preprocess = jaxclip.load("emoji")
         >>> size = preprocess.size
         >>> model.encode_image(np.zeros((2, size, size, 3), np.float32)).shape
-        (2, 128)
+        (2, 192)
         """
         self._require_tower("image")
         return self._run(image_features, check_images(images, self.config.vision.image_size))
@@ -187,7 +187,7 @@ class Clip(nnx.Module):
         >>> import jaxclip
         >>> model, _ = jaxclip.load("emoji")
         >>> model.encode_text(jaxclip.tokenize(["a cat", "a rocket"])).shape
-        (2, 128)
+        (2, 192)
         """
         self._require_tower("text")
         return self._run(text_features, check_tokens(tokens, self.config.text))
@@ -229,7 +229,7 @@ class Clip(nnx.Module):
     @overload
     def embed(
         self, images: Array, tokens: Array, *, train: Literal[True], axis: str | None = None
-    ) -> tuple[Array, Array, Statistics]: ...
+    ) -> tuple[Array, Array, Any]: ...
 
     def embed(
         self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
@@ -238,10 +238,10 @@ class Clip(nnx.Module):
 
         Plain JAX without checks or `jit`, to be called inside of a compiled step. With `train`
         BatchNorm uses the batch's statistics, and a third value is returned: the new running ones
-        by name, for `with_statistics`; empty for a Vision Transformer. `axis` names the devices
-        that share the batch inside `shard_map` or `pmap`.
+        as `nnx.split(model, nnx.Param, nnx.BatchStat)[2]` has them; empty for a Vision Transformer.
+        `axis` names the devices that share the batch inside `shard_map` or `pmap`.
         """
-        statistics: Statistics = {}
+        statistics: dict[str, Array] = {}
         if train and isinstance(self.visual, ModifiedResNet):
             features, new = self.visual(images, train=True, axis=axis)
             statistics = checkpoint.flatten(new, "visual.")
@@ -249,7 +249,7 @@ class Clip(nnx.Module):
             features = image_features(self, images)
         I_e = l2_normalize(at_least_float32(features))
         T_e = l2_normalize(at_least_float32(text_features(self, tokens)))
-        return (I_e, T_e, statistics) if train else (I_e, T_e)
+        return (I_e, T_e, new_statistics(self, statistics)) if train else (I_e, T_e)
 
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
@@ -290,7 +290,7 @@ class Clip(nnx.Module):
 
         >>> import jaxclip
         >>> jaxclip.load("emoji", tower="text")[0]
-        Clip(text tower of 64x64 ViT, 7,109,504 parameters, float32)
+        Clip(text tower of ResNet at 64 pixels, 6,348,801 parameters, float32)
         """
         return f"{type(self).__name__}({describe(self)})"
 

@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,6 @@ from jaxclip.cli.shared import print_line, print_table, stderr
 from jaxclip.terminal import PrintableFormatter, one_line, printable, run_program
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class NoFlags:
-    """Of a program without flags."""
-
-
 PICTURE = (ROOT / "examples" / "rocket.png").read_bytes()
 STEERING = [*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 STEERING += [0x200E, 0x200F, 0x200B, 0xFEFF, 0x2028, 0x2029, 0xD800, 0xDCFF, 0xE0041]
@@ -108,7 +100,7 @@ def test_names_in_errors_print_no_control_characters(
             assert stop.code == 2
         out, err = capsys.readouterr()
         assert out == "" and raw(err) == [] and err.count("\n") == 1, arguments
-    assert common.run_experiment(lambda _: int(NASTY), NoFlags, [], "x", "") == 1
+    assert common.run(common.Parser("x"), lambda _: int(NASTY), []) == 1
     assert raw(capsys.readouterr().err) == []
 
 

@@ -255,7 +255,7 @@ def test_nothing_is_copied_that_need_not_be(tmp_path):
     assert not any(array.flags.owndata or array.flags.writeable for array in flat.values())
 
 
-# What no file says must be given --------------------------------------------------------------------
+# What no file says must be given ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["openai", "open_clip", "huggingface"])

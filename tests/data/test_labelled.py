@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxclip.data.classes import align_labels
 from jaxclip.data.emoji.pictures import load_unseen_artist
-from jaxclip.data.labelled import Example, LabelledFiles, align_labels, open_labelled
+from jaxclip.data.labelled import Example, LabelledFiles, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation import prompts
 from tests.support.pictures import grey_png as png
@@ -93,7 +94,8 @@ class Six(tfds.core.GeneratorBasedBuilder):
 READER = """
 import sys
 from pathlib import Path
-from jaxclip.data.labelled import align_labels, open_labelled
+from jaxclip.data.classes import align_labels
+from jaxclip.data.labelled import open_labelled
 from jaxclip.data.spec import parse_spec
 from made import Six
 from tests.data.test_labelled import NAMES, write_places

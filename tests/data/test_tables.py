@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from jaxclip.data import pairs
-from jaxclip.data.labelled import NO_LABEL, Labelled, align_labels, open_labelled
+from jaxclip.data.classes import align_labels
+from jaxclip.data.labelled import NO_LABEL, Labelled, open_labelled
 from jaxclip.data.records import parse_captions, parse_label, parse_path
 from jaxclip.data.spec import parse_spec
 from jaxclip.data.tables import table_rows

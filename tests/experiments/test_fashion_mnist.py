@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.recipes import fashion_mnist
-from jaxclip.data.labelled import align_labels, open_labelled
+from jaxclip.data.classes import align_labels
+from jaxclip.data.labelled import open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.images.open import decode_image
 from tests.support import idx

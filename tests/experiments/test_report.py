@@ -21,8 +21,7 @@ from experiments.recipes import embed_model
 from experiments.report import __main__ as report
 from jaxclip import checkpoint, cli
 from jaxclip.cli import run
-from jaxclip.data.emoji import pictures as sources
-from jaxclip.evaluation import results
+from jaxclip.evaluation import named_pictures, results
 from jaxclip.training.sharding import data_mesh
 from tests.support import planted
 
@@ -212,10 +211,10 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
 @pytest.mark.usefixtures("quick_compiling")
 def test_a_finished_run_on_the_emoji_is_shown(tmp_path, monkeypatch, capsys):
     """As `jaxclip train emoji` leaves it; the scores in the page are those that it told."""
-    few = sources.emoji("validation").select(np.arange(40))
-    monkeypatch.setattr(sources, "unseen_artist", lambda: few)
-    monkeypatch.setattr(sources, "emoji", lambda split: few)
-    monkeypatch.setattr(run, "emoji", lambda split: few)
+    few = named_pictures.load_emoji("validation").select(np.arange(40))
+    monkeypatch.setattr(named_pictures, "load_unseen_artist", lambda: few)
+    monkeypatch.setattr(named_pictures, "load_emoji", lambda split: few)
+    monkeypatch.setattr(run, "load_emoji", lambda split: few)
     monkeypatch.setattr(run, "data_mesh", functools.partial(data_mesh, jax.devices()[:1]))
     small = ["--model.vision.image-size", "32", "--model.vision.width", "2", "--batch-size", "8"]
     small += ["--model.text.width", "8", "--model.embed-dim", "8", "--steps", "2", "--warmup", "1"]

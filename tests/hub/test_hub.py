@@ -15,7 +15,8 @@ import jaxclip
 from experiments.lib.peers import archives
 from jaxclip import checkpoint, convert, reference
 from jaxclip.config import RELEASED, ClipConfig
-from jaxclip.hub import load as hub
+from jaxclip.convert.archive import torch_archive
+from jaxclip.hardware import cpu
 from jaxclip.hub import released as downloads
 from jaxclip.hub.find import find
 from jaxclip.models import clip, parameters
@@ -87,12 +88,12 @@ def test_every_layout_gives_the_same_model(tmp_path: Path, write: Any, expected:
 def test_another_activation_is_another_model(tmp_path: Path, expected: Any) -> None:
     """The negative twin: what a guess instead of an error would give."""
     path = tmp_path / "bare.pt"
-    convert.torch_archive.write(path, foreign.openai(buffers=False))
+    torch_archive.write(path, foreign.openai(buffers=False))
     with pytest.raises(ValueError, match="activation"):
         jaxclip.load(path)
     wrong, _ = jaxclip.load(path, activation="gelu", heads=(2, 1))
     assert departure(wrong(IMAGES, TOKENS)[0], expected) > 100 * within("logits")
-    right, _ = jaxclip.load(path, activation="quick_gelu", heads=(2, 1), unroll=True)
+    right, _ = jaxclip.load(path, activation="quick_gelu", heads=(2, 1))
     assert departure(right(IMAGES, TOKENS)[0], expected) < within("logits")
 
 
@@ -204,7 +205,7 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
 def test_rows_in_turn_are_the_rows_at_once(count: int, tmp_path: Path) -> None:
     """On a CPU a few rows go through the model at a time; op by op all do."""
     path = write_openai(tmp_path / "model.pt")
-    ours, whole = jaxclip.load(path)[0], jaxclip.load(path, jit=False, unroll=False)[0]
+    ours, whole = jaxclip.load(path, arrange=True)[0], jaxclip.load(path, jit=False)[0]
     images = np.random.default_rng(count).normal(size=(count, 20, 20, 3)).astype(np.float32)
     tokens = np.resize(TOKENS, (count, TOKENS.shape[1]))
     assert departure(ours.encode_image(images), whole.encode_image(images)) < within(
@@ -226,21 +227,24 @@ def test_kernels_of_a_narrow_model_are_kept_narrow(tmp_path: Path) -> None:
     assert (np.asarray(model.encode_image(IMAGES)) == np.asarray(want)).all()
 
 
-def test_winograd_is_of_two_formats_on_a_cpu_unless_said_otherwise_and_one_by_one_of_all(
-    tmp_path: Path,
-) -> None:
-    path = write_openai(tmp_path / "model.pt")
-    cases: list[tuple[dict[str, Any], bool]] = [
-        ({}, True),
-        ({"dtype": "float32"}, True),
-        ({"dtype": jnp.bfloat16}, True),
-        ({"dtype": "float16"}, False),
-        ({"winograd": False}, False),
-    ]
-    for options, expected in cases:
-        model = jaxclip.load(path, **options)[0]
-        assert model.visual.numerics.winograd is expected
-        assert model.visual.numerics.one_by_one
+@pytest.mark.parametrize("config", [foreign.VIT, foreign.RESNET])
+def test_a_model_is_plain_unless_it_is_to_be_arranged(config: ClipConfig, tmp_path: Path) -> None:
+    """The same names and shapes on every platform; arranged, the same function."""
+    path = tmp_path / "model.pt"
+    archives.write_torchscript_like(path, foreign.openai(config))
+    plain, arranged = (jaxclip.load(path, arrange=flag)[0] for flag in (False, True))
+    expected = parameters.named_leaves(clip.abstract(config, remat="none"))
+    shapes = {name: leaf.shape for name, leaf in parameters.named_leaves(plain).items()}
+    assert shapes == {name: leaf.shape for name, leaf in expected.items()}
+    assert type(jaxclip.load(path)[0]) is type(plain) is clip.Clip
+    assert type(arranged) is (cpu.CpuClip if jax.default_backend() == "cpu" else clip.Clip)
+    assert plain.notes == arranged.notes and plain.notes["source"]
+    size = config.vision.image_size
+    images = RNG.normal(size=(9, size, size, 3)).astype(np.float32)
+    got = arranged.encode_image(images), arranged(images, TOKENS)[0]
+    want = plain.encode_image(images), plain(images, TOKENS)[0]
+    assert departure(got[0], want[0]) < within("float32 twice")
+    assert departure(got[1], want[1]) < within("logits")
 
 
 @pytest.mark.parametrize("config", [foreign.VIT, foreign.RESNET])
@@ -260,7 +264,7 @@ def test_a_tower_alone_gives_what_it_gives_in_the_whole_model(
     assert names[0] | names[1] == names[2] and names[0] & names[1] == {"logit_scale"}
     with pytest.raises(ValueError, match="'gelu' was asked for, but what was loaded"):
         jaxclip.load(opened, activation="gelu")
-    with pytest.raises(ValueError, match="tower 'both' came; image or text was expected"):
+    with pytest.raises(ValueError, match="tower: expected image or text, got 'both'"):
         jaxclip.load(opened, tower="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="without its text tower"):
         image.encode_text(TOKENS)
@@ -288,7 +292,7 @@ def test_a_model_is_a_part_of_somebody_s_own_program(tmp_path: Path) -> None:
 def test_options_that_the_compiler_does_not_know_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub, "_CPU_OPTIONS", {"xla_no_such_option": ""})
-    hub._cpu_options.cache_clear()
-    assert hub._cpu_options() == {}
-    hub._cpu_options.cache_clear()
+    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_no_such_option": ""})
+    cpu._known_options.cache_clear()
+    assert cpu.compiler_options(jnp.float32) == {} and cpu.compiler_options(jnp.bfloat16) is None
+    cpu._known_options.cache_clear()

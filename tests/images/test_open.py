@@ -21,7 +21,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from experiments import zero_shot
 from jaxclip import cli
 from jaxclip.data.pairs import Pair
-from jaxclip.data.stream import Skips, random_square, usable
+from jaxclip.data.stream import Skips, crop_and_caption, random_square
 from jaxclip.images import open as pictures
 from jaxclip.images.open import (
     MOST_PIXELS,
@@ -270,7 +270,10 @@ def test_no_command_starts_ghostscript_for_an_eps_named_png(
 
 def test_training_leaves_out_an_eps_named_png(ghostscript: Callable[[], bool]) -> None:
     skips = Skips(1)
-    assert usable(Pair(EPS, ("a cat",), "eps.png"), 32, np.random.default_rng(0), skips) is None
+    assert (
+        crop_and_caption(Pair(EPS, ("a cat",), "eps.png"), 32, np.random.default_rng(0), skips)
+        is None
+    )
     assert skips.counts == {"broken picture": 1} and not ghostscript()
 
 
@@ -334,7 +337,7 @@ def test_a_long_picture_is_a_broken_picture_in_training() -> None:
     assert len(content) == 75
     skips = Skips(1)
     pair = Pair(content, ("a line",), "line.png")
-    assert usable(pair, 224, np.random.default_rng(0), skips) is None
+    assert crop_and_caption(pair, 224, np.random.default_rng(0), skips) is None
     assert skips.counts == {"broken picture": 1}
 
 
@@ -379,7 +382,7 @@ def test_extreme_pictures_cost_no_memory_in_training() -> None:
         import numpy as np
         from tests.images.test_open import png
         from jaxclip.data.pairs import Pair
-        from jaxclip.data.stream import Skips, usable
+        from jaxclip.data.stream import Skips, crop_and_caption
         kind = resource.RLIMIT_DATA
         used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
         resource.setrlimit(kind, (used + 300_000_000, resource.RLIM_INFINITY))
@@ -387,7 +390,7 @@ def test_extreme_pictures_cost_no_memory_in_training() -> None:
         skips = Skips(9)
         rng = np.random.default_rng(0)
         for shape in ((10_000, 1), (70_000, 1), (1, 70_000)):
-            assert usable(Pair(png(*shape), ("a",), "x"), 336, rng, skips) is None
+            assert crop_and_caption(Pair(png(*shape), ("a",), "x"), 336, rng, skips) is None
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -73,10 +73,10 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "one convolution of 64 channels in bfloat16, by Winograd's way and by one product, against "
         "the plain sum of the rounded numbers in float64: 5.3e-3 and 3.0e-3; mirrored: above 0.5",
     ),
-    "arranged gradients": (
-        2e-4,
-        "kernels of a ViT and a ResNet in float32, sums in another order: see the test; the images "
-        "in another order: above 0.1",
+    "arranged gradients float64": (
+        1e-9,
+        "kernels of a ViT and a ResNet, sums in another order: not above; the images in another "
+        "order: above 0.1",
     ),
     # the ResNet tower, tests/models/test_resnet.py
     "resnet stage": (
@@ -139,6 +139,10 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         0.05,
         "embeddings: 1.4e-2, eight bits of mantissa through twelve blocks; permuted layers: 0.24; "
         "epsilon and activation lie below it, which is why parity is asked of float32",
+    ),
+    "bfloat16 twice": (
+        5e-2,
+        "TODO",
     ),
     "bfloat16 gradient": (
         0.12,

@@ -97,13 +97,13 @@ def test_captions_that_are_cut_are_counted_once_each(caplog):
     stream = pairs(wrong)
     for _ in range(20):
         assert next(stream)["tokens"].shape == (6, 16)
-    assert stream.cutter.told() == "2 captions of more than 16 tokens were cut"
+    assert stream.cutter.describe() == "2 captions of more than 16 tokens were cut"
     assert caplog.text.count("captions of more than 16 tokens are cut, the first") == 1
 
 
 def test_a_caption_that_just_fits_is_not_cut():
     cutter = Cutter(5, "captions")
-    assert (cutter(["one two three"])[0] > 0).all() and cutter.told() == ""
+    assert (cutter(["one two three"])[0] > 0).all() and cutter.describe() == ""
     cutter(["one two three four", "one two three four"])
     assert cutter.count == 1
 

@@ -16,7 +16,7 @@ import pytest
 
 from jaxclip import checkpoint, cli
 from jaxclip.cli import begin, run
-from jaxclip.cli.train import TrainFlags
+from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.models import clip, parameters
 from jaxclip.training.recipe import Execution, Recipe

@@ -1,27 +1,26 @@
-"""Typed functions and dataclasses as command lines, by tyro: usage errors take one line, exit 2."""
+"""Flags from typed arguments, by tyro; a usage error takes one line and exit code 2."""
 
 import contextlib
 import dataclasses
 import functools
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from jaxclip.cli.shared import USAGE, UsageError
+from jaxclip.cli.shared import UsageError
 from jaxclip.terminal import complain
 
+USAGE = 2
 T = TypeVar("T")
 
-# How tyro reports that the config of a model was refused: where in the recipe, and the message.
+# How tyro reports what the config of a model refused: where in the recipe, and the message.
 _OF_A_CONFIG = re.compile(
     r"Error parsing \S+?\.(?:flags|recipe)\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
     r"(?: (?:-{3,}|For full helptext).*)?$"
 )
-
-
 # How tyro reports that a value is no number.
 _OF_A_NUMBER = re.compile(
     r"Error parsing (--\S+?): .*?(?:base 10:|to float:|instantiated from|arguments:?) "
@@ -33,8 +32,8 @@ _OF_OURS = re.compile(r"Error parsing (--\S+?): (expected .*?) Argument helptext
 _OF_A_CHOICE = re.compile(r"invalid choice (.*?) for argument '(.*?)'\. Expected one of \((.*?)\)")
 
 
-def usage_message(boxed: str) -> str:
-    """One line from the boxes that tyro prints for a usage error."""
+def usage_line(boxed: str) -> str:
+    """What the flag parser drew as boxes, as one line."""
     words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
     if found := _OF_OURS.search(words):
         return f"{found[1]}: {found[2]}"
@@ -50,6 +49,20 @@ def usage_message(boxed: str) -> str:
         return words
     path, field, message = found.groups()
     return f"--{path}.{field.replace('_', '-')}{message}" if field else f"--{path}: {message}"
+
+
+@contextlib.contextmanager
+def usage_errors_in_one_line(prog: str) -> Iterator[None]:
+    """Print the boxes of tyro's usage errors as one line; SystemExit 2, or 0 after --help."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except SystemExit as stop:
+        if stop.code:
+            complain(prog, usage_line(printed.getvalue()))
+            raise SystemExit(USAGE) from None
+        raise
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
@@ -72,51 +85,36 @@ def defer(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return remember
 
 
-@contextlib.contextmanager
-def usage_errors_in_one_line(program: str) -> Any:
-    """Print tyro's usage error as one line of `program`, then SystemExit 2; --help passes."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            yield
-    except SystemExit as stop:
-        if stop.code:
-            complain(program, usage_message(printed.getvalue()))
-            raise SystemExit(USAGE) from None
-        raise
-
-
 def _refuse_nothing(parsed: Any) -> None:
-    """UsageError where a flag that takes one value or more was given none."""
+    """ValueError where a flag that takes one value or more was given none."""
     for field in dataclasses.fields(parsed):
         if getattr(parsed, field.name) == () != field.default:
-            raise UsageError(f"{field.name.replace('_', '-')}: expected a value, got none")
+            raise ValueError(f"{field.name.replace('_', '-')}: expected a value, got none")
 
 
-def parse_flags(flags: type[T], arguments: Sequence[str], program: str, header: str) -> T:
+def parse(flags: Callable[..., T] | type[T], given: Sequence[str], prog: str, header: str) -> T:
     """The dataclass `flags`, filled from a command line.
 
     Args:
       flags: its fields are the flags, their docstrings the help.
-      arguments: the words of the command line.
-      program: its name, for messages.
+      given: the words of the command line.
+      prog: the name of the program, for messages.
       header: the docstring of its module, which --help shows.
 
     Raises:
-      UsageError, or SystemExit 2 after one line: a usage error. SystemExit 0: after --help.
+      SystemExit: 2 after one line about a usage error, 0 after --help.
     """
-    refuse_empty(arguments)
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(given):
         print(header)  # as it is: tyro would join its lines
-    with usage_errors_in_one_line(program):
-        parsed = tyro.cli(
-            flags,
-            args=list(arguments),
-            prog=program,
-            description="",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    _refuse_nothing(parsed)
+    try:
+        refuse_empty(given)
+        with usage_errors_in_one_line(prog):
+            config = (tyro.conf.FlagCreatePairsOff,)
+            parsed = tyro.cli(flags, args=list(given), prog=prog, description="", config=config)
+        _refuse_nothing(parsed)
+    except (UsageError, ValueError) as error:
+        complain(prog, error)
+        raise SystemExit(USAGE) from None
     return parsed
 
 

@@ -7,8 +7,7 @@ from typing import Literal
 import pytest
 from tyro.conf import Positional
 
-from experiments.lib.common import run_experiment
-from jaxclip.cli.parsing import Natural, Positive, Share, parse_flags
+from jaxclip.cli.usage import Natural, Positive, Share, parse
 
 HEADER = "What it is.\n\nCommand:   python -m it\nResult:    a number\n"
 
@@ -27,7 +26,7 @@ class Flags:
 
 def test_flags_are_filled() -> None:
     given = "a b --out c --batch 3 --share 0.25 --towers vit --epochs 1.5 --force"
-    assert parse_flags(Flags, given.split(), "it", HEADER) == Flags(
+    assert parse(Flags, given.split(), "it", HEADER) == Flags(
         (Path("a"), Path("b")), Path("c"), 3, 0, 0.25, ("vit",), 1.5, True
     )
 
@@ -49,17 +48,15 @@ def test_flags_are_filled() -> None:
 def test_a_usage_error_takes_one_line_and_exits_2(
     given: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = run_experiment(print, Flags, given.split(), "it", HEADER)
-    except SystemExit as stop:
-        code = stop.code
+    with pytest.raises(SystemExit) as stop:
+        parse(Flags, given.split(), "it", HEADER)
     out, err = capsys.readouterr()
-    assert code == 2 and out == ""
+    assert stop.value.code == 2 and out == ""
     assert err.startswith("it: ") and err.count("\n") == 1 and message in err
 
 
 def test_help_begins_with_the_header(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse_flags(Flags, ["--help"], "it", HEADER)
+        parse(Flags, ["--help"], "it", HEADER)
     out = capsys.readouterr().out
     assert stop.value.code == 0 and out.startswith(HEADER) and "--epochs" in out
