@@ -1,7 +1,20 @@
-"""What the layouts have in common: names and axes there and back, and nothing let through.
+"""A layout as a table of names and axes, both ways; a file has exactly its entries or is refused.
 
-A layout is a table: under which foreign names a parameter of ours lies, and in which order its
-axes. From the config follows the whole list of entries; a file has exactly these or is refused.
+One key and one array, there and back:
+
+>>> from jaxclip.config import RELEASED
+>>> from jaxclip.convert.layouts import huggingface
+>>> path = "text.transformer.resblocks.0.attn.in_proj_kernel"      # ours: [in, out] of q, k and v
+>>> huggingface.LAYOUT.names(path)[0]                              # theirs: three arrays [out, in]
+'text_model.encoder.layers.0.self_attn.q_proj.weight'
+>>> entry = next(e for e in entries(huggingface.LAYOUT, RELEASED["ViT-B/32"]) if e.path == path)
+>>> entry.shape, entry.axes                        # of each of theirs; our axis i is their axes[i]
+((512, 512), (1, 0))
+>>> parts = [np.full(entry.shape, number, np.float32) for number in (1, 2, 3)]  # q, k, v
+>>> entry.to_ours(parts).shape                     # joined along their axis 0, then transposed
+(512, 1536)
+>>> all(map(np.array_equal, entry.to_theirs(entry.to_ours(parts)), parts))
+True
 """
 
 import re

@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 
 from experiments.lib.peers import archives
 from experiments.lib.peers.archives import same
-from jaxclip import checkpoint, convert
+from jaxclip import checkpoint, cli, convert
 from jaxclip.config import RELEASED, ClipConfig, VisionConfig
-from jaxclip.convert.__main__ import main
 from jaxclip.convert.archive import torch_archive
 from jaxclip.models import clip
 from jaxclip.models.parameters import from_flat, named_leaves, to_flat
@@ -684,13 +683,13 @@ def test_our_own_file_must_be_whole_as_well(tmp_path):
 
 def test_the_command_says_what_it_did_and_fails_in_one_line(tmp_path, capsys):
     source, target = put(tmp_path, foreign.openai(), "a.pt"), tmp_path / "b.safetensors"
-    assert main([str(source), str(target)]) == 0
-    assert '"activation": "quick_gelu"' in capsys.readouterr().out
-    assert main([str(source), str(target)]) == 1
+    assert cli.main(["convert", str(source), str(target)]) == 0
+    assert str(target) in capsys.readouterr().out
+    assert cli.main(["convert", str(source), str(target)]) == 1
     error = capsys.readouterr().err
     assert "exists" in error and error.count("\n") == 1
-    assert main([str(target), str(tmp_path / "hf"), "--layout", "huggingface"]) == 0
+    assert cli.main(["convert", str(target), str(tmp_path / "hf"), "--layout", "huggingface"]) == 0
     assert (tmp_path / "hf" / "config.json").is_file()
     with pytest.raises(SystemExit) as usage:
-        main([str(source)])
+        cli.main(["convert", str(source)])
     assert usage.value.code == 2

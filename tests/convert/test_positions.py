@@ -116,7 +116,7 @@ def test_a_model_runs_at_another_resolution(
     assert features.shape == (1, config.embed_dim) and np.isfinite(features).all()
     tokens = np.array([[99, 5, 100]], np.int32)
     assert np.array_equal(small.encode_text(tokens), large.encode_text(tokens))
-    with pytest.raises(ValueError, match="expected images"):
+    with pytest.raises(ValueError, match="images: expected"):
         small.encode_image(preprocess(picture)[None])
 
 
