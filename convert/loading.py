@@ -299,8 +299,8 @@ def load(
     activation: "quick_gelu", "gelu" or "gelu_tanh" where nothing there says it.
     heads: attention heads (of the image tower, of the text tower) where nothing there says them and
       the shapes are not those of a released model.
-    check_numbers: False leaves it to `models.clip.from_flat` to refuse numbers that are not finite,
-      which looks at them as it copies them.
+    check_numbers: False leaves it to `models.parameters.from_flat`, which sees each number as it
+      copies it, to refuse those that are not finite.
     The arrays keep the file's number formats; they are views of the mapped file where nothing had
     to be joined. `notes` has the origin of the model and what is needed to write it back.
     ValueError, in one line: the file is not sound, is no CLIP model, or lacks activation or heads.

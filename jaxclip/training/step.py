@@ -97,14 +97,12 @@ def clip_loss_fn(
     """
 
     def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, *, axis: Any = None) -> Any:
-        def embed(images: Array, tokens: Array) -> tuple[Array, Array, Any]:
-            model = nnx.merge(graphdef, params, stats)
-            return model.embed(images, tokens, train=True, axis=axis)
-
+        model = nnx.merge(graphdef, params, stats)
+        embed = functools.partial(model.embed, train=True, axis=axis)
         if microbatches > 1:
             embed = functools.partial(embed_in_microbatches, embed, microbatches)
         I_e, T_e, new_stats = embed(batch["image"], batch["tokens"])
-        temperature = [number[...] for number in nnx.merge(graphdef, params, stats).temperature()]
+        temperature = [number[...] for number in model.temperature()]
         over_devices = {} if axis is None else {"axis": axis}
         value = loss(I_e, T_e, *temperature, **over_devices)
         metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
