@@ -24,7 +24,8 @@ from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
 
 DESCRIPTION = (
-    "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
+    "CLIP in NumPy, JAX and Flax: classify pictures by words, train, load and check any weights. "
+    "`jaxclip --version` prints the version."
 )
 COMMANDS = (
     classify,
