@@ -16,12 +16,13 @@ MIDDLE = {"checkpoint", "models", "hardware", "training", "evaluation", "convert
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
     "data": {"images", "tokenizer"},  # which files count; how many captions are cut
+    "images": {"config"},  # mean and standard deviation of the pixels
     "shapes": {"config"},
     "checkpoint": {"config", "shapes"},
     "terminal": set(),
     "models": {"checkpoint", "config", "losses", "shapes", "tokenizer"},
     "hardware": {"models", "checkpoint", "config"},
-    "convert": {"checkpoint", "config", "shapes", "terminal"},
+    "convert": {"checkpoint", "config", "shapes", "terminal", "images"},  # images: kinds of files
     # checkpoint and config: what the models rest on, and what a run folder is written with
     "training": {"models", "hardware", "losses", "data", "tokenizer", "images", "checkpoint"}
     | {"config", "terminal"},
