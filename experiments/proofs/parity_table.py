@@ -33,7 +33,7 @@ from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.usage import USAGE, Seed, parse
 from jaxclip.config import RELEASED
-from jaxclip.convert.conversion import theirs
+from jaxclip.convert.conversion import to_layout
 from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
 from jaxclip.models.parameters import params_only, to_flat
@@ -60,7 +60,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
     """Tensors that are not, bit for bit, the file's own: no logit shows a wrong key bias."""
-    again = theirs(loaded, "openai")
+    again = to_layout(loaded, "openai")
     names = again.keys() | arrays.keys()
     same = (n in again and n in arrays and np.array_equal(again[n], arrays[n]) for n in names)
     return len(names) - sum(same)

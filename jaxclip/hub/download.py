@@ -190,7 +190,7 @@ def _append(file: FileIO, chunk: bytes) -> None:
 
 
 def _receive(address: str, file: FileIO, size: int, show: Callable[[int], None]) -> str:
-    """Append to `file` what it lacks; returns the address that the bytes came from."""
+    """Append to `file` what it lacks; returns the address of the bytes."""
     count = os.fstat(file.fileno()).st_size
     with closing(_watched_stream(address, count)) as chunks:
         response = next(chunks)

@@ -60,10 +60,9 @@ def probabilities(logits_per_image: Array, *, sigmoid: bool) -> Array:
 
 
 class Notes(dict[str, Any]):
-    """Where a model's weights are from. JAX never copies them along.
+    """Where the weights of a loaded model are from; empty in what JAX makes of it.
 
-    They are true of the weights that were loaded. What `jax.tree.map`, `jax.jit` or `nnx.merge`
-    makes of a model may hold other numbers, so its notes are empty.
+    Results of `jax.tree.map`, `jax.jit` or `nnx.merge` may hold other numbers.
     """
 
 
@@ -105,18 +104,12 @@ _jitted = functools.cache(jax.jit)  # one compiled program per function, model s
 class Clip(nnx.Module):
     """Image tower, text tower and the log temperature: a Flax NNX module and a JAX pytree.
 
-    It goes into `jax.jit`, `jax.vmap`, `jax.grad`, `jax.device_put`, `jax.tree.map`, `nnx.split`,
-    pickle, and as a submodule into a larger module. Its own methods are compiled once per shape,
-    unless `jit` is False.
-
-    Attributes:
-      visual, text: the towers; `load(..., tower=)` leaves one out.
-      logit_scale: the logarithm of the temperature's factor; logit_bias: SigLIP's, if any.
-      config: the frozen `ClipConfig`.
-      notes: where the weights are from (`Notes`).
+    Its own methods are compiled once per shape, unless `jit` is False. `visual` and `text` are the
+    towers, `logit_scale` and SigLIP's `logit_bias` the temperature, `config` is frozen, and `notes`
+    say where the weights are from.
     """
 
-    jit: bool = True  # False: op by op
+    jit: bool = True
 
     def __init__(
         self,
@@ -241,7 +234,7 @@ class Clip(nnx.Module):
         as `nnx.split(model, nnx.Param, nnx.BatchStat)[2]` has them; empty for a Vision Transformer.
         `axis` names the devices that share the batch inside `shard_map` or `pmap`.
         """
-        statistics: dict[str, Array] = {}
+        statistics: dict[str, Any] = {}
         if train and isinstance(self.visual, ModifiedResNet):
             features, new = self.visual(images, train=True, axis=axis)
             statistics = checkpoint.flatten(new, "visual.")

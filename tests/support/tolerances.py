@@ -142,7 +142,8 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     ),
     "bfloat16 twice": (
         5e-2,
-        "TODO",
+        "two programs of one bfloat16 model, random weights: 0 where both round alike; float32 "
+        "departs by 1.6e-2; weights 1.3 times as large: 0.3 and more",
     ),
     "bfloat16 gradient": (
         0.12,
