@@ -6,6 +6,15 @@ Import it as `jaxclip.convert`: setup.cfg maps this folder there.
 from .conversion import convert
 from .files import read
 from .layouts.positions import at_size
-from .loading import CONVERTER, Given, Loaded, agree, load
+from .loading import CONVERTER, Given, Loaded, load, require_agreement
 
-__all__ = ["CONVERTER", "Given", "Loaded", "agree", "at_size", "convert", "load", "read"]
+__all__ = [
+    "CONVERTER",
+    "Given",
+    "Loaded",
+    "at_size",
+    "convert",
+    "load",
+    "read",
+    "require_agreement",
+]

@@ -1,4 +1,4 @@
-"""From our form to any layout, and the one call that does both ways."""
+"""From our form to any layout, and `convert`, which reads one layout and writes another."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from jaxclip.checkpoint import Flat
 from jaxclip.config import Activation, ClipConfig
 
 from .archive import torch_archive
-from .archive.inert import refuse, show
+from .archive.inert import refuse, short_repr
 from .layouts import huggingface, open_clip, openai
 from .layouts.infer import Heads
 from .layouts.positions import at_size
@@ -27,35 +27,35 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _came(notes: Mapping[str, Any]) -> tuple[str, dict[str, int | None]]:
-    """(layout that the model came from, extras that it had) as the notes say it."""
-    said = notes.get("converted", {"layout": "", "extras": {}})
-    extras = said.get("extras") if type(said) is dict else None
-    if type(extras) is not dict or type(said.get("layout")) is not str:
+def _origin(notes: Mapping[str, Any]) -> tuple[str, dict[str, int | None]]:
+    """(layout that the model was read from, extras that it had), from the notes."""
+    origin = notes.get("converted", {"layout": "", "extras": {}})
+    extras = origin.get("extras") if type(origin) is dict else None
+    if type(extras) is not dict or type(origin.get("layout")) is not str:
         refuse("the notes on the conversion are not those that this library writes")
     for name, value in extras.items():
         if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
-            refuse(f"the notes say {show(value)} for {show(name)}")
-    return said["layout"], extras
+            refuse(f"the notes have {short_repr(value)} for {short_repr(name)}")
+    return origin["layout"], extras
 
 
-def theirs(loaded: Loaded, layout: Literal["openai", "open_clip", "huggingface"]) -> Flat:
+def to_layout(loaded: Loaded, layout: Literal["openai", "open_clip", "huggingface"]) -> Flat:
     """The arrays of a model in another layout, under that layout's names, as views.
 
     ValueError where the layout cannot hold the model.
     """
     if loaded.config.text.kind == "cbow":
         raise ValueError("the model's text encoder is a bag of words, which no other layout has")
-    came_from, extras = _came(loaded.notes)
+    read_from, extras = _origin(loaded.notes)
     tables = {"open_clip": open_clip.LAYOUT, "huggingface": huggingface.LAYOUT}
     table = tables.get(layout, openai.LAYOUT)
-    if layout == "open_clip" and came_from == open_clip.CUSTOM_TEXT.name:
+    if layout == "open_clip" and read_from == open_clip.CUSTOM_TEXT.name:
         table = open_clip.CUSTOM_TEXT
     if loaded.config.logit_bias:
         raise ValueError("the model adds a bias to its logits, which no other layout here holds")
     if layout == "openai":
         openai.check_writable(loaded.config)
-    same = came_from == table.name
+    same = read_from == table.name
     return to_theirs(table, loaded.config, loaded.flat, extras, only_these=same)
 
 
@@ -72,7 +72,7 @@ def _write_arrays(path: Path, arrays: Flat) -> None:
 
 
 def _targets(target: Path, layout: str) -> list[Path]:
-    """The files to write; the one that makes the others readable last."""
+    """The files to write; last the config, without which the others cannot be read."""
     if layout == "huggingface":
         names = (huggingface.WEIGHTS_NAME, huggingface.PREPROCESSOR_NAME, huggingface.CONFIG_NAME)
         return [target / name for name in names]
@@ -82,15 +82,15 @@ def _targets(target: Path, layout: str) -> list[Path]:
 def _check_target(target: Path, layout: str) -> list[Path]:
     if layout not in get_args(LayoutName):
         names = ", ".join(get_args(LayoutName))
-        raise ValueError(f"layout {layout!r} came, one of {names} was expected")
+        raise ValueError(f"layout: expected one of {names}, got {layout!r}")
     endings = ENDINGS[layout]
     if endings and target.suffix not in endings:
         wanted = " or ".join(endings)
-        raise ValueError(f"{target} came, a file ending in {wanted} is what {layout} is written to")
+        raise ValueError(f"the layout {layout}: expected a file ending in {wanted}, got {target}")
     if not endings and (target.suffix in ENDINGS["open_clip"] or target.is_file()):
-        raise ValueError(f"{target} came, {layout} is written to a folder")
+        raise ValueError(f"the layout {layout}: expected the name of a folder, got {target}")
     if endings and target.is_dir():
-        raise ValueError(f"{target} is a folder, the name of a file was expected")
+        raise ValueError(f"expected the name of a file, got the folder {target}")
     return _targets(target, layout)
 
 
@@ -110,12 +110,12 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
         return checkpoint.save(targets[0], loaded.flat, config, loaded.notes)
     settings: Mapping[str, Any] = {}
     if layout == "open_clip":
-        custom_text = _came(loaded.notes)[0] == open_clip.CUSTOM_TEXT.name
+        custom_text = _origin(loaded.notes)[0] == open_clip.CUSTOM_TEXT.name
         settings = open_clip.to_json(config, custom_text=custom_text)
     elif layout == "huggingface":
         formats = {array.dtype.name for array in loaded.flat.values()}
         settings = huggingface.to_json(config, formats.pop() if len(formats) == 1 else "float32")
-    arrays = theirs(loaded, layout)
+    arrays = to_layout(loaded, layout)
     if settings:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
@@ -139,7 +139,7 @@ def convert(
     """Write the model in `source` to `target` in another layout, bit for bit; returns its config.
 
     source: as for `load`.
-    target, by layout: "jaxclip" one .safetensors that holds its config and where it came from;
+    target, by layout: "jaxclip" one .safetensors that holds its config and its origin;
       "openai" a .pt that the official code loads; "open_clip" a .safetensors, .pt or .bin, with
       open_clip_config.json beside it; "huggingface" a folder with model.safetensors, config.json
       and preprocessor_config.json.

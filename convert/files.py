@@ -8,10 +8,10 @@ from jaxclip.checkpoint import Flat
 from jaxclip.files import open_regular
 
 from .archive import safetensors_file, strict_json, torch_archive
-from .archive.inert import show
+from .archive.inert import short_repr
 from .layouts import prefixes
 
-# What a folder's weights may be called, the first that is there. Hugging Face's names, open_clip's.
+# File names of a folder's weights, of Hugging Face and open_clip; the first that exists is read.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -32,69 +32,70 @@ class Weights(NamedTuple):
 
 
 def locate(path: Path) -> Path:
-    """The file of weights that a path stands for: itself, or the one in a folder."""
+    """The file of weights: the path itself, or the one in a folder."""
     if not path.is_dir():
         return path
     for name in WEIGHTS:
         if (path / name).is_file():
             return path / name
     raise ValueError(
-        f"{path} is no run folder and no Hugging Face folder: it holds no checkpoint, one of "
-        f"{', '.join(WEIGHTS)} was expected"
+        f"{path}: expected a run folder or a Hugging Face folder with one of "
+        f"{', '.join(WEIGHTS)}, got a folder without any"
     )
 
 
-def _one(path: Path) -> tuple[Flat, dict[str, str]]:
+def _read_file(path: Path) -> tuple[Flat, dict[str, str]]:
     with open_regular(path) as file:
         head, size = file.read(64), file.seek(0, 2)
     # By the whole magic: the length of a header may begin as a pickle does.
     is_torch = head.startswith((b"PK\3\4", *torch_archive.LEGACY_MAGICS))
     is_safetensors = safetensors_file.starts_like_one(head, size)
     if not is_torch and (is_safetensors or path.suffix == ".safetensors"):
-        cause = None if is_safetensors else torch_archive.probable_cause(head)
-        if cause is not None:
-            raise ValueError(f"{path}: no safetensors file: {cause}")
+        kind = None if is_safetensors else torch_archive.other_kind(head)
+        if kind is not None:
+            raise ValueError(f"{path}: expected a safetensors file, got {kind}")
         arrays, metadata = safetensors_file.read(path)
         return prefixes.strip(arrays), metadata
     return torch_archive.read(path), {}
 
 
-def _sharded(path: Path) -> Weights:
-    """Several files beside an index that says which tensor lies in which."""
+def _read_sharded(path: Path) -> Weights:
+    """The tensors of several files beside an index that says which lies in which."""
     index = strict_json.read(path, LARGEST_INDEX).get("weight_map")
     ending = f".{path.name.split('.')[-3]}" if path.name.count(".") > 2 else ""
     if type(index) is not dict or not index:
         raise ValueError(f"{path}: expected a weight_map of a sharded checkpoint, got none")
     index = prefixes.strip(index)
     expected: dict[str, set[str]] = {}
-    for name, place in index.items():
-        plain = type(place) is str and _SHARD.fullmatch(place) and place.endswith(ending)
+    for name, file_name in index.items():
+        plain = type(file_name) is str and _SHARD.fullmatch(file_name)
+        plain = plain and file_name.endswith(ending)
         if not plain or len(expected) > MOST_SHARDS:
             raise ValueError(
-                f"{path}: a tensor lies in {show(place)}, the plain name of a file {ending} in the "
-                "same folder was expected"
+                f"{path}: expected the plain name of a file {ending} in the same folder for each "
+                f"tensor, got {short_repr(file_name)}"
             )
-        expected.setdefault(place, set()).add(name)
+        expected.setdefault(file_name, set()).add(name)
     arrays: Flat = {}
     files = [path.parent / name for name in sorted(expected)]
     for file in files:
-        part, _ = _one(file)
+        part, _ = _read_file(file)
         if part.keys() != expected[file.name]:
             wrong = sorted(part.keys() ^ expected[file.name])
             raise ValueError(
                 f"{path}: {file.name} and the index disagree about {len(wrong)} tensors, "
-                f"{show(wrong[0])} first; get all files again"
+                f"{short_repr(wrong[0])} first; get all files again"
             )
         arrays |= part
     return Weights({name: arrays[name] for name in index}, [path, *files], {})
 
 
 def open_weights(path: Path) -> Weights:
-    """The arrays of any checkpoint file, and the files they came from."""
+    """The arrays of any checkpoint file, and the files that they were read from."""
     found = locate(path)
     if found.name.endswith(".index.json"):
-        return _sharded(found)
-    arrays, metadata = _one(found)
+        return _read_sharded(found)
+    arrays, metadata = _read_file(found)
     return Weights(arrays, [found], metadata)
 
 

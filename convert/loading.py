@@ -1,4 +1,4 @@
-"""From a checkpoint in any layout to our form: which layout, which config, then the arrays."""
+"""From a checkpoint in any layout to our form: first its layout, its config, then the arrays."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from jaxclip.checkpoint import Flat
 from jaxclip.config import Activation, ClipConfig, TextConfig
 
 from .archive import strict_json
-from .archive.inert import show
+from .archive.inert import short_repr
 from .files import Weights, open_weights
 from .layouts import huggingface, open_clip, openai, prefixes
 from .layouts.infer import Heads, complete, infer
@@ -30,14 +30,14 @@ class Loaded(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the caller says about the model, where the file does not."""
+    """What the caller states about the model, where the file does not."""
 
     activation: Activation | None = None
     heads: Heads | None = None
 
 
-class _Said(NamedTuple):
-    """What a file and its config say about the model, beside the shapes."""
+class Hints(NamedTuple):
+    """The layout of a file, and what it and its config state beside the shapes."""
 
     layout: Layout
     activation: Activation | None = None
@@ -45,11 +45,11 @@ class _Said(NamedTuple):
     image_size: int | None = None
     data: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()
-    is_official: bool = False  # an archive of OpenAI's: its code says what the file does not
+    is_official: bool = False  # an archive of OpenAI's: its code has fixed heads
 
 
 def _layout(arrays: Mapping[str, Any]) -> Layout:
-    """Which layout the keys are in."""
+    """The layout of the keys."""
     prefixes.check(arrays)
     if any(name.startswith(("vision_model.", "text_model.")) for name in arrays):
         return huggingface.LAYOUT
@@ -57,25 +57,25 @@ def _layout(arrays: Mapping[str, Any]) -> Layout:
         return open_clip.CUSTOM_TEXT
     if "token_embedding.weight" in arrays:
         return openai.LAYOUT
-    first = ", ".join(show(name) for name in list(arrays)[:3]) or "none"
+    first = ", ".join(short_repr(name) for name in list(arrays)[:3]) or "none"
     raise ValueError(
-        f"the {len(arrays)} tensors ({first}, ...) are no CLIP model of OpenAI's, open_clip's or "
-        "Hugging Face's layout; a file with both towers was expected"
+        f"expected both towers of a CLIP model in OpenAI's, open_clip's or Hugging Face's layout, "
+        f"got {len(arrays)} other tensors ({first}, ...)"
     )
 
 
-def _beside(folder: Path, *names: str) -> tuple[Path, ...]:
-    """Those of the files that are there, of whatever kind: reading refuses what is no file."""
+def _existing(folder: Path, *names: str) -> tuple[Path, ...]:
+    """Those of the names that exist in the folder; reading refuses what is no file."""
     return tuple(folder / name for name in names if os.path.lexists(folder / name))
 
 
-def _read_hugging_face(folder: Path) -> _Said:
-    configs = _beside(folder, huggingface.CONFIG_NAME)
-    files = (*configs, *_beside(folder, *huggingface.PROCESSOR_NAMES))
+def _read_hugging_face(folder: Path) -> Hints:
+    configs = _existing(folder, huggingface.CONFIG_NAME)
+    files = (*configs, *_existing(folder, *huggingface.PROCESSOR_NAMES))
     if not configs:
-        return _Said(huggingface.LAYOUT, files=files)
+        return Hints(huggingface.LAYOUT, files=files)
     data = strict_json.read(configs[0])
-    return _Said(
+    return Hints(
         huggingface.LAYOUT,
         huggingface.activation(data),
         huggingface.heads(data),
@@ -84,29 +84,29 @@ def _read_hugging_face(folder: Path) -> _Said:
     )
 
 
-def _said(arrays: Flat, folder: Path) -> _Said:
-    """The layout that the keys show, and what the config beside the file says."""
+def _read_hints(arrays: Flat, folder: Path) -> Hints:
+    """The layout of the keys, and what the config beside the file states."""
     layout = _layout(arrays)
     if layout is huggingface.LAYOUT:
         return _read_hugging_face(folder)
     if layout is openai.LAYOUT and openai.has_buffers(arrays):
         size = openai.image_size(arrays)
-        return _Said(layout, "quick_gelu", image_size=size, is_official=True)
-    files = _beside(folder, open_clip.CONFIG_NAME)
+        return Hints(layout, "quick_gelu", image_size=size, is_official=True)
+    files = _existing(folder, open_clip.CONFIG_NAME)
     if not files:
-        return _Said(layout)
+        return Hints(layout)
     if layout is openai.LAYOUT:
         layout = open_clip.LAYOUT
     data = strict_json.read(files[0])
     heads, size = open_clip.sizes(data)
-    return _Said(layout, open_clip.activation(data), heads, size, data, files)
+    return Hints(layout, open_clip.activation(data), heads, size, data, files)
 
 
 def _check_given(given: Given) -> None:
     names = get_args(Activation)
     if given.activation is not None and given.activation not in names:
         raise ValueError(
-            f"expected an activation of {', '.join(names)}, got {show(given.activation)}"
+            f"expected an activation of {', '.join(names)}, got {short_repr(given.activation)}"
         )
     if given.heads is not None and not (
         isinstance(given.heads, tuple | list)
@@ -119,23 +119,25 @@ def _check_given(given: Given) -> None:
         )
 
 
-def _agree(given: Given, activation: Activation | None, heads: Heads | None, what: str) -> None:
+def _require_agreement(
+    given: Given, activation: Activation | None, heads: Heads | None, what: str
+) -> None:
     """ValueError where the caller contradicts what the file says."""
     _check_given(given)
     if given.activation is not None and activation not in (None, given.activation):
         raise ValueError(
-            f"activation {given.activation!r} was asked for, but {what} is a model of "
+            f"{what}: expected a model with activation {given.activation!r}, got one with "
             f"{activation!r}"
         )
     if given.heads is not None and heads not in (None, tuple(given.heads)):
         raise ValueError(
-            f"heads {tuple(given.heads)} were asked for, but {what} is a model of {heads}"
+            f"{what}: expected a model with heads {tuple(given.heads)}, got one with {heads}"
         )
 
 
-def agree(given: Given, config: ClipConfig, what: str) -> None:
+def require_agreement(given: Given, config: ClipConfig, what: str) -> None:
     """ValueError where the caller contradicts a config that is known."""
-    _agree(given, config.activation, (config.vision.heads, config.text.heads), what)
+    _require_agreement(given, config.activation, (config.vision.heads, config.text.heads), what)
 
 
 def _check_pooling(shapes: ClipConfig, what: str) -> None:
@@ -149,10 +151,10 @@ def _check_pooling(shapes: ClipConfig, what: str) -> None:
         )
 
 
-def _ask(
+def _refuse_unknown(
     activation: Activation | None, heads: Heads | None, shapes: ClipConfig, what: str
 ) -> NoReturn:
-    """ValueError that says what is missing and how to give it."""
+    """ValueError that names what is unknown, and how to give it."""
     missing, ways, flags = [], [], ""
     if activation is None:
         missing.append("which activation the model needs")
@@ -174,53 +176,55 @@ def _ask(
     )
 
 
-def _settle(said: _Said, given: Given, shapes: ClipConfig, what: str) -> ClipConfig:
-    """The config with the activation and the heads that the file or the caller names."""
-    if said.is_official:
-        said = said._replace(heads=openai.heads(shapes))
-    elif said.data is None:
+def _choose_activation_and_heads(
+    hints: Hints, given: Given, shapes: ClipConfig, what: str
+) -> ClipConfig:
+    """The config with the activation and the heads of the file, of the caller, or of its shapes."""
+    if hints.is_official:
+        hints = hints._replace(heads=openai.heads(shapes))
+    elif hints.data is None:
         _check_pooling(shapes, what)
     heads: Heads | None = None
-    if said.heads is not None:  # what the config says unsoundly is refused by `_check`
-        heads = said.heads[0] or shapes.vision.heads, said.heads[1] or shapes.text.heads
-    _agree(given, said.activation, heads, what)
-    activation = given.activation or said.activation
+    if hints.heads is not None:  # what is wrong in the config is refused by `_check_configs`
+        heads = hints.heads[0] or shapes.vision.heads, hints.heads[1] or shapes.text.heads
+    _require_agreement(given, hints.activation, heads, what)
+    activation = given.activation or hints.activation
     heads = heads or given.heads or known_heads(shapes)
     if activation is None or heads is None:
-        _ask(activation, heads, shapes, what)
+        _refuse_unknown(activation, heads, shapes, what)
     return complete(shapes, activation, (heads[0], heads[1]))
 
 
-def _check(said: _Said, config: ClipConfig) -> None:
-    """Hold the configs beside the weights against the shapes and the released preprocessing."""
-    if said.layout is huggingface.LAYOUT:
-        if said.data is not None:
-            huggingface.check(said.data, config)
-        for path in said.files:
+def _check_configs(hints: Hints, config: ClipConfig) -> None:
+    """Compare the configs beside the weights with the shapes and the released preprocessing."""
+    if hints.layout is huggingface.LAYOUT:
+        if hints.data is not None:
+            huggingface.check(hints.data, config)
+        for path in hints.files:
             if path.name in huggingface.PROCESSOR_NAMES:
                 huggingface.check_preprocessor(strict_json.read(path), config, path.name)
-    elif said.data is not None:
-        is_custom = said.layout is open_clip.CUSTOM_TEXT
-        open_clip.check(said.data, config, custom_text=is_custom)
+    elif hints.data is not None:
+        is_custom = hints.layout is open_clip.CUSTOM_TEXT
+        open_clip.check(hints.data, config, custom_text=is_custom)
 
 
 class Digests(Mapping[str, str]):
-    """{file name: SHA-256} of files, each of which is hashed when it is first asked for.
+    """{file name: SHA-256} of files, each of which is hashed when it is first looked up.
 
-    Hashing takes as long as half of the loading, and who loads a model to use it does not look.
-    ValueError, when asked, where a file is another one than it was when this was made; OSError
-    where it is gone.
+    Hashing takes half as long as loading, and few callers read the digests.
+    A look-up raises ValueError where a file has changed since this was made, OSError where it is
+    gone.
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._files = {file.name: (file, _likeness(file.stat())) for file in files}
+        self._files = {file.name: (file, _stat_key(file.stat())) for file in files}
         self._known: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
         if name not in self._known:
-            path, likeness = self._files[name]
+            path, stat_key = self._files[name]
             with open(path, "rb") as file:
-                if _likeness(os.fstat(file.fileno())) != likeness:
+                if _stat_key(os.fstat(file.fileno())) != stat_key:
                     raise ValueError(f"{path} was changed since it was loaded; load it again")
                 self._known[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._known[name]
@@ -232,27 +236,27 @@ class Digests(Mapping[str, str]):
         return len(self._files)
 
 
-def _likeness(status: os.stat_result) -> tuple[int, int, int]:
+def _stat_key(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loaded, list[Path]]:
     arrays, path = weights.arrays, weights.files[0]
-    said = _said(arrays, path.parent)
+    hints = _read_hints(arrays, path.parent)
     shapes = infer(
-        shape_of(said.layout, arrays),
-        layers_of(said.layout, arrays),
+        shape_of(hints.layout, arrays),
+        layers_of(hints.layout, arrays),
         is_resnet="visual.layer1.0.conv1.weight" in arrays,
-        image_size=said.image_size,
+        image_size=hints.image_size,
     )
-    config = _settle(said, given, shapes, path.name)
-    _check(said, config)
-    flat, extras = to_ours(said.layout, config, arrays, check_numbers=check_numbers)
-    files = [*weights.files, *said.files]
+    config = _choose_activation_and_heads(hints, given, shapes, path.name)
+    _check_configs(hints, config)
+    flat, extras = to_ours(hints.layout, config, arrays, check_numbers=check_numbers)
+    files = [*weights.files, *hints.files]
     notes = {
         "image_policy": "official",
         "source": {"file": path.name, "sha256": Digests(files)},
-        "converted": {"converter": CONVERTER, "layout": said.layout.name, "extras": extras},
+        "converted": {"converter": CONVERTER, "layout": hints.layout.name, "extras": extras},
     }
     return Loaded(flat, config, notes), files
 
@@ -261,16 +265,16 @@ def _load_ours(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loa
     path = weights.files[0]
     for part in ("config", "notes"):
         strict_json.parse(weights.metadata.get(part, "{}").encode())
-    loaded = Loaded(weights.arrays, *checkpoint.described(path, weights.metadata))
+    loaded = Loaded(weights.arrays, *checkpoint.read_metadata(path, weights.metadata))
     checkpoint.check_model(loaded.config, loaded.flat, check_numbers=check_numbers)
-    agree(given, loaded.config, path.name)
+    require_agreement(given, loaded.config, path.name)
     return loaded, weights.files
 
 
 def load_with_files(
     source: Path, given: Given, *, check_numbers: bool = True
 ) -> tuple[Loaded, list[Path]]:
-    """The model, and the files that it came from."""
+    """The model, and the files that it was read from."""
     weights = open_weights(source)
     try:
         if weights.metadata.get("format") == checkpoint.FORMAT:
@@ -295,10 +299,10 @@ def load(
     activation: "quick_gelu", "gelu" or "gelu_tanh" where nothing there says it.
     heads: attention heads (of the image tower, of the text tower) where nothing there says them and
       the shapes are not those of a released model.
-    check_numbers: False leaves it to `models.clip.from_flat` to refuse numbers that are not finite,
-      which looks at them as it copies them.
+    check_numbers: False leaves it to `models.parameters.from_flat`, which sees each number as it
+      copies it, to refuse those that are not finite.
     The arrays keep the file's number formats; they are views of the mapped file where nothing had
-    to be joined. `notes` says where the model came from and what is needed to write it back.
+    to be joined. `notes` has the origin of the model and what is needed to write it back.
     ValueError, in one line: the file is not sound, is no CLIP model, or lacks activation or heads.
     Source: clip/model.py: build_model; open_clip/model.py; transformers/models/clip.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxclip.models.clip import create as create
     from jaxclip.tokenizer import tokenize as tokenize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Clip": "jaxclip.models.clip",
@@ -69,12 +69,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return import_module(f"jaxclip.{name}")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'jaxclip' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker knows the names above, and reports any other
+
+    def __getattr__(name: str) -> Any:
+        if name in _SUBMODULES:
+            return import_module(f"jaxclip.{name}")
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'jaxclip' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

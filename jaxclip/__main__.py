@@ -2,9 +2,14 @@
 
 import sys
 
+from jaxclip import __version__
+
 
 def main() -> int:
-    """Run the command line; Ctrl-C while it is imported takes one line as well."""
+    """The exit code of the command line; Ctrl-C while it is imported takes one line as well."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"jaxclip {__version__}")
+        return 0
     try:
         from jaxclip import cli
     except KeyboardInterrupt:

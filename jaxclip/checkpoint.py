@@ -4,7 +4,7 @@ Three forms of the same parameters:
   flat     {"visual.transformer.resblocks.0.ln_1.scale": [d], ...}: on disk, one entry a layer
   nested   the same as nested dicts: what `reference` reads
   stacked  flat, but "resblocks.ln_1.scale" [layers, d]: what the Flax modules hold, unless unrolled
-Names are compared here, once: modules themselves would accept permuted layers without a word.
+Names are compared here, once: modules themselves would accept permuted layers without an error.
 """
 
 import json
@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import ml_dtypes  # NumPy learns the name bfloat16 by it, which safetensors asks for
+import ml_dtypes  # registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxclip.config import ClipConfig, ResNetConfig, show
+from jaxclip.config import ClipConfig, ResNetConfig, short_repr
 from jaxclip.files import open_regular, require_writable
 from jaxclip.shapes import parameters
 
@@ -41,7 +41,7 @@ DTYPES = {  # of the safetensors format, little-endian
 FLOATS = tuple(DTYPES[name] for name in ("F16", "BF16", "F32", "F64"))
 MOST_FAULTS = 8  # in one message
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all bits set: infinite, or no number
-_BLOCK = 1 << 16  # numbers that are looked at together: they stay in the processor's cache
+_BLOCK = 1 << 16  # numbers a step: they stay in the processor's cache
 _LARGEST = float(np.finfo(np.float32).max)
 NOT_FINITE = "expected finite numbers, got some that are not finite"
 Flat: TypeAlias = dict[str, np.ndarray]
@@ -119,22 +119,22 @@ def shorten(faults: list[str]) -> str:
     return "; ".join(faults[:MOST_FAULTS]) + more
 
 
-def check(expected: Mapping[str, tuple[int, ...]], came: Mapping[str, np.ndarray]) -> None:
+def check(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, np.ndarray]) -> None:
     """ValueError listing every path that is missing (-), not expected (+) or of a wrong shape."""
-    faults = [f"- {path} {expected[path]}" for path in sorted(expected.keys() - came.keys())]
-    for path in sorted(came.keys() - expected.keys()):
-        faults.append(f"+ {path if path.isprintable() else show(path)} {came[path].shape}")
-    for path in sorted(expected.keys() & came.keys()):
-        if tuple(came[path].shape) != tuple(expected[path]):
-            faults.append(f"{path}: expected shape {expected[path]}, got {came[path].shape}")
+    faults = [f"- {path} {expected[path]}" for path in sorted(expected.keys() - got.keys())]
+    for path in sorted(got.keys() - expected.keys()):
+        faults.append(f"+ {path if path.isprintable() else short_repr(path)} {got[path].shape}")
+    for path in sorted(expected.keys() & got.keys()):
+        if tuple(got[path].shape) != tuple(expected[path]):
+            faults.append(f"{path}: expected shape {expected[path]}, got {got[path].shape}")
     if faults:
         raise ValueError("parameters do not fit the config: " + shorten(faults))
 
 
-def complaint(
+def parameter_fault(
     name: str, array: np.ndarray, shape: tuple[int, ...], *, check_numbers: bool = True
 ) -> str | None:
-    """What is wrong with a parameter that should have that shape and finite numbers, or None."""
+    """The fault of a parameter that should have that shape and finite numbers, or None."""
     if array.shape != shape:
         return f"{name}: expected shape {shape}, got {array.shape}"
     if array.dtype not in FLOATS:
@@ -181,9 +181,11 @@ def check_model(
         )
     shapes = parameters(config)
     check(shapes, flat)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases the GIL
         found = pool.map(
-            lambda path: complaint(path, flat[path], shapes[path], check_numbers=check_numbers),
+            lambda path: parameter_fault(
+                path, flat[path], shapes[path], check_numbers=check_numbers
+            ),
             shapes,
         )
     if faults := [fault for fault in found if fault is not None]:
@@ -194,7 +196,7 @@ def check_model(
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
-    ValueError where `path` is no place for a file: a folder, a device, below a file.
+    ValueError where no file can be written there: `path` is a folder, a device, below a file.
     """
     require_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +246,7 @@ def save_file(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[st
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """`save_file`, whole or not at all; OSError when the disk does not take it."""
+    """`save_file`, whole or not at all; OSError when the disk fails."""
     with replacing(path) as temporary:
         try:
             save_file(arrays, temporary, metadata)
@@ -263,24 +265,24 @@ def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
     # the last two: how the library reports a dtype that NumPy lacks (float8)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not a readable safetensors file ({error}); expected a checkpoint that "
-            "jaxclip wrote"
+            f"{path}: expected a checkpoint that jaxclip wrote, got no readable safetensors file "
+            f"({error})"
         ) from None
 
 
 def save(
     path: Path, flat: Mapping[str, np.ndarray], config: ClipConfig, notes: Mapping[str, Any]
 ) -> None:
-    """Write parameters (one entry a layer), their config and where they came from as one file."""
-    said = json.dumps(notes, default=dict)  # any kind of mapping, at any depth
-    metadata = {"format": FORMAT, "config": config.to_json(), "notes": said}
+    """Write parameters (one entry a layer), their config and their origin as one file."""
+    text = json.dumps(notes, default=dict)  # any kind of mapping, at any depth
+    metadata = {"format": FORMAT, "config": config.to_json(), "notes": text}
     save_arrays(path, flat, metadata)
 
 
 def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
     """(flat parameters in their own number formats, config, notes) of a file that `save` wrote."""
     arrays, metadata = load_arrays(path)
-    config, notes = described(path, metadata)
+    config, notes = read_metadata(path, metadata)
     try:
         check_model(config, arrays)
     except ValueError as error:
@@ -288,8 +290,8 @@ def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
     return arrays, config, notes
 
 
-def described(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict[str, Any]]:
-    """(config, notes) as the metadata of a file that `save` wrote hold them."""
+def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict[str, Any]]:
+    """(config, notes) from the metadata of a file that `save` wrote."""
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; use a checkpoint "
@@ -301,7 +303,9 @@ def described(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(notes, dict):
-        raise ValueError(f"{path}: expected notes that are a JSON object; get the file again")
+        raise ValueError(
+            f"{path}: expected notes that are a JSON object, got another value; get it again"
+        )
     return config, notes
 
 
@@ -313,7 +317,9 @@ def load_notes(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         notes = json.loads(metadata.get("notes", "")) if metadata.get("format") == FORMAT else None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has no notes that can be read ({error})") from None
+        raise ValueError(
+            f"{path}: expected notes that jaxclip wrote, got none that can be read ({error})"
+        ) from None
     if not isinstance(notes, dict):
         raise ValueError(f"{path}: expected the notes that this version writes, got none")
     return notes

@@ -1,4 +1,4 @@
-"""What a model and a run are, in numbers: frozen dataclasses, and JSON both ways."""
+"""The configs of a model as frozen dataclasses, with JSON both ways; the released models."""
 
 import dataclasses
 import json
@@ -15,14 +15,17 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def show(value: object) -> str:
-    """A foreign value for an error message: one line, short, and without walking into it."""
+def short_repr(value: object) -> str:
+    """A foreign value for an error message: one short line, and nothing inside it is called."""
     if isinstance(value, (str, bytes)):
         return repr(value[:80])
     if type(value) is int and value.bit_length() > 256:  # Python may refuse to print it
         return f"an integer of {value.bit_length()} bits"
     return repr(value)[:80] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
 
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the released preprocessing, in [0, 1]
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 # The largest sizes that a config may claim: some times those of the largest models, and small
 # enough that no number taken from a file or a flag makes an endless loop or an endless allocation.
@@ -48,7 +51,7 @@ def _check_sizes(config: Any) -> None:
             require(
                 type(value) is int and 0 < value <= largest,
                 f"{type(config).__name__}.{field.name}: expected an integer from 1 to {largest:,}, "
-                f"got {show(value)}",
+                f"got {short_repr(value)}",
             )
 
 
@@ -74,13 +77,17 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
         size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
-        require(size % patch == 0, f"image_size {size} is not a multiple of patch_size {patch}")
-        require(width % heads == 0, f"vision width {width} is not a multiple of heads {heads}")
+        require(
+            size % patch == 0, f"image_size: expected a multiple of patch_size {patch}, got {size}"
+        )
+        require(
+            width % heads == 0, f"vision width: expected a multiple of {heads} heads, got {width}"
+        )
         _check_positions(self)
 
     @property
     def tokens(self) -> int:
-        """Positions the tower sees: one a patch and the class token."""
+        """Positions of the tower: one a patch and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
@@ -103,18 +110,20 @@ class ResNetConfig:
         require(
             whole and len(layers) == 4 and 0 < min(layers) <= max(layers) <= LARGEST["layers"],
             "ResNetConfig.layers: expected four integers from 1 to "
-            f"{LARGEST['layers']:,}, got {show(layers)}",
+            f"{LARGEST['layers']:,}, got {short_repr(layers)}",
         )
         require(
             width <= LARGEST_STEM,
             f"ResNetConfig.width: expected an integer from 1 to {LARGEST_STEM:,}, got {width}",
         )
-        require(self.kind == "resnet", f"vision kind {show(self.kind)} is not 'resnet'")
-        require(width % 2 == 0, f"ResNet width {width} is odd; the stem begins with half of it")
-        # the first convolution rounds up, and the released code, which counts on 32, then fails
+        require(
+            self.kind == "resnet", f"vision kind: expected 'resnet', got {short_repr(self.kind)}"
+        )
+        require(width % 2 == 0, f"ResNet width: expected an even number, got {width}")
+        # at one pixel less the first convolution rounds up, and the released code fails
         require(
             size >= 32 and size % 32 != 31,
-            f"image_size {size} does not suit a ResNet: at least 32 and no multiple of 32 less one",
+            f"image_size: expected at least 32 and no multiple of 32 less one, got {size}",
         )
         _check_positions(self)
 
@@ -125,12 +134,12 @@ class ResNetConfig:
 
     @property
     def features(self) -> int:
-        """Channels that the last stage hands to the attention pool."""
+        """Channels of the last stage, the input of the attention pool."""
         return self.width * 32
 
     @property
     def tokens(self) -> int:
-        """Positions that the attention pool sees: one a cell of the last grid and their mean."""
+        """Positions of the attention pool: one a cell of the last grid and their mean."""
         return (self.image_size // 32) ** 2 + 1
 
 
@@ -158,9 +167,12 @@ class TextConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
         kinds = get_args(TextKind)
-        require(self.kind in kinds, f"text kind {show(self.kind)} is none of {', '.join(kinds)}")
+        require(
+            self.kind in kinds,
+            f"text kind: expected one of {', '.join(kinds)}, got {short_repr(self.kind)}",
+        )
         fits = self.kind == "cbow" or self.width % self.heads == 0
-        require(fits, f"text width {self.width} is not a multiple of heads {self.heads}")
+        require(fits, f"text width: expected a multiple of {self.heads} heads, got {self.width}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +195,11 @@ class ClipConfig:
         names = get_args(Activation)
         require(
             self.activation in names,
-            f"activation {show(self.activation)} is none of {', '.join(names)}",
+            f"activation: expected one of {', '.join(names)}, got {short_repr(self.activation)}",
         )
         require(
             type(self.logit_bias) is bool,
-            f"ClipConfig.logit_bias: expected true or false, got {show(self.logit_bias)}",
+            f"ClipConfig.logit_bias: expected true or false, got {short_repr(self.logit_bias)}",
         )
 
     def to_json(self) -> str:
@@ -196,13 +208,13 @@ class ClipConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The config that `to_json` wrote; ValueError names what is wrong with any other text."""
+        """The config that `to_json` wrote; ValueError for any other text."""
         try:
             data = json.loads(text)
             parts = {"vision": _vision(data["vision"]), "text": TextConfig(**data["text"])}
             return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
-            message = f"not a model config ({error}); expected what ClipConfig.to_json writes"
+            message = f"expected a config that ClipConfig.to_json wrote, got another text ({error})"
             raise ValueError(message) from None
 
 

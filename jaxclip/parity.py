@@ -146,7 +146,8 @@ def _run(model: clip.Clip, images: Any, tokens: Any) -> Any:
     image_features, image = model.visual.stages(images)
     text_features, text = model.text.stages(tokens)
     image, text = {**image, "features": image_features}, {**text, "features": text_features}
-    embeds, logits = model.embed(images, tokens), model(images, tokens)[0]
+    embeds = model.embed(images, tokens)
+    logits = clip.similarity(model, *embeds)  # the model's own methods keep what they traced before
     return image, text, {"image_embeds": embeds[0], "text_embeds": embeds[1], "logits": logits}
 
 

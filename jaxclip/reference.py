@@ -1,13 +1,16 @@
-"""CLIP in NumPy, to be read beside the paper and to judge every other implementation in float64.
+"""CLIP in NumPy: read it beside the paper; in float64 it judges every other implementation.
 
 The paper is Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", arXiv 2103.00020. The file opens with its pseudocode (Figure 3), goes on with the
-two towers that the pseudocode calls, then their blocks, then the primitives.
+Supervision", arXiv 2103.00020. The file starts with its pseudocode (Figure 3), then come the
+two towers that the pseudocode calls, their blocks, and the primitives. Run it:
 
-Parameters are a nested dict whose keys are the official ones. The dtype of a result is that of
-the inputs. Nothing is written in place and no branch looks at a value (but `embed_tokens`, at ids
-in a NumPy array), so that the functions also run, unchanged, with `np` replaced by `jax.numpy`,
-under `jax.jit` and `jax.grad`.
+    python -m jaxclip.reference
+
+Parameters are a nested dict with the official keys. The dtype of a result is that of the inputs.
+Nothing is written in place, and no branch depends on a value (except in `embed_tokens`, for ids in
+a NumPy array), so the functions also run unchanged with `np` replaced by `jax.numpy`, under
+`jax.jit` and `jax.grad`. Where a function takes `taps`, a dict, it stores its stages there by name:
+that is how `jaxclip.parity` compares two implementations stage by stage.
 
 Letters in shapes: n batch, h w c image, p patches, l m tokens, d width, a heads, k per-head
 width, e joint embedding.
@@ -38,10 +41,10 @@ def figure_3(
     W_t: Array,  # [d_t, e], learned projection of text to embedding
     t: Array,  # [], learned temperature parameter
 ) -> Array:
-    """Figure 3, whole: from a minibatch of pairs to the loss; its second half is the next function.
+    """The loss of a minibatch of pairs: Figure 3, whole. The next function is its second half.
 
-    The paper keeps the projections W_i and W_t outside the encoders. The released code has them
-    inside (`visual.proj`, `text_projection`), and so have the towers below.
+    The paper keeps the projections W_i and W_t outside the encoders. The released code keeps them
+    inside (`visual.proj`, `text_projection`), and so do the towers below.
     """
     # extract feature representations of each modality
     I_f = image_encoder(images)  # [n, d_i]
@@ -181,7 +184,7 @@ def vision_transformer(
         images: [n, h, w, c], preprocessed.
         params: the branch `visual`.
         heads, activation: of a block; `ACTIVATIONS` has the names.
-        taps: a dict to be filled with the named stages, in order.
+        taps: a dict that receives the stages by name, in order.
 
     Returns:
         image_features [n, e], not normalised.
@@ -218,9 +221,9 @@ def modified_resnet(
         images: [n, h, w, c], preprocessed.
         params: the branch `visual`.
         heads: of the attention pool.
-        norm: what normalises, `batch_norm` unless given; takes its arguments. One that calls
-            `batch_norm_training` and keeps the new statistics makes this a training pass.
-        taps: a dict to be filled with the named stages, in order.
+        norm: the normalisation, by default `batch_norm`, whose arguments it takes. One that
+            calls `batch_norm_training` and keeps the new statistics makes this a training pass.
+        taps: a dict that receives the stages by name, in order.
 
     Returns:
         image_features [n, e], not normalised.
@@ -285,7 +288,7 @@ def continuous_bag_of_words(tokens: Array, params: Params, *, taps: Taps = None)
     Args:
         tokens: [n, l] token ids.
         params: the branch `text`, of which `token_embedding` and `text_projection`.
-        taps: a dict to be filled with the named stages, in order.
+        taps: a dict that receives the stages by name, in order.
 
     Returns:
         text_features [n, e], not normalised.
@@ -338,7 +341,7 @@ def transformer(
 def residual_attention_block(
     x: Array, params: Params, heads: int, activation: str, mask: Array | None = None
 ) -> Array:
-    """Pre-norm: each half adds to x what it makes of the normalised x; [n, l, d] -> [n, l, d]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); [n, l, d] -> [n, l, d]."""
     x = x + attention(layer_norm(x, **params["ln_1"]), params["attn"], heads, mask)
     x = x + mlp(layer_norm(x, **params["ln_2"]), params["mlp"], activation)
     return x
@@ -363,7 +366,7 @@ def attention(x: Array, params: Params, heads: int, mask: Array | None = None) -
 
 
 def mlp(x: Array, params: Params, activation: str) -> Array:
-    """Two layers, four times as wide inside as outside: [..., d] -> [..., d]."""
+    """Two linear layers with an activation between, 4d wide inside: [..., d] -> [..., d]."""
     x = x @ params["c_fc"]["kernel"] + params["c_fc"]["bias"]  # [..., 4d]
     x = ACTIVATIONS[activation](x)
     return x @ params["c_proj"]["kernel"] + params["c_proj"]["bias"]  # [..., d]
@@ -387,7 +390,7 @@ def bottleneck(x: Array, params: Params, stride: int, norm: Callable[..., Array]
 
 
 def attention_pool(x: Array, params: Params, heads: int, taps: dict) -> Array:
-    """One query, the mean of all places, looks at itself and them: [n, h, w, d] -> [n, e].
+    """Attention pooling with one query, the mean over all positions: [n, h, w, d] -> [n, e].
 
     clip/model.py: AttentionPool2d.
     """
@@ -412,7 +415,7 @@ def attention_pool(x: Array, params: Params, heads: int, taps: dict) -> Array:
 def patchify(images: Array, patch: int) -> Array:
     """Cut images [n, h, w, c] into squares, row by row: [n, p, patch * patch * c].
 
-    What is left over at the right and at the bottom is dropped, as a convolution drops it.
+    The remainder at the right and at the bottom is dropped, as a convolution drops it.
     """
     n, h, w, c = images.shape
     rows, columns = h // patch, w // patch
@@ -428,8 +431,8 @@ def patchify(images: Array, patch: int) -> Array:
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Convolution without bias: [n, h, w, i], kernel [s, s, i, o] -> [n, rows, columns, o].
 
-    There are s // 2 rows of zeros on each side and ceil(h / stride) rows come out. "Same" padding
-    is something else: at a stride of 2 it puts all zeros on one side of an even picture.
+    Pads s // 2 rows of zeros on each side and returns ceil(h / stride) rows. "Same" padding
+    differs: at a stride of 2 it puts all zeros on one side of an image of even size.
     """
     size = kernel.shape[0]
     side = (size // 2, size // 2)
@@ -445,7 +448,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def average_pool(x: Array, size: int) -> Array:
-    """Mean over squares: [n, h, w, c] -> [n, h // size, w // size, c]; what is left is dropped."""
+    """Mean over squares: [n, h, w, c] -> [n, h // size, w // size, c]; the remainder is dropped."""
     n, h, w, c = x.shape
     squares = patchify(x, size).reshape(n, h // size, w // size, size * size, c)
     return np.mean(squares, axis=3)
@@ -467,10 +470,10 @@ def batch_norm_training(
     eps: float = 1e-5,
     momentum: float = 0.1,
 ) -> tuple[Array, Array, Array]:
-    """The same with the statistics of the batch, and what the running ones become.
+    """`batch_norm` with the statistics of the batch, and the updated running statistics.
 
-    As torch has it: the batch is normalised with the biased variance, the running variance takes
-    up the unbiased one, and `momentum` is the weight of the batch, not that of the past.
+    As in torch: the batch is normalised with the biased variance, the running variance is updated
+    with the unbiased one, and `momentum` is the weight of the batch, not that of the past.
 
     Returns:
         y, shaped as x [n, h, w, c], and the running mean [c] and variance [c] after this batch.
@@ -554,3 +557,45 @@ def erf(x: Array) -> Array:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+# A demonstration ----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Print each step of Figure 3 for two drawings and their names, by the embedded model.
+
+    Only this function needs more than NumPy: readers for the weights, the drawings and the names.
+    """
+    import zipfile
+    from pathlib import Path
+
+    from jaxclip.checkpoint import load, nest
+    from jaxclip.images.open import decode_image
+    from jaxclip.images.preprocess import Preprocess
+    from jaxclip.tokenizer import tokenize
+
+    folder, names = Path(__file__).parent / "data_files", ("cat face", "fox")
+    flat, config, _ = load(folder / "emoji.safetensors")
+    params = nest({name: array.astype(np.float64) for name, array in flat.items()})
+    with zipfile.ZipFile(folder / "emoji.zip") as archive:
+        drawings = [archive.read(f"fluent-emoji-flat/{n.replace(' ', '-')}.webp") for n in names]
+    preprocess = Preprocess(config.vision.image_size)
+    images = np.stack([preprocess.safe(decode_image(content)) for content in drawings])
+    tokens = tokenize(list(names))
+
+    image_features = modified_resnet(
+        images.astype(np.float64), params["visual"], heads=config.vision.heads
+    )
+    text_features = continuous_bag_of_words(tokens, params["text"])
+    I_e, T_e, t = l2_normalize(image_features), l2_normalize(text_features), params["logit_scale"]
+    print(f"images {images.shape}, tokens {tokens.shape}: drawings and names of {names}")
+    print(f"I_e {I_e.shape}, T_e {T_e.shape}, exp(t) = {np.exp(t):.1f}")
+    print(f"logits, a row an image, a column a text:\n{logits(I_e, T_e, params).round(2)}")
+    print(f"loss = {contrastive_loss(I_e, T_e, t):.6f}")
+    print(f"loss of the wrong pairs = {contrastive_loss(I_e, T_e[::-1], t):.6f}")
+    print(f"loss of a model that knows nothing = ln 2 = {np.log(2):.6f}")
+
+
+if __name__ == "__main__":
+    main()

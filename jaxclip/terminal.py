@@ -50,7 +50,8 @@ class PrintableFormatter(logging.Formatter):
 
 def complain(name: str, message: object) -> None:
     """Print one line of the program `name` on standard error."""
-    print(f"{name}: {one_line(message)}", file=sys.stderr)
+    if sys.stderr is not None:  # None would mean standard output
+        print(f"{name}: {one_line(message)}", file=sys.stderr)
 
 
 def _prepare_streams() -> None:

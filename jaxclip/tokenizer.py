@@ -69,7 +69,7 @@ def _byte_letters() -> dict[str, int]:
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     spelled = {chr(byte): byte for byte in visible}
-    return spelled | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    return spelled | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
 @cache
@@ -93,7 +93,7 @@ def _tables() -> _Tables:
 
 @cache
 def _patterns() -> _Patterns:
-    import regex  # here and not above: nothing is loaded before it is used
+    import regex  # here: loaded at first use
 
     return _Patterns(
         split=regex.compile(_SPLIT, regex.IGNORECASE),
@@ -108,7 +108,7 @@ def _clean(text: str) -> str:
     patterns = _patterns()
     if patterns.plain.fullmatch(text):
         return " ".join(text.split()).lower()
-    import ftfy  # here: plain text does not wait for it to load
+    import ftfy  # here: plain text does not need it, and it takes time to load
 
     if len(text) > _SHORT:
         _check_depth(text)
@@ -145,8 +145,8 @@ def _merge(word: bytes, ends: bool = True) -> list[int]:
 
     `ends`: the last byte is the end of a word.
 
-    A heap holds (merged id, place) of every pair that can be joined, so that a long run of letters
-    does not cost its square. No merge makes a better one possible: its parts are always older.
+    A heap holds (merged id, index) of every pair that can be joined, so that time is not quadratic
+    in the length. No merge makes a better one possible: a merge's parts always have smaller ids.
     """
     byte_ids, merges, _ = _tables()
     ids = [byte_ids[byte] for byte in word[:-1]]
@@ -172,10 +172,7 @@ def _merge(word: bytes, ends: bool = True) -> list[int]:
 
 
 def _merge_long(word: bytes, enough: int) -> list[int]:
-    """`_merge` piece by piece, in time and memory that do not grow faster than the word.
-
-    It stops once the first `enough` ids are settled.
-    """
+    """`_merge` piece by piece, in linear time and memory, until `enough` ids are final."""
     ids: list[int] = []
     for start in range(0, len(word), _PIECE):
         ends = start + _PIECE >= len(word)
@@ -186,11 +183,11 @@ def _merge_long(word: bytes, enough: int) -> list[int]:
 
 
 def _append(ids: list[int], more: list[int], ends: bool) -> None:
-    """Put `more` behind `ids`, each the ids of its bytes, so that they are the ids of all of them.
+    """Append `more` to `ids`, so that the result is the encoding of the bytes of both.
 
-    Ids are the ids of their bytes as a whole where each two neighbours are the ids of theirs: the
-    first merge over the border of two would happen without the others too. So it suffices to merge
-    a few on both sides of the seam anew, as many as leave the outermost of them as they were.
+    A sequence of ids is the encoding of its bytes if each pair of neighbours is the encoding of
+    its own: the first merge across a border would happen without the other ids too. So only a few
+    ids on both sides of the seam are merged anew, enough that the outermost of them do not change.
     """
     pieces = _tables().pieces
     reach = _SEAM if ids else 0
@@ -209,7 +206,7 @@ def _append(ids: list[int], more: list[int], ends: bool) -> None:
 
 @cache
 def _whole_words() -> dict[str, int]:
-    """{word: its id} of words that are one token, to which `_merge` would come step by step."""
+    """{word: its id} of the words that are one token, so that they need no merges."""
     _, merges, pieces = _tables()
     ends = _END_OF_WORD.encode()
     made = ((number, pieces[number]) for number in (*range(256, 512), *merges.values()))
@@ -245,7 +242,7 @@ def _ids(chunk: str, enough: int) -> list[int]:
 
 @lru_cache(maxsize=1 << 16)
 def _chunk_ids(chunk: str) -> tuple[int, ...]:
-    """`_ids` of a short chunk, remembered."""
+    """`_ids` of a short chunk, cached."""
     return tuple(_ids(chunk, sys.maxsize))
 
 
@@ -262,10 +259,10 @@ def _encode(text: str, enough: int = sys.maxsize) -> list[int]:
 
 
 def encode(text: str) -> list[int]:
-    """Turn one text into its ids, without the start and end marks.
+    """The ids of one text, without the start and end marks.
 
     As in the released tokenizer, a mark spelled out in the text ("<|endoftext|>") becomes the id of
-    that mark: in a stranger's caption it ends the caption early.
+    that mark: it ends a caption early.
 
     Args:
         text: any text; empty text gives an empty list.
@@ -283,7 +280,7 @@ def encode(text: str) -> list[int]:
     Source: clip/simple_tokenizer.py: SimpleTokenizer.encode.
     """
     if not isinstance(text, str):
-        raise ValueError(f"text is {type(text).__name__}; expected str")
+        raise ValueError(f"text: expected a str, got {type(text).__name__}")
     if len(text) > LONGEST:
         raise ValueError(f"expected at most {LONGEST:,} characters, got {len(text):,}; cut it")
     return _encode(text)
@@ -296,38 +293,40 @@ def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
         return [texts]
     if not isinstance(texts, (list, tuple)):
         kind = type(texts).__name__
-        raise ValueError(f"texts is {kind}; expected a str or a list of str (try list(texts))")
+        raise ValueError(f"texts: expected a str or a list of str, got {kind}; try list(texts)")
     return texts
 
 
-def _shown(text: str) -> str:
+def _abbreviate(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _row(text: str, length: int, truncate: bool) -> list[int]:
-    """The ids of a text with both marks, `length` at most; ValueError says why that cannot be."""
+    """The ids of a text with both marks, `length` at most; ValueError where it has more."""
     if not truncate:
         ids = [START_OF_TEXT, *encode(text), END_OF_TEXT]
         if len(ids) > length:
             raise ValueError(
-                f"is too long: {len(ids)} tokens with the two marks, but only {length} fit; "
-                "shorten it or pass truncate=True"
+                f"expected at most {length} tokens with the two marks, got {len(ids)}; shorten it "
+                "or pass truncate=True"
             )
         return ids
     room = length - 2
     ids = _encode(text[:LONGEST], room)
     if len(text) > LONGEST and len(ids) < room:
-        raise ValueError(f"has fewer than {room} tokens in its first {LONGEST:,} characters")
+        raise ValueError(
+            f"expected {room} tokens in its first {LONGEST:,} characters, got {len(ids)}"
+        )
     return [START_OF_TEXT, *ids[:room], END_OF_TEXT]
 
 
 def tokenize(
     texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
 ) -> np.ndarray:
-    """Turn texts into the rows of ids that the text tower reads.
+    """The rows of ids that the text tower reads, one a text.
 
-    A row is the start mark, the text, the end mark, then zeros. (0 is also the id of "!": where a
-    row ends is told by its mark.) An empty text is the marks alone; an empty list gives `[0, l]`.
+    A row is the start mark, the text, the end mark, then zeros. (0 is also the id of "!": the end
+    mark shows where a row ends.) An empty text is the marks alone; an empty list gives `[0, l]`.
 
     Args:
         texts: one text, or a list, tuple or array `[n]` of texts.
@@ -346,27 +345,29 @@ def tokenize(
     Source: clip/clip.py: tokenize.
     """
     if isinstance(context_length, bool) or not isinstance(context_length, (int, np.integer)):
-        raise ValueError(f"context_length is {context_length!r}; expected a whole number")
+        raise ValueError(f"context_length: expected a whole number, got {context_length!r}")
     if context_length < 2:
-        raise ValueError(f"context_length is {context_length}; the two marks alone need 2")
+        raise ValueError(
+            f"context_length: expected 2 or more, for the two marks, got {context_length}"
+        )
     rows = _as_list(texts)
     tokens = np.zeros((len(rows), context_length), np.int32)  # [n, l]
     for number, text in enumerate(rows):
         if not isinstance(text, str):
-            raise ValueError(f"texts[{number}] is {type(text).__name__}; expected str")
+            raise ValueError(f"texts[{number}]: expected a str, got {type(text).__name__}")
         try:
             ids = _row(text, context_length, truncate)
         except ValueError as error:
-            raise ValueError(f"texts[{number}] ({_shown(text)}) {error}") from None
+            raise ValueError(f"texts[{number}] ({_abbreviate(text)}): {error}") from None
         tokens[number, : len(ids)] = ids
     return tokens
 
 
 def check_vocabulary(tokens: Any, vocab_size: int) -> None:
-    """Refuse token ids that a text tower has no row for.
+    """ValueError for token ids outside the vocabulary of a text tower.
 
-    JAX clamps such an id to the last row and NumPy counts a negative one from the end, so both
-    would answer, wrongly. The end of the text, the largest id of a row, would be wrong as well.
+    JAX would clamp such an id to the last row, NumPy count a negative one from the end: a wrong
+    answer without an error. Pooling at the largest id of a row would be wrong as well.
 
     Args:
         tokens: ids of any shape, concrete whole numbers.
@@ -392,7 +393,7 @@ def check_vocabulary(tokens: Any, vocab_size: int) -> None:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """Turn ids back into text: lower case, a space after each word, marks spelled out.
+    """The text of ids: lower case, a space after each word, marks spelled out.
 
     Args:
         ids: ids in any number, for instance a row `[l]` of `tokenize` up to its end mark.
@@ -412,8 +413,7 @@ def decode(ids: Iterable[int]) -> str:
     joined = []
     for position, token in enumerate(ids):
         if not isinstance(token, (int, np.integer)) or not 0 <= token < VOCAB_SIZE:
-            raise ValueError(
-                f"ids[{position}] is {token!r}; expected a whole number from 0 to {VOCAB_SIZE - 1}"
-            )
+            wanted = f"expected a whole number from 0 to {VOCAB_SIZE - 1}"
+            raise ValueError(f"ids[{position}]: {wanted}, got {token!r}")
         joined.append(pieces[token])
     return b"".join(joined).decode("utf-8", errors="replace").replace(_END_OF_WORD, " ")

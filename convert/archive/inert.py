@@ -1,7 +1,6 @@
-"""What may stand in the pickles of PyTorch's files: descriptions of things, never the things.
+"""Descriptions of what the pickles of PyTorch's files name: nothing that they name is ever run.
 
-A name stays a name, a tensor is where its numbers lie, a module is its attributes. Whatever the
-file calls them, nothing here runs.
+A class or function is its name, a tensor its position in the file, a module its attributes.
 """
 
 from collections import OrderedDict
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import ml_dtypes
 import numpy as np
 
-from jaxclip.config import show as show
+from jaxclip.config import short_repr as short_repr
 
 DTYPES = {  # little-endian, as the file must be
     "HalfStorage": np.dtype("<f2"),
@@ -63,7 +62,7 @@ ORDERED_DICT = Global("collections", "OrderedDict")
 REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
 STORAGES = {Global("torch", name): dtype for name, dtype in DTYPES.items()}
-# How an archive writes attributes such as List[int]: no part of a state dict, so not kept.
+# Attributes such as List[int] in an archive: no part of a state dict, so not kept.
 LISTS = {
     Global("torch.jit._pickle", name)
     for name in (
@@ -77,7 +76,7 @@ LISTS = {
 
 
 def refuse(what: str) -> NoReturn:
-    """ValueError for what PyTorch does not write."""
+    """ValueError for content that PyTorch does not write."""
     raise ValueError(f"{what}; the file is damaged or hostile, get it again from its source")
 
 
@@ -89,11 +88,11 @@ def _are_ints(value: object) -> bool:
     return type(value) is tuple and all(type(item) is int for item in value)
 
 
-def rebuilt_tensor(arguments: tuple[Any, ...]) -> Tensor:
+def rebuild_tensor(arguments: tuple[Any, ...]) -> Tensor:
     """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
     if len(arguments) != 6 or type(arguments[0]) is not Storage:
         # A seventh argument says that the numbers stand for their negatives or conjugates.
-        refuse(f"a tensor is made of {len(arguments)} parts, a storage and five were expected")
+        refuse(f"expected a tensor of a storage and five values, got {len(arguments)} values")
     storage, offset, shape, strides, requires_grad, hooks = arguments
     if not (is_int(offset) and _are_ints(shape) and _are_ints(strides)):
         refuse(f"offset, shape or strides of a tensor of storage {storage.key} are no integers")
@@ -102,10 +101,10 @@ def rebuilt_tensor(arguments: tuple[Any, ...]) -> Tensor:
     return Tensor(storage, offset, shape, strides)
 
 
-def rebuilt_parameter(arguments: tuple[Any, ...]) -> Tensor:
+def rebuild_parameter(arguments: tuple[Any, ...]) -> Tensor:
     """torch._utils._rebuild_parameter(data, requires_grad, hooks): the tensor itself."""
     if len(arguments) != 3 or type(arguments[0]) is not Tensor:
-        refuse("a parameter is made of something that is not a tensor")
+        refuse("expected a parameter made of a tensor, got another value")
     tensor, requires_grad, hooks = arguments
     if type(requires_grad) is not bool or type(hooks) is not OrderedDict or hooks:
         refuse(f"a parameter of storage {tensor.storage.key} has hooks")

@@ -1,4 +1,4 @@
-"""A checkpoint file opened the one way that reads nothing before it is asked for: mapped."""
+"""Map a checkpoint file into memory: its bytes are read when they are used."""
 
 import mmap
 from collections.abc import Callable
@@ -11,8 +11,8 @@ Bytes = bytes | mmap.mmap
 Parsed = TypeVar("Parsed")
 
 
-def parsed(path: Path, parse: Callable[[Bytes], Parsed]) -> Parsed:
-    """What `parse` makes of the bytes of the file, mapped into memory.
+def parse_mapped(path: Path, parse: Callable[[Bytes], Parsed]) -> Parsed:
+    """The result of `parse`, called with the bytes of the file mapped into memory.
 
     ValueError names the path where the file cannot be opened, and before whatever `parse` refuses.
     """

@@ -24,10 +24,10 @@ from .inert import (
     Object,
     Storage,
     is_int,
-    rebuilt_parameter,
-    rebuilt_tensor,
+    rebuild_parameter,
+    rebuild_tensor,
     refuse,
-    show,
+    short_repr,
 )
 
 LARGEST = 16 << 20  # bytes of one pickle; that of the largest released model has 160 kB
@@ -52,7 +52,7 @@ _PUT = {ord("q"): "<B", ord("r"): "<I"}
 _GET = {ord("h"): "<B", ord("j"): "<I"}
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _STOP = ord(".")
-# What protocols 3 to 5 have beside these, and no state dict of tensors needs: refused by its name.
+# Opcodes of protocols 3 to 5 that no state dict of tensors needs: refused by name.
 _OTHERS = {
     ord("B"): "bytes",
     ord("C"): "bytes",
@@ -104,7 +104,9 @@ class _Machine:
         line = bytes(self.data[self.at : self.at + _LONGEST_NAME])
         size = line.find(b"\n")
         if size < 0 or not line[:size].isascii():
-            refuse(f"a name of at most {_LONGEST_NAME} ASCII letters was expected in a pickle")
+            refuse(
+                f"expected a name of at most {_LONGEST_NAME} ASCII letters in a pickle, got another"
+            )
         self.at += size + 1
         return line[:size].decode("ascii")
 
@@ -136,7 +138,7 @@ class _Machine:
         self.stack.append(tuple(values))
 
     def frame(self) -> None:
-        """How many bytes follow that a reader may fetch at once; it changes nothing."""
+        """A frame: how many bytes a reader may fetch at once. Only its bounds are checked."""
         size = self.number("<Q")
         if self.at < self.frame_end or size > len(self.data) - self.at:
             refuse("a frame of a pickle lies in another one, or reaches past the end")
@@ -157,19 +159,21 @@ class _Machine:
     def append(self, values: list[Any]) -> None:
         target = self.top()
         if type(target) is not list:
-            refuse(f"a pickle appends to {show(target)}")
+            refuse(f"a pickle appends to {short_repr(target)}")
         target.extend(values)
 
     def set_items(self, values: list[Any]) -> None:
         target = self.top()
         if type(target) not in (dict, OrderedDict) or len(values) % 2:
-            refuse(f"a pickle sets items of {show(target)}")
+            refuse(f"a pickle sets items of {short_repr(target)}")
         for key, value in zip(values[::2], values[1::2], strict=True):
             # Other integers could be chosen to have equal hashes; a deep tuple's hash recurses.
             if type(key) is not str and not (is_int(key) and 0 <= key < 1 << 31):
-                refuse(f"{show(key)} is the key of a dict, a text or a small integer was expected")
+                refuse(
+                    f"expected a text or a small integer as key of a dict, got {short_repr(key)}"
+                )
             if key in target:
-                refuse(f"a dict has the key {show(key)} twice")
+                refuse(f"a dict has the key {short_repr(key)} twice")
             target[key] = value
 
     def name(self) -> None:
@@ -182,64 +186,64 @@ class _Machine:
         self.push_name(Global(*parts))
 
     def push_name(self, found: Global) -> None:
-        """A name is pushed if PyTorch's files may mention it; it is never looked up."""
+        """Push a name that PyTorch's files may mention; it is never looked up."""
         # With the dot: `__torch__os` is no class of an archive.
         is_class = found.module == "__torch__" or found.module.startswith("__torch__.")
         if self.is_archive and (is_class or found in LISTS):
             pass
         elif found not in _CALLABLE and found not in STORAGES:
             raise ValueError(
-                f"the pickle names {show(f'{found.module}.{found.name}')}, only tensors and plain "
-                "containers are read and nothing was executed; if you trust the file, load it with "
-                "torch and save model.state_dict()"
+                "expected a pickle of tensors and plain containers, got the name "
+                f"{short_repr(f'{found.module}.{found.name}')} in it; nothing was executed; if you "
+                "trust the file, load it with torch and save model.state_dict()"
             )
         self.stack.append(found)
 
     def reduce(self) -> None:
-        """The few calls that PyTorch writes become descriptions; nothing is called."""
+        """Replace the few calls that PyTorch writes by descriptions; nothing is called."""
         function, arguments = self.pop(2)
         if type(function) is not Global or type(arguments) is not tuple:
-            refuse(f"a pickle calls {show(function)}")
+            refuse(f"a pickle calls {short_repr(function)}")
         if function == ORDERED_DICT and arguments == ():
             self.stack.append(OrderedDict())
         elif function == REBUILD_TENSOR:
-            self.stack.append(rebuilt_tensor(arguments))
+            self.stack.append(rebuild_tensor(arguments))
         elif function == REBUILD_PARAMETER:
-            self.stack.append(rebuilt_parameter(arguments))
+            self.stack.append(rebuild_parameter(arguments))
         elif function in LISTS:
             self.stack.append(None)
         else:
-            refuse(f"a pickle calls {show(function.name)} with {len(arguments)} arguments")
+            refuse(f"a pickle calls {short_repr(function.name)} with {len(arguments)} arguments")
 
     def new_object(self) -> None:
         kind, arguments = self.pop(2)
         is_class = type(kind) is Global and kind.module.split(".")[0] == "__torch__"
         if not is_class or type(arguments) is not tuple or arguments:
-            refuse(f"a pickle makes an instance of {show(kind)}")
+            refuse(f"a pickle makes an instance of {short_repr(kind)}")
         self.stack.append(Object())
 
     def build(self) -> None:
         [state] = self.pop(1)
         target = self.top()
         if type(state) is not dict:
-            refuse(f"a pickle sets the state of an object to {show(state)}")
+            refuse(f"a pickle sets the state of an object to {short_repr(state)}")
         if type(target) is Object and target.attributes is None:
             target.attributes = state
         elif type(target) is not OrderedDict:  # there it is `_metadata`: versions, not weights
-            refuse(f"a pickle sets the state of {show(target)}")
+            refuse(f"a pickle sets the state of {short_repr(target)}")
 
     def storage(self) -> None:
-        """A reference to numbers elsewhere in the file, the same each time its key comes."""
+        """A reference to numbers elsewhere in the file, the same for every use of its key."""
         [reference] = self.pop(1)
         if type(reference) is not tuple or len(reference) not in (5, 6):
-            refuse(f"{show(reference)} came for a reference to a storage")
-        what, kind, key, place, size = reference[:5]
+            refuse(f"expected a reference to a storage, got {short_repr(reference)}")
+        what, kind, key, device, size = reference[:5]
         if what != "storage" or type(kind) is not Global or kind not in STORAGES:
             refuse("a pickle refers to something that is not a storage of numbers")
         if type(key) is not str or re.fullmatch(r"[0-9]{1,20}", key) is None:
-            refuse(f"a storage is called {show(key)}, at most 20 digits were expected")
-        if type(place) is not str or not is_int(size) or size < 0:
-            refuse(f"storage {key} has {show(size)} numbers")
+            refuse(f"expected at most 20 digits as name of a storage, got {short_repr(key)}")
+        if type(device) is not str or not is_int(size) or size < 0:
+            refuse(f"storage {key} has {short_repr(size)} numbers")
         if reference[5:] not in ((), (None,)):
             refuse(f"storage {key} is a view of another one")
         found = Storage(STORAGES[kind], key, size)
@@ -258,10 +262,10 @@ class _Machine:
         elif code in _PUT:
             self.memo[self.number(_PUT[code])] = self.top()
         elif code in _GET:
-            place = self.number(_GET[code])
-            if place not in self.memo:
-                refuse(f"a pickle reads place {place} of its memo before it is written")
-            self.stack.append(self.memo[place])
+            index = self.number(_GET[code])
+            if index not in self.memo:
+                refuse(f"a pickle reads entry {index} of its memo before it is written")
+            self.stack.append(self.memo[index])
         elif code in _TUPLES:
             self.stack.append(tuple(self.pop(_TUPLES[code])))
         elif code in self.actions:

@@ -1,7 +1,7 @@
 """safetensors files of other programs, as views of the mapped file, every byte accounted for.
 
-The library's reader for NumPy copies each array; and a header that says one thing twice or leaves
-gaps must not depend on the library's version. Format: 8 bytes length, JSON header, numbers.
+Ours, because the library's reader for NumPy copies each array, and whether it refuses a header with
+doubled names or gaps depends on its version. Format: 8 bytes length, JSON header, numbers.
 """
 
 import math
@@ -13,8 +13,8 @@ import numpy as np
 from jaxclip.checkpoint import DTYPES, Flat
 
 from . import strict_json
-from .inert import is_int, refuse, show
-from .mapped import Bytes, parsed
+from .inert import is_int, refuse, short_repr
+from .mapped import Bytes, parse_mapped
 
 LARGEST_HEADER = 16 << 20  # bytes; 65,536 entries of 250 bytes
 MOST_ENTRIES = 65_536
@@ -39,24 +39,26 @@ def _whole(values: Any, length: int | None = None) -> bool:
 def _entry(name: str, entry: Any) -> tuple[int, int, np.dtype, tuple[int, ...]]:
     """(first byte, byte after the last, number format, shape) of one array."""
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        refuse(f"{show(name)} came for the name of a tensor")
+        refuse(f"expected a short printable name of a tensor, got {short_repr(name)}")
     if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
-        refuse(f"{show(name)} is described by something else than dtype, shape and data_offsets")
+        refuse(
+            f"{short_repr(name)} is described by something else than dtype, shape and data_offsets"
+        )
     if type(entry["dtype"]) is not str or entry["dtype"] not in DTYPES:
         raise ValueError(
-            f"{show(name)} has dtype {show(entry['dtype'])}, one of {', '.join(DTYPES)} was "
-            "expected; convert it with the program that wrote it"
+            f"{short_repr(name)}: expected a dtype of {', '.join(DTYPES)}, got "
+            f"{short_repr(entry['dtype'])}; convert it with the program that wrote it"
         )
     if not _whole(entry["data_offsets"], 2) or not _whole(entry["shape"]):
-        refuse(f"{show(name)} has a shape or offsets that are no whole numbers")
+        refuse(f"{short_repr(name)} has a shape or offsets that are no whole numbers")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if len(shape) > HIGHEST_RANK:
-        refuse(f"{show(name)} has {len(shape)} sizes")
+        refuse(f"{short_repr(name)} has {len(shape)} sizes")
     if math.prod(size or 1 for size in shape) * dtype.itemsize > LARGEST_ARRAY:
-        refuse(f"{show(name)} claims a huge size")
+        refuse(f"{short_repr(name)} claims a huge size")
     if end - begin != math.prod(shape) * dtype.itemsize:
-        refuse(f"{show(name)} has {end - begin} bytes for a {dtype} array {list(shape)}")
+        refuse(f"{short_repr(name)} has {end - begin} bytes for a {dtype} array {list(shape)}")
     return begin, end, dtype, shape
 
 
@@ -67,7 +69,7 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 def parse(data: Bytes) -> tuple[Flat, dict[str, str]]:
-    """The same as `read`, of bytes in memory, whose views the arrays are."""
+    """The result of `read` for bytes in memory; the arrays are views of them."""
     view = memoryview(data).toreadonly()
     length = int.from_bytes(view[:8], "little")
     if len(view) < 10 or length < 2 or length > min(LARGEST_HEADER, len(view) - 8):
@@ -77,18 +79,18 @@ def parse(data: Bytes) -> tuple[Flat, dict[str, str]]:
     header = strict_json.parse(bytes(view[8 : 8 + length]))
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > MOST_ENTRIES:
-        refuse(f"{len(header)} tensors came, at most {MOST_ENTRIES} were expected")
+        refuse(f"expected at most {MOST_ENTRIES} tensors, got {len(header)}")
     found = {name: _entry(name, entry) for name, entry in header.items()}
     arrays, at = {}, 0
     for name, (begin, end, dtype, shape) in sorted(found.items(), key=lambda item: item[1][:2]):
         if begin != at:
-            refuse(f"the bytes of {show(name)} overlap others, or leave a hole before them")
+            refuse(f"the bytes of {short_repr(name)} overlap others, or leave a hole before them")
         at = end
         if 8 + length + end > len(view):
-            refuse(f"the bytes of {show(name)} reach past the end of the file")
+            refuse(f"the bytes of {short_repr(name)} reach past the end of the file")
         arrays[name] = np.ndarray(shape, dtype, view, 8 + length + begin)
         if dtype == np.bool_ and arrays[name].size and arrays[name].view(np.uint8).max() > 1:
-            refuse(f"{show(name)} of truth values holds something else")
+            refuse(f"{short_repr(name)} of truth values holds something else")
     if 8 + length + at != len(view):
         refuse(f"the file goes on for {len(view) - 8 - length - at} bytes after its last tensor")
     return arrays, metadata
@@ -98,8 +100,8 @@ def read(path: Path) -> tuple[Flat, dict[str, str]]:
     """({name: array}, metadata) of a safetensors file; the arrays are read-only views of it.
 
     Copy them (`numpy.array`) before the file is changed: reading from a file that was meanwhile cut
-    off ends the process. bfloat16 comes as that of ml_dtypes.
+    off ends the process. bfloat16 is that of ml_dtypes.
     ValueError, in one line, unless the header describes each byte of the file once.
     Source: the format's own description in the safetensors project.
     """
-    return parsed(path, parse)
+    return parse_mapped(path, parse)

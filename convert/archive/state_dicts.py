@@ -1,4 +1,4 @@
-"""From what a pickle describes to named arrays: each tensor a view of bytes that are really there.
+"""From the tree of a pickle to named arrays: each tensor a view of bytes that exist in the file.
 
 The tree of a TorchScript archive becomes dotted attribute paths; a dict is a state dict, or holds
 one, as training programs keep it.
@@ -14,7 +14,7 @@ import numpy as np
 from jaxclip.checkpoint import Flat
 from jaxclip.convert.layouts import prefixes
 
-from .inert import Object, Storage, Tensor, refuse, show
+from .inert import Object, Storage, Tensor, refuse, short_repr
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 MOST_ENTRIES = 65_536
@@ -23,7 +23,7 @@ LONGEST_NAME = 512
 HIGHEST_RANK = 8
 MOST_SHARING = 4  # times the file's size that all tensors together may have, as views of the same
 
-# A tensor is a view of bytes that are really there -----------------------------------------------
+# A tensor is a view of bytes that exist in the file -----------------------------------------------
 
 
 def _array(tensor: Tensor, data: memoryview, start: int) -> np.ndarray:
@@ -57,11 +57,11 @@ def _array(tensor: Tensor, data: memoryview, start: int) -> np.ndarray:
 # From the tree of a pickle to flat names ---------------------------------------------------------
 
 
-def _attributes(root: Object) -> dict[str, Tensor]:
+def _collect_tensors(root: Object) -> dict[str, Tensor]:
     """The tensors of a TorchScript archive under their dotted attribute paths.
 
     Attributes that are not tensors (`training`, sizes, lists) are no part of a state dict. Which
-    tensors are parameters stands in the archive's code alone, so all of them come.
+    tensors are parameters is known to the archive's code alone, so all of them are returned.
     """
     found: dict[str, Tensor] = {}
     waiting, seen = [("", 0, root)], 0
@@ -71,11 +71,13 @@ def _attributes(root: Object) -> dict[str, Tensor]:
         seen += len(attributes) + 1
         # One object under several names is allowed; a cycle or a cascade of them is not.
         if seen > MOST_ENTRIES or depth > DEEPEST:
-            refuse(f"more than {MOST_ENTRIES} attributes came, or a module inside itself")
+            refuse(
+                f"expected at most {MOST_ENTRIES} attributes, got more, or a module inside itself"
+            )
         children = []
         for name, value in attributes.items():
             if type(name) is not str or "." in name:
-                refuse(f"{show(name)} came for the name of an attribute")
+                refuse(f"expected a name without a dot for an attribute, got {short_repr(name)}")
             path = f"{prefix}{name}"[: LONGEST_NAME + 1]
             if type(value) is Tensor:
                 found[path] = value
@@ -85,51 +87,51 @@ def _attributes(root: Object) -> dict[str, Tensor]:
     return found
 
 
-def _weights(root: Any) -> dict[Any, Any]:
+def _find_state_dict(root: Any) -> dict[Any, Any]:
     """The dict that holds the tensors: the pickle's own, or the one that a training program kept.
 
-    `epoch`, `name`, `optimizer`, `scaler` and whatever else lies beside `state_dict` is left out.
+    Other entries beside `state_dict`, such as `epoch` and `optimizer`, are left out.
     """
     if type(root) is Tensor:
-        raise ValueError("one lone tensor came, a state dict was expected")
+        raise ValueError("expected a state dict, got a single tensor; save model.state_dict()")
     if type(root) not in (dict, OrderedDict):
-        raise ValueError(f"{show(root)} came, a state dict was expected: save model.state_dict()")
+        raise ValueError(f"expected a state dict, got {short_repr(root)}; save model.state_dict()")
     if any(type(value) is Tensor for value in root.values()):
         return root
     inner = [name for name in WRAPPERS if type(root.get(name)) in (dict, OrderedDict)]
     if len(inner) != 1:
-        names = ", ".join(show(name) for name in list(root)[:6])
+        names = ", ".join(short_repr(name) for name in list(root)[:6])
         raise ValueError(
-            f"no tensors at the top, but {len(root)} entries ({names}); a state dict was expected, "
-            f"alone or under exactly one of {', '.join(WRAPPERS)}"
+            f"expected a state dict, alone or under exactly one of {', '.join(WRAPPERS)}, got "
+            f"{len(root)} entries without a tensor ({names})"
         )
     return root[inner[0]]
 
 
-def _entries(weights: dict[Any, Any]) -> dict[str, Tensor]:
+def _tensors(weights: dict[Any, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict; numbers, texts and None beside them are left out."""
     for name, value in weights.items():
         if type(value) not in (Tensor, int, float, bool, str, type(None)):
-            refuse(f"{show(name)} is {show(value)}, a tensor was expected")
+            refuse(f"{short_repr(name)}: expected a tensor, got {short_repr(value)}")
     return {name: value for name, value in weights.items() if type(value) is Tensor}
 
 
-def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with names that are fit to print, and without prefixes that all of them carry."""
+def _strip_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same under printable names, without the prefixes that all of them have."""
     if not tensors or len(tensors) > MOST_ENTRIES:
         raise ValueError(f"expected 1 to {MOST_ENTRIES} tensors, got {len(tensors)}")
     for name in tensors:
         if type(name) is not str or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-            refuse(f"{show(name)} came for the name of a tensor")
+            refuse(f"expected a short printable name of a tensor, got {short_repr(name)}")
     return prefixes.strip(tensors)
 
 
 def views(root: Any, data: memoryview, start: Callable[[Storage], int]) -> Flat:
     """Every tensor under the tree of a pickle as a view; `start` finds and checks a storage."""
-    tensors = _attributes(root) if type(root) is Object else _entries(_weights(root))
+    tensors = _collect_tensors(root) if type(root) is Object else _tensors(_find_state_dict(root))
     arrays = {
         name: _array(tensor, data, start(tensor.storage))
-        for name, tensor in _named(tensors).items()
+        for name, tensor in _strip_names(tensors).items()
     }
     size = sum(array.nbytes for array in arrays.values())
     if size > MOST_SHARING * len(data):

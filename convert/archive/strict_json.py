@@ -1,4 +1,4 @@
-"""JSON from files that may be hostile: what Python's own reader lets through is refused here."""
+"""JSON from files that may be hostile: stricter than Python's own reader."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from jaxclip.files import decode_text, read_bytes
 
-from .inert import refuse, show
+from .inert import refuse, short_repr
 
 LARGEST = 1 << 20  # bytes of a config; those of the released models have 5 kB
 _MOST_DIGITS = 19  # of 2**63
@@ -30,7 +30,7 @@ def _constant(text: str) -> NoReturn:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """A JSON object; ValueError for anything else, for names that come twice and for NaN."""
+    """A JSON object; ValueError for any other value, a repeated name and NaN."""
     try:
         found = json.loads(
             decode_text(data, "the JSON"),
@@ -43,7 +43,7 @@ def parse(data: bytes) -> dict[str, Any]:
     except RecursionError:
         refuse("the JSON is nested too deep")
     if type(found) is not dict:
-        refuse(f"expected a JSON object, got {show(found)}")
+        refuse(f"expected a JSON object, got {short_repr(found)}")
     return found
 
 

@@ -3,8 +3,8 @@
 Three containers: the TorchScript archive in which the official models were released (a zip whose
 data.pkl is a tree of objects), the zip that torch.save writes (a dict), and what torch.save wrote
 before version 1.6 (five pickles and the numbers behind them). All three are hostile until read:
-their pickles go through `pickles`, their zip through `zip_records`, and each tensor is held against
-the bytes that are really there.
+their pickles go through `pickles`, their zip through `zip_records`, and each tensor is compared
+with the bytes that the file has.
 """
 
 import math
@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jaxclip.checkpoint import Flat, replacing
+from jaxclip.images.kinds import text_kind
 
 from . import pickles
-from .inert import DTYPES, ORDERED_DICT, REBUILD_TENSOR, Object, Storage, refuse, show
-from .mapped import Bytes, parsed
+from .inert import DTYPES, ORDERED_DICT, REBUILD_TENSOR, Object, Storage, refuse, short_repr
+from .mapped import Bytes, parse_mapped
 from .state_dicts import LONGEST_NAME, views
 from .zip_records import Record, records
 
@@ -40,13 +41,15 @@ LARGE = 1 << 30  # bytes from which on sizes are written in 64 bits, well before
 # The containers ----------------------------------------------------------------------------------
 
 
-def _stored(members: dict[str, Record], name: str) -> Record:
+def _require_stored(members: dict[str, Record], name: str) -> Record:
     if name not in members:
-        raise ValueError(f"the zip has no {show(name)}, which a file of torch.save has")
+        raise ValueError(
+            f"expected {short_repr(name)} in the zip, as torch.save writes it, got none"
+        )
     if not members[name].is_stored:
         raise ValueError(
-            f"{show(name)} is compressed in the zip, PyTorch stores it as it is; was the file "
-            "unpacked and packed again? write it with torch.save"
+            f"expected {short_repr(name)} stored in the zip, as PyTorch does, got it compressed; "
+            "was the file unpacked and packed again? write it with torch.save"
         )
     return members[name]
 
@@ -55,15 +58,15 @@ def _read_zip(data: memoryview) -> Flat:
     """A TorchScript archive, or what torch.save writes."""
     members = records(data)
     if "byteorder" in members:
-        record = _stored(members, "byteorder")
+        record = _require_stored(members, "byteorder")
         order = bytes(data[record.start : record.start + min(record.size, 16)])
         if order != b"little":
             raise ValueError(
-                f"byte order {show(order)} came, only b'little' is read; write it again"
+                f"expected byte order b'little', got {short_repr(order)}; write it again"
             )
-    record = _stored(members, "data.pkl")
+    record = _require_stored(members, "data.pkl")
     if record.size > pickles.LARGEST:
-        refuse(f"data.pkl has {record.size} bytes, at most {pickles.LARGEST} were expected")
+        refuse(f"expected at most {pickles.LARGEST} bytes of data.pkl, got {record.size}")
     pickle = data[record.start : record.start + record.size]
     if zlib.crc32(pickle) != record.crc:
         refuse("the checksum of data.pkl is wrong")
@@ -73,10 +76,10 @@ def _read_zip(data: memoryview) -> Flat:
     if end != record.size:
         refuse(f"data.pkl goes on for {record.size - end} bytes after its pickle")
     if is_archive and type(root) is not Object:
-        refuse(f"{show(root)} came, the model of a TorchScript archive was expected")
+        refuse(f"expected the model of a TorchScript archive, got {short_repr(root)}")
 
     def start(storage: Storage) -> int:
-        numbers = _stored(members, f"data/{storage.key}")
+        numbers = _require_stored(members, f"data/{storage.key}")
         if numbers.size != storage.size * storage.dtype.itemsize:
             refuse(f"data/{storage.key} has {numbers.size} bytes for {storage.size} numbers")
         return numbers.start
@@ -89,14 +92,14 @@ def _read_legacy(data: memoryview, magic: bytes) -> Flat:
     version = pickles.load(data, len(magic))
     system = pickles.load(data, version.end)
     if version.value != LEGACY_VERSION or type(system.value) is not dict:
-        refuse(f"version {show(version.value)} came, {LEGACY_VERSION} was expected")
+        refuse(f"expected version {LEGACY_VERSION}, got {short_repr(version.value)}")
     if system.value.get("little_endian") is not True:
-        raise ValueError("a file that is not little-endian came, such are not read; write it again")
+        raise ValueError("expected a little-endian file, got another; write it again")
     root = pickles.load(data, system.end)
     listed = pickles.load(data, root.end)
     keys = listed.value
     if type(keys) is not list or not all(type(key) is str for key in keys):
-        refuse("a list of storages was expected after the pickle")
+        refuse("expected a list of storages after the pickle, got another value")
     if sorted(keys) != sorted(root.storages):
         refuse("the storages that the file lists are not those that its pickle uses")
     starts, at = {}, listed.end
@@ -112,45 +115,40 @@ def _read_legacy(data: memoryview, magic: bytes) -> Flat:
     return views(root.value, data, lambda storage: starts[storage.key])
 
 
-def probable_cause(head: bytes) -> str | None:
-    """What a file that starts so is, where it is no checkpoint of any kind, and what to do."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+def other_kind(head: bytes) -> str | None:
+    """The kind of a file that is no checkpoint, by its first bytes, and what to do; or None."""
     if not head:
-        return "the file is empty; get it again"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "a web page came, perhaps an error or a login page; get the file again"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer came and not the file; run `git lfs pull`"
-    if head.startswith(b"\x1f\x8b"):
-        return "a gzip file came; unpack it first"
-    return None
+        return "an empty file; get it again"
+    if (kind := text_kind(head)) is not None:
+        return f"{kind}; get the file again" + (" (`git lfs pull`)" if "LFS" in kind else "")
+    return "a gzip file; unpack it first" if head.startswith(b"\x1f\x8b") else None
 
 
-def _cause_in_torch(head: bytes, size: int) -> str:
+def _other_kind_of_torch(head: bytes, size: int) -> str:
     if head.startswith(b"PK"):
-        return "an empty or split zip came; get the file again"
+        return "an empty or split zip; get the file again"
     if head[257:262] == b"ustar":
-        return "a tar file came, as very old versions of PyTorch wrote; save it with a newer one"
+        return "a tar file, as very old versions of PyTorch wrote; save it with a newer one"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        return "a safetensors file came; read it as such"
+        return "a safetensors file; read it as such"
     if head.startswith(OLDEST_MAGIC):
-        return "a pickle of protocol 0 or 1 came, one of 2 to 5 was expected; save it anew"
+        return "one whose pickle has protocol 0 or 1; save it anew"
     if any(magic.startswith(head[:15]) for magic in LEGACY_MAGICS):
-        return "the file was cut off after a few bytes; get it again"
+        return "a file of a few bytes; get it again"
     if head.startswith(b"\x80"):
-        return "a pickle came that torch.save did not write; save model.state_dict() with torch"
-    return f"it starts with {show(head[:8])}; get it again from its source"
+        return "a pickle that torch.save did not write; save model.state_dict() with torch"
+    return f"one that starts with {short_repr(head[:8])}; get it again from its source"
 
 
-def _explain(data: memoryview) -> NoReturn:
-    """ValueError that names what the file probably is."""
+def _refuse_other_kind(data: memoryview) -> NoReturn:
+    """ValueError that names the kind of the file."""
     head = bytes(data[:512])
-    cause = probable_cause(head) or _cause_in_torch(head, len(data))
-    raise ValueError(f"no checkpoint of PyTorch: {cause}")
+    got = other_kind(head) or _other_kind_of_torch(head, len(data))
+    raise ValueError(f"expected a checkpoint of PyTorch, got {got}")
 
 
 def parse(data: Bytes) -> Flat:
-    """The same as `read`, of bytes in memory, whose views the arrays are."""
+    """The result of `read` for bytes in memory; the arrays are views of them."""
     view = memoryview(data).toreadonly()
     # By the whole magic: safetensors and other pickles may start with 0x80 as well.
     if bytes(view[:4]) == b"PK\3\4":
@@ -158,7 +156,7 @@ def parse(data: Bytes) -> Flat:
     for magic in LEGACY_MAGICS:
         if bytes(view[: len(magic)]) == magic:
             return _read_legacy(view, magic)
-    _explain(view)
+    _refuse_other_kind(view)
 
 
 def read(path: Path) -> Flat:
@@ -167,8 +165,8 @@ def read(path: Path) -> Flat:
     path: the file; of a training checkpoint only the state dict is read, and prefixes of training
     programs that all names carry are taken off.
     Returns {the file's own name: array}, in the file's order and number formats (bfloat16 as of
-    ml_dtypes). The arrays are read-only views of the mapped file, so nothing is loaded before it is
-    looked at; copy them (`numpy.array`) before the file is changed: reading from a file that was
+    ml_dtypes). The arrays are read-only views of the mapped file, so numbers are read when they
+    are used; copy them (`numpy.array`) before the file is changed: reading from a file that was
     meanwhile cut off ends the process.
     ValueError, in one line, for every file that is not sound; nothing that it holds is executed.
 
@@ -182,7 +180,7 @@ def read(path: Path) -> Flat:
 
     Source: torch/serialization.py, torch/csrc/jit/serialization (pickler.cpp, export_module.cpp).
     """
-    return parsed(Path(path), parse)
+    return parse_mapped(Path(path), parse)
 
 
 # Writing -----------------------------------------------------------------------------------------
@@ -206,7 +204,7 @@ def _tuple(*parts: bytes) -> bytes:
     return b"(" + b"".join(parts) + b"t"
 
 
-def _pickled_tensor(key: str, array: np.ndarray) -> bytes:
+def _pickle_tensor(key: str, array: np.ndarray) -> bytes:
     """torch._utils._rebuild_tensor_v2 called on all of storage `key`."""
     storage = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
     reference = _tuple(
@@ -241,15 +239,15 @@ def _add(file: zipfile.ZipFile, name: str, data: memoryview | bytes) -> None:
         record.write(data)
 
 
-def _prepared(name: str, value: Any) -> np.ndarray:
+def _prepare(name: str, value: Any) -> np.ndarray:
     """The array in C order and little-endian; ValueError where PyTorch has no such type or name."""
     array = np.asarray(value, order="C")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     if array.dtype not in DTYPES.values():
-        raise ValueError(f"{name} is {array.dtype}, one of PyTorch's number formats was expected")
+        raise ValueError(f"{name}: expected a number format of PyTorch, got {array.dtype}")
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"{name!r} came for the name of a tensor, a printable text was expected")
+        raise ValueError(f"expected a printable text as name of a tensor, got {name!r}")
     return array
 
 
@@ -262,9 +260,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for a name or a number format that the file cannot hold.
     Source: torch/serialization.py: _save; example at `read`.
     """
-    ready = [_prepared(name, array) for name, array in arrays.items()]
+    ready = [_prepare(name, array) for name, array in arrays.items()]
     items = [
-        _text(name) + _pickled_tensor(str(i), array)
+        _text(name) + _pickle_tensor(str(i), array)
         for i, (name, array) in enumerate(zip(arrays, ready, strict=True))
     ]
     tree = _global(*ORDERED_DICT) + b")R(" + b"".join(items) + b"u."

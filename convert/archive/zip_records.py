@@ -1,8 +1,8 @@
-"""The records of a zip file as PyTorch writes it: where each lies, and that nothing else is there.
+"""The records of a zip file as PyTorch writes it: the position of each, and no other bytes.
 
 The two directories of a zip may disagree, records may overlap, and bytes may lie between them, so
-that two programs read two things from one file. `zipfile` takes the directory at the end at its
-word. Here every byte of the file is accounted for once: records from byte 0 without a gap, then the
+that two programs read two things from one file. `zipfile` trusts the directory at the end.
+Here every byte of the file is accounted for once: records from byte 0 without a gap, then the
 directory, then the end. Nothing is decompressed or extracted.
 """
 
@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from typing import NamedTuple
 
-from .inert import refuse, show
+from .inert import refuse, short_repr
 
 MOST_RECORDS = 100_000  # the largest released model has 3,051
 _LOCAL = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
@@ -45,7 +45,7 @@ class _Entry(NamedTuple):
 def _unpack(layout: struct.Struct, data: memoryview, at: int, signature: bytes) -> tuple:
     """The fields after the signature."""
     if at < 0 or at + layout.size > len(data) or bytes(data[at : at + 4]) != signature:
-        refuse(f"no {signature[2:].hex()} header of a zip at byte {at}, one was expected there")
+        refuse(f"expected a {signature[2:].hex()} header of a zip at byte {at}, got none")
     return layout.unpack_from(data, at)[1:]
 
 
@@ -69,8 +69,8 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
         if at != end or rest != _END64.size - 12 or disk or first or here != both[0]:
             refuse("the 64-bit end record of the zip is not the one that PyTorch writes")
         narrow = ((count, 0xFFFF), (size, _WIDE), (start, _WIDE))
-        for (came, full), value in zip(narrow, both, strict=True):
-            if came not in (value, full):
+        for (field, full), value in zip(narrow, both, strict=True):
+            if field not in (value, full):
                 refuse("the two end records of the zip disagree")
         count, size, start = both
     if start + size != end or not 0 < count <= MOST_RECORDS:
@@ -85,11 +85,11 @@ def _widen(extra: memoryview, values: list[int]) -> list[int]:
         kind, size = struct.unpack_from("<HH", extra, at)
         field = extra[at + 4 : at + 4 + size]
         if kind == 1:
-            places = [i for i, value in enumerate(values) if value == _WIDE]
-            if len(field) < 8 * len(places):
+            wide = [i for i, value in enumerate(values) if value == _WIDE]
+            if len(field) < 8 * len(wide):
                 refuse("a 64-bit size is missing in the zip")
-            for i, place in enumerate(places):
-                values[place] = struct.unpack_from("<Q", field, 8 * i)[0]
+            for i, index in enumerate(wide):
+                values[index] = struct.unpack_from("<Q", field, 8 * i)[0]
             return values
         at += 4 + size
     return values
@@ -107,24 +107,24 @@ def _entry(data: memoryview, at: int, end: int) -> tuple[_Entry, int]:
         text = str(data[start : start + name], "utf-8")
     except UnicodeDecodeError:
         refuse("the name of a record is not UTF-8")
-    place = data[start + name : start + name + extra]
-    size, packed, header = _widen(place, [size, packed, header])
+    field = data[start + name : start + name + extra]
+    size, packed, header = _widen(field, [size, packed, header])
     if flags & _ENCRYPTED or (method == 0 and packed != size):
-        refuse(f"record {show(text)} is encrypted, or stored with two sizes")
+        refuse(f"record {short_repr(text)} is encrypted, or stored with two sizes")
     return _Entry(text, header, flags, method, crc, packed, size), after
 
 
 def _locate(data: memoryview, entry: _Entry) -> int:
-    """Where the bytes of a record start: after the *local* name and extra field."""
+    """The first byte of a record: after the *local* name and extra field."""
     fields = _unpack(_LOCAL, data, entry.header, b"PK\3\4")
     _, _, method, _, _, crc, packed, size, name, extra = fields
     start = entry.header + _LOCAL.size
     if bytes(data[start : start + name]) != entry.name.encode() or method != entry.method:
-        refuse(f"record {show(entry.name)} is called or packed differently by its own header")
+        refuse(f"record {short_repr(entry.name)} is called or packed differently by its own header")
     # Zero where the descriptor after the bytes says it.
-    said = ((crc, entry.crc), (packed, entry.packed), (size, entry.size))
-    if any(came not in (0, _WIDE, value) for came, value in said):
-        refuse(f"record {show(entry.name)} has two sizes or two checksums")
+    pairs = ((crc, entry.crc), (packed, entry.packed), (size, entry.size))
+    if any(field not in (0, _WIDE, value) for field, value in pairs):
+        refuse(f"record {short_repr(entry.name)} has two sizes or two checksums")
     return start + name + extra
 
 
@@ -133,16 +133,16 @@ def _check_names(names: list[str]) -> str:
     for name in names:
         parts = name.split("/")
         if re.search(r"[\x00-\x1f\\]|^[A-Za-z]:/", name) or not {"", ".", ".."}.isdisjoint(parts):
-            refuse(f"a record is called {show(name)}, which leads out of its folder")
+            refuse(f"a record is called {short_repr(name)}, which leads out of its folder")
     double, times = Counter(names).most_common(1)[0]
     if times > 1:
-        refuse(f"record {show(double)} is there twice")
+        refuse(f"record {short_repr(double)} is there twice")
     tops = {name.split("/")[0] for name in names}
     if len(tops) != 1 or names[0] in tops:
         raise ValueError(
-            f"a zip with {show(names[0])} at its top came, expected one folder with data.pkl as "
-            "PyTorch writes it; if this is an .npz read it with numpy.load, if a checkpoint lies "
-            "inside unpack it first"
+            "expected a zip with one folder that holds data.pkl, as PyTorch writes it, got one "
+            f"with {short_repr(names[0])} at its top; if this is an .npz read it with numpy.load, "
+            "if a checkpoint lies inside unpack it first"
         )
     return tops.pop()
 
@@ -164,11 +164,11 @@ def records(data: memoryview) -> dict[str, Record]:
     gaps: tuple[int, ...] = (0,)
     for entry in sorted(entries, key=lambda entry: entry.header):
         if entry.header - cursor not in gaps:
-            refuse(f"record {show(entry.name)} overlaps the one before it, or leaves a gap")
+            refuse(f"record {short_repr(entry.name)} overlaps the one before it, or leaves a gap")
         start = _locate(data, entry)
         cursor = start + entry.packed
         if cursor > directory:
-            refuse(f"record {show(entry.name)} reaches past the end of the records")
+            refuse(f"record {short_repr(entry.name)} reaches past the end of the records")
         gaps = _DESCRIPTOR_SIZES if entry.flags & _DESCRIPTOR else (0,)
         name = entry.name.removeprefix(f"{top}/")
         found[name] = Record(start, entry.packed, entry.crc, entry.method == 0)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxclip import checkpoint
-from jaxclip.config import Activation, ClipConfig, ResNetConfig, VisionConfig
-from jaxclip.convert.archive.inert import show
+from jaxclip.config import MEAN, STD, Activation, ClipConfig, ResNetConfig, VisionConfig
+from jaxclip.convert.archive.inert import short_repr
 
-from .open_clip import MEAN, STD, alike
+from .open_clip import is_same_setting
 from .table import Extras, Layout
 
 CONFIG_NAME = "config.json"
@@ -74,7 +74,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 _WRITTEN = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
-# transformers/models/clip/configuration_clip.py: what a config that does not say it means.
+# transformers/models/clip/configuration_clip.py: the defaults of a config.
 TEXT = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -108,7 +108,7 @@ def names(path: str) -> tuple[str, ...]:
         if path.startswith(f"{ours}."):
             layer, _, rest = path.removeprefix(f"{ours}.").partition(".")
             return tuple(f"{theirs}.{layer}.{part}" for part in BLOCK[rest])
-    raise ValueError(f"{path}: this layout has Vision and text Transformers only")
+    raise ValueError(f"{path}: expected a parameter of a Transformer; this layout has no other")
 
 
 def extras(config: ClipConfig) -> list[Extras]:
@@ -124,7 +124,7 @@ LAYOUT = Layout("huggingface", names, AXES, extras)
 
 
 def to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
-    """What stands in `config.json`; ValueError where the library cannot build the model."""
+    """The content of `config.json`; ValueError where transformers cannot build the model."""
     v, t = config.vision, config.text
     if isinstance(v, ResNetConfig):
         raise ValueError(
@@ -169,7 +169,7 @@ def to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
 
 
 def preprocessor_json(image_size: int) -> dict[str, Any]:
-    """What stands in `preprocessor_config.json`: the released preprocessing."""
+    """The content of `preprocessor_config.json`: the released preprocessing."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -191,7 +191,7 @@ def _tower(data: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict
     parts = [data.get(key) for key in (name, f"{name}_dict")]
     for part in parts:
         if part is not None and type(part) is not dict:
-            raise ValueError(f"{name} is {show(part)}, a JSON object was expected")
+            raise ValueError(f"{name}: expected a JSON object, got {short_repr(part)}")
     plain, override = parts
     return {**defaults, **(plain or {}), **({**defaults, **override} if override else {})}
 
@@ -202,29 +202,31 @@ def _towers(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def activation(data: Mapping[str, Any]) -> Activation:
-    """The one that both towers name."""
-    came = [tower["hidden_act"] for tower in _towers(data)]
-    for name in came:
+    """The activation that both towers name."""
+    named = [tower["hidden_act"] for tower in _towers(data)]
+    for name in named:
         if type(name) is not str or name not in ACTIVATIONS:
             raise ValueError(
-                f"{CONFIG_NAME}: hidden_act {show(name)} came, one of "
-                f"{', '.join(ACTIVATIONS)} expected"
+                f"{CONFIG_NAME}: hidden_act: expected one of {', '.join(ACTIVATIONS)}, got "
+                f"{short_repr(name)}"
             )
-    found = {ACTIVATIONS[name] for name in came}
+    found = {ACTIVATIONS[name] for name in named}
     if len(found) > 1:
         raise ValueError(
-            f"{CONFIG_NAME}: the towers use different activations, {came[0]} and {came[1]}; this "
-            "library has one for both"
+            f"{CONFIG_NAME}: hidden_act: expected one activation for both towers, got {named[0]} "
+            f"and {named[1]}; this library has one for both"
         )
     return found.pop()
 
 
 def heads(data: Mapping[str, Any]) -> tuple[int, int]:
-    """(of the image tower, of the text tower)."""
+    """(heads of the image tower, heads of the text tower)."""
     text, vision = (tower["num_attention_heads"] for tower in _towers(data))
     for value in (text, vision):
         if type(value) is not int or value < 1:
-            raise ValueError(f"{CONFIG_NAME}: num_attention_heads is {show(value)}")
+            raise ValueError(
+                f"{CONFIG_NAME}: num_attention_heads: expected 1 or more, got {short_repr(value)}"
+            )
     return vision, text
 
 
@@ -237,26 +239,27 @@ def check(data: Mapping[str, Any], config: ClipConfig) -> None:
         _towers(data), ("text_config", "vision_config"), (TEXT, VISION), strict=True
     ):
         for key in defaults.keys() - {"hidden_act"}:
-            came, wanted = tower[key], expected[name][key]
-            if type(came) not in (int, float) or came != wanted:
-                faults.append(f"{name}.{key} {show(came)} came, {wanted} expected")
+            got, wanted = tower[key], expected[name][key]
+            if type(got) not in (int, float) or got != wanted:
+                faults.append(f"{name}.{key}: expected {wanted}, got {short_repr(got)}")
     if data.get("projection_dim", PROJECTION_DIM) != config.embed_dim:
-        faults.append(f"projection_dim {show(data.get('projection_dim'))} came")
+        got = short_repr(data.get("projection_dim"))
+        faults.append(f"projection_dim: expected {config.embed_dim}, got {got}")
     end, largest = _towers(data)[0]["eos_token_id"], config.text.vocab_size - 1
     if type(end) is not int or end not in (LARGEST_ID_POOLING, largest):
         faults.append(
-            f"eos_token_id {show(end)} came, {LARGEST_ID_POOLING} or the largest id {largest} "
-            "expected, as pooling at any other id is not what this library does"
+            f"eos_token_id: expected {LARGEST_ID_POOLING} or the largest id {largest}, at which "
+            f"this library pools, got {short_repr(end)}"
         )
     if data.get("model_type", "clip") != "clip":
-        faults.append(f"model_type {show(data['model_type'])} came, 'clip' expected")
+        faults.append(f"model_type: expected 'clip', got {short_repr(data['model_type'])}")
     if faults:
         raise ValueError(
             f"{CONFIG_NAME} does not describe the weights: {'; '.join(sorted(faults))}"
         )
 
 
-# What makes CLIP's pictures under the names that it had, and other settings without effect on them.
+# The names that CLIP's image processor had, and settings without effect on the pixels.
 IMAGE_PROCESSORS = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
 IMAGE_PROCESSORS |= {"CLIPFeatureExtractor"}
 KIND_KEYS = ("image_processor_type", "feature_extractor_type")
@@ -266,7 +269,7 @@ NO_EFFECT |= {"_processor_class", "transformers_version", "image_seq_length", "i
 
 
 def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
-    """Which image processor the settings are for, where it is not CLIP's."""
+    """The image processor of the settings, where it is not CLIP's."""
     kinds = {key: settings[key] for key in KIND_KEYS if settings.get(key) is not None}
     if not kinds and settings.get("processor_class") is not None:
         known = {"CLIPProcessor", *IMAGE_PROCESSORS}
@@ -274,7 +277,7 @@ def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
     else:
         known = IMAGE_PROCESSORS
     return [
-        f"{key} {show(kind)}"
+        f"{key} {short_repr(kind)}"
         for key, kind in kinds.items()
         if type(kind) is not str or kind not in known
     ]
@@ -283,7 +286,7 @@ def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
 def _picture_faults(settings: Mapping[str, Any], size: int) -> list[str]:
     """The settings that make other pixels than the released preprocessing at that size.
 
-    What a file does not say is CLIP's in the library as well.
+    The defaults of transformers are those of CLIP.
     """
     expected = {**preprocessor_json(size), "default_to_square": False}
     faults = []
@@ -292,14 +295,14 @@ def _picture_faults(settings: Mapping[str, Any], size: int) -> list[str]:
         if key not in expected:
             # of an option that this library does not know, only "off" is certain to change nothing
             if value is not None and value is not False:
-                faults.append(f"{show(key)} {_compact(value)}, which is unknown")
+                faults.append(f"{short_repr(key)} {_compact(value)}, which is unknown")
             continue
         if key in ("size", "crop_size"):
             if type(value) is int and value == size:  # as files from before 2023 have them
                 continue
             if type(value) is dict:
                 value = {side: length for side, length in value.items() if length is not None}
-        if not alike(value, expected[key]):
+        if not is_same_setting(value, expected[key]):
             faults.append(f"{key} {_compact(value)}, expected {_compact(expected[key])}")
     return sorted(faults)
 
@@ -309,11 +312,11 @@ def _compact(value: Any) -> str:
     try:
         return json.dumps(value)[:80]
     except RecursionError:
-        return show(value)
+        return short_repr(value)
 
 
 def _image_settings(data: Mapping[str, Any]) -> Any:
-    """What a `processor_config.json` says about pictures: inside, or beside what it says else."""
+    """The settings for pictures in a `processor_config.json`: under a key of their own, or not."""
     for key in ("image_processor", "feature_extractor"):
         if data.get(key) != {} and key in data:
             return data[key]
@@ -330,7 +333,9 @@ def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -
     if file == PROCESSOR_NAME:
         data = _image_settings(data)
     if type(data) is not dict:
-        raise ValueError(f"{file}: expected a JSON object as image_processor, got {show(data)}")
+        raise ValueError(
+            f"{file}: expected a JSON object as image_processor, got {short_repr(data)}"
+        )
     if faults := _kind_faults(data) or _picture_faults(data, config.vision.image_size):
         raise ValueError(
             f"{file} asks for other pictures than the released preprocessing makes: "

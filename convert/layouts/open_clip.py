@@ -1,4 +1,4 @@
-"""The layout of open_clip: the official keys, and `open_clip_config.json` that says the rest.
+"""The layout of open_clip: the official keys, and `open_clip_config.json` with the rest.
 
 Its CustomTextCLIP keeps the text tower under `text.`, as we do.
 """
@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import Activation, ClipConfig, ResNetConfig
-from jaxclip.convert.archive.inert import show
+from jaxclip.config import MEAN, STD, Activation, ClipConfig, ResNetConfig
+from jaxclip.convert.archive.inert import short_repr
 
 from . import openai
 from .infer import HEAD_WIDTH
 from .table import Extras, Layout
 
 CONFIG_NAME = "open_clip_config.json"
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the released preprocessing
-STD = (0.26862954, 0.26130258, 0.27577711)
 
-# open_clip/model.py: CLIPVisionCfg, CLIPTextCfg: the values that leave the tower as released.
-# What a file does not say has them; what differs from them, in a file, is another model.
+# open_clip/model.py: CLIPVisionCfg, CLIPTextCfg: the defaults, which build the released towers.
+# Another value in a file means another model.
 _BLOCKS = {
     "mlp_ratio": 4.0,
     "ls_init_value": None,
@@ -65,7 +63,7 @@ TEXT: dict[str, Any] = {
     "proj_type": "linear",
     "hf_model_name": None,
 }
-# Without effect on the model's results while what they belong to is off.
+# Settings without effect on the results while the feature that they belong to is off.
 NO_EFFECT = {
     "patch_dropout",
     "output_tokens",
@@ -118,7 +116,7 @@ def _tanh(config: ClipConfig) -> dict[str, str] | None:
 
 
 def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
-    """What stands in `open_clip_config.json`.
+    """The content of `open_clip_config.json`.
 
     ValueError where open_clip cannot build the model.
     """
@@ -155,12 +153,12 @@ def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
 def _part(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = data.get(name)
     if type(value) is not dict:
-        raise ValueError(f"{name} is {show(value)}, a JSON object was expected")
+        raise ValueError(f"{name}: expected a JSON object, got {short_repr(value)}")
     return value
 
 
 def activation(data: dict[str, Any]) -> Activation:
-    """QuickGELU or GELU, as the config says; open_clip's GELU is exact unless told otherwise."""
+    """The activation of a config; open_clip's GELU is exact unless `act_kwargs` says tanh."""
     model = _part(data, "model_cfg")
     if model.get("quick_gelu") is True:
         return "quick_gelu"
@@ -169,44 +167,47 @@ def activation(data: dict[str, Any]) -> Activation:
 
 
 def sizes(data: dict[str, Any]) -> tuple[tuple[int | None, int | None], int | None]:
-    """((image heads, text heads), image size), where the config says them soundly."""
+    """((image heads, text heads), image size); None where the config has no valid number."""
     model = _part(data, "model_cfg")
     vision, text = {**VISION, **_part(model, "vision_cfg")}, {**TEXT, **_part(model, "text_cfg")}
     width, head, size = vision["width"], vision["head_width"], vision["image_size"]
     heads = None
     if type(width) is int and type(head) is int and head > 0 and type(vision["layers"]) is int:
         heads = width // head or None
-    said = text["heads"] if type(text["heads"]) is int and text["heads"] > 0 else None
-    return (heads, said), size if type(size) is int and 0 < size < 1 << 20 else None
+    of_text = text["heads"] if type(text["heads"]) is int and text["heads"] > 0 else None
+    return (heads, of_text), size if type(size) is int and 0 < size < 1 << 20 else None
 
 
 def _differences(
-    came: Mapping[str, Any],
+    got: Mapping[str, Any],
     expected: Mapping[str, Any],
     defaults: Mapping[str, Any],
     no_effect: set[str],
 ) -> list[str]:
-    came = {key: value for key, value in came.items() if key not in no_effect}
-    unknown = [f"{show(key)} is unknown" for key in came if key not in defaults]
-    filled, wanted = {**defaults, **came}, {**defaults, **expected}
+    """The settings that make another model than `expected`, each as a text."""
+    got = {key: value for key, value in got.items() if key not in no_effect}
+    unknown = [f"{short_repr(key)} is unknown" for key in got if key not in defaults]
+    filled, wanted = {**defaults, **got}, {**defaults, **expected}
     return unknown + [
-        f"{key} {show(filled[key])} came, {wanted[key]!r} expected"
+        f"{key}: expected {wanted[key]!r}, got {short_repr(filled[key])}"
         for key in defaults
-        if not alike(filled[key], wanted[key])
+        if not is_same_setting(filled[key], wanted[key])
     ]
 
 
-def alike(came: Any, wanted: Any) -> bool:
-    """Equal, and no 1 for True; numbers of the preprocessing to six places."""
-    if type(wanted) is list and type(came) is list and len(came) == len(wanted):
-        return all(alike(*pair) for pair in zip(came, wanted, strict=True))
-    if type(wanted) is float and type(came) in (int, float):
-        return bool(np.isclose(came, wanted, rtol=0, atol=1e-6))
-    if type(wanted) is dict and type(came) is dict:
-        return came.keys() == wanted.keys() and all(alike(came[key], wanted[key]) for key in wanted)
-    if wanted is None and came == {}:
+def is_same_setting(got: Any, wanted: Any) -> bool:
+    """Whether two values are equal; 1 is not True, and floats are compared to six places."""
+    if type(wanted) is list and type(got) is list and len(got) == len(wanted):
+        return all(map(is_same_setting, got, wanted))
+    if type(wanted) is float and type(got) in (int, float):
+        return bool(np.isclose(got, wanted, rtol=0, atol=1e-6))
+    if type(wanted) is dict and type(got) is dict:
+        return got.keys() == wanted.keys() and all(
+            is_same_setting(got[key], wanted[key]) for key in wanted
+        )
+    if wanted is None and got == {}:
         return True
-    return type(came) is type(wanted) and bool(came == wanted)
+    return type(got) is type(wanted) and bool(got == wanted)
 
 
 def check(data: dict[str, Any], config: ClipConfig, *, custom_text: bool) -> None:
@@ -225,16 +226,18 @@ def check(data: dict[str, Any], config: ClipConfig, *, custom_text: bool) -> Non
     head = {key: expected[key] for key in ("quick_gelu", "custom_text") if key in expected}
     faults += _differences(model, head, MODEL, MODEL_NO_EFFECT)
     if model.get("embed_dim") != config.embed_dim:
-        faults.append(f"embed_dim {show(model.get('embed_dim'))} came, {config.embed_dim} expected")
+        faults.append(
+            f"embed_dim: expected {config.embed_dim}, got {short_repr(model.get('embed_dim'))}"
+        )
     preprocess = data.get("preprocess_cfg", {})
     if type(preprocess) is not dict:
-        raise ValueError(f"preprocess_cfg is {show(preprocess)}, a JSON object was expected")
+        raise ValueError(f"preprocess_cfg: expected a JSON object, got {short_repr(preprocess)}")
     pictures = {
         key: value for key, value in preprocess.items() if key not in ("size", "fill_color")
     }
     faults += _differences(pictures, {}, PREPROCESS, set())
     if faults:
         raise ValueError(
-            f"{CONFIG_NAME} describes a model that is not the one in the file, or that this "
-            f"library does not have: {shorten(faults)}"
+            f"{CONFIG_NAME} describes another model than the weights, or one that this library "
+            f"does not have: {shorten(faults)}"
         )

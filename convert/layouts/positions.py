@@ -28,7 +28,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def weights(old: int, new: int, convention: Convention) -> np.ndarray:
-    """[new, old]: of which old places each new one is made; every row sums to one."""
+    """[new, old]: the weights of the old positions in each new one; every row sums to one."""
     centres = (np.arange(new) + 0.5) * old / new  # in old pixels
     if convention == "open_clip":
         stretch = max(old / new, 1.0)  # a kernel that covers what is merged into one
@@ -38,9 +38,9 @@ def weights(old: int, new: int, convention: Convention) -> np.ndarray:
     table = np.zeros((new, old))
     first = np.floor(centres - 0.5).astype(int) - 1
     for tap in range(4):
-        place = first + tap
-        weight = cubic(centres - 0.5 - place, A_PLAIN)
-        np.add.at(table, (np.arange(new), place.clip(0, old - 1)), weight)
+        source = first + tap
+        weight = cubic(centres - 0.5 - source, A_PLAIN)
+        np.add.at(table, (np.arange(new), source.clip(0, old - 1)), weight)
     return table
 
 
@@ -54,10 +54,10 @@ def resize(table: np.ndarray, side: int, convention: Convention = "open_clip") -
     """
     if convention not in get_args(Convention):
         names = ", ".join(get_args(Convention))
-        raise ValueError(f"convention {convention!r} came, one of {names} was expected")
+        raise ValueError(f"convention: expected one of {names}, got {convention!r}")
     old = round((len(table) - 1) ** 0.5)
     if old < 1 or old**2 + 1 != len(table) or side < 1:
-        raise ValueError(f"{len(table)} positions came, a square and one more were expected")
+        raise ValueError(f"expected a square and one more positions, got {len(table)}")
     if old == side:
         return table
     grid = table[1:].astype(np.float64).reshape(old, old, -1)
@@ -83,9 +83,9 @@ def at_size(loaded: Loaded, image_size: int, convention: Convention = "open_clip
     else:
         side = image_size // vision.patch_size
     table = resize(loaded.flat[name], side, convention)
-    told = {"from": config.vision.image_size, "to": image_size, "positions": convention}
+    resized = {"from": config.vision.image_size, "to": image_size, "positions": convention}
     return Loaded(
         {**loaded.flat, name: table},
         dataclasses.replace(config, vision=vision),
-        {**loaded.notes, "resized": told},
+        {**loaded.notes, "resized": resized},
     )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import TypeVar
 
-from jaxclip.convert.archive.inert import show
+from jaxclip.convert.archive.inert import short_repr
 
 Value = TypeVar("Value")
 
@@ -59,8 +59,8 @@ def check(names: Iterable[str]) -> None:
     if prefix is None:
         return
     others = [name for name in names if not name.startswith(prefix)]
-    beside = f", and others such as {show(others[0])} without it" if others else ""
+    beside = f", and others such as {short_repr(others[0])} without it" if others else ""
     raise ValueError(
         f"expected the names of a CLIP model alone, got {len(names) - len(others)} with the prefix "
-        f"{show(prefix)}{beside}; save the state_dict() of the CLIP model inside"
+        f"{short_repr(prefix)}{beside}; save the state_dict() of the CLIP model inside"
     )

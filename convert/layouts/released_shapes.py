@@ -1,4 +1,4 @@
-"""Heads by shape: what the shapes of a file do not show, of models whose shapes are well known.
+"""Attention heads of the models whose shapes are well known, by shape.
 
 A file of weights alone says neither how many heads its towers have nor at which token the text
 tower pools. Of the shapes in this table both are known: the nine that OpenAI released, and those of

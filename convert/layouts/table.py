@@ -1,7 +1,20 @@
-"""What the layouts have in common: names and axes there and back, and nothing let through.
+"""A layout as a table of names and axes, both ways; a file has exactly its entries or is refused.
 
-A layout is a table: under which foreign names a parameter of ours lies, and in which order its
-axes. From the config follows the whole list of entries; a file has exactly these or is refused.
+One key and one array, there and back:
+
+>>> from jaxclip.config import RELEASED
+>>> from jaxclip.convert.layouts import huggingface
+>>> path = "text.transformer.resblocks.0.attn.in_proj_kernel"      # ours: [in, out] of q, k and v
+>>> huggingface.LAYOUT.names(path)[0]                              # theirs: three arrays [out, in]
+'text_model.encoder.layers.0.self_attn.q_proj.weight'
+>>> entry = next(e for e in entries(huggingface.LAYOUT, RELEASED["ViT-B/32"]) if e.path == path)
+>>> entry.shape, entry.axes                        # of each of theirs; our axis i is their axes[i]
+((512, 512), (1, 0))
+>>> parts = [np.full(entry.shape, number, np.float32) for number in (1, 2, 3)]  # q, k, v
+>>> entry.to_ours(parts).shape                     # joined along their axis 0, then transposed
+(512, 1536)
+>>> all(map(np.array_equal, entry.to_theirs(entry.to_ours(parts)), parts))
+True
 """
 
 import re
@@ -10,9 +23,9 @@ from typing import NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 
-from jaxclip.checkpoint import Flat, check_model, complaint, shorten
+from jaxclip.checkpoint import Flat, check_model, parameter_fault, shorten
 from jaxclip.config import LARGEST, ClipConfig
-from jaxclip.convert.archive.inert import show
+from jaxclip.convert.archive.inert import short_repr
 from jaxclip.shapes import Shape, parameters
 
 from .infer import kind
@@ -43,18 +56,18 @@ class Entry(NamedTuple):
     shape: Shape  # of each of theirs
 
     def to_ours(self, parts: list[np.ndarray]) -> np.ndarray:
-        """A view where there is one part."""
+        """The array in our axes; a view where there is one part."""
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole.transpose(self.axes)
 
     def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
-        """Views."""
+        """The array in their axes, split into their parts, as views."""
         whole = array.transpose([self.axes.index(i) for i in range(len(self.axes))])
         return [whole] if len(self.names) == 1 else np.split(whole, len(self.names))
 
 
 def entries(layout: Layout, config: ClipConfig) -> Iterator[Entry]:
-    """One for every parameter of ours, in their layout."""
+    """An entry for every parameter of ours, in their layout."""
     for path, shape in parameters(config).items():
         axes = layout.axes.get(kind(path), tuple(range(len(shape))))
         names = layout.names(path)
@@ -72,12 +85,13 @@ def refuse(faults: list[str], layout: str) -> NoReturn:
     )
 
 
-def _extra_complaint(name: str, came: np.ndarray, expected: np.ndarray | None) -> str | None:
-    if came.dtype != np.int64 or came.shape != (() if expected is None else expected.shape):
-        return f"{name} is {came.dtype} of shape {came.shape}"
+def _extra_fault(name: str, got: np.ndarray, expected: np.ndarray | None) -> str | None:
+    shape = () if expected is None else expected.shape
+    if got.dtype != np.int64 or got.shape != shape:
+        return f"{name}: expected int64 of shape {shape}, got {got.dtype} of shape {got.shape}"
     if expected is None:
-        return f"{name} is {came}, a count was expected" if came < 0 else None
-    return None if (came == expected).all() else f"{name} does not agree with the shapes"
+        return f"{name}: expected a count, got {got}" if got < 0 else None
+    return None if (got == expected).all() else f"{name} does not agree with the shapes"
 
 
 def to_ours(
@@ -87,7 +101,7 @@ def to_ours(
     *,
     check_numbers: bool = True,
 ) -> tuple[Flat, dict[str, int | None]]:
-    """(parameters under our names, extras that came: counts, and None for what can be remade).
+    """(parameters under our names, extras in the file: counts, and None where the config has it).
 
     The arrays are views of the given ones wherever nothing had to be joined, in their formats.
     ValueError lists every name that is missing, unexpected, or of a wrong shape, format or value.
@@ -102,35 +116,37 @@ def to_ours(
                 continue
             del left[name]
             formats.add(arrays[name].dtype)
-            if fault := complaint(name, arrays[name], entry.shape, check_numbers=check_numbers):
+            if fault := parameter_fault(
+                name, arrays[name], entry.shape, check_numbers=check_numbers
+            ):
                 faults.append(fault)
         if len(formats) > 1:
-            faults.append(f"{', '.join(entry.names)} are of different number formats")
-    came: dict[str, int | None] = {}
+            faults.append(f"{', '.join(entry.names)}: expected one number format")
+    extras: dict[str, int | None] = {}
     for group in layout.extras(config):
         held = [name for name in group if name in left]
         faults += [f"- {name}" for name in group if held and name not in left]
         for name in held:
             del left[name]
             value = arrays[name]
-            if fault := _extra_complaint(name, value, group[name]):
+            if fault := _extra_fault(name, value, group[name]):
                 faults.append(fault)
             else:
-                came[name] = int(value) if group[name] is None else None
-    faults += [f"+ {show(name)} {arrays[name].shape}" for name in left]
+                extras[name] = int(value) if group[name] is None else None
+    faults += [f"+ {short_repr(name)} {arrays[name].shape}" for name in left]
     if faults:
         refuse(faults, layout.name)
-    return {e.path: e.to_ours([arrays[name] for name in e.names]) for e in wanted}, came
+    return {e.path: e.to_ours([arrays[name] for name in e.names]) for e in wanted}, extras
 
 
 def _extra_values(
-    layout: Layout, config: ClipConfig, came: Mapping[str, int | None], only_these: bool
+    layout: Layout, config: ClipConfig, extras: Mapping[str, int | None], only_these: bool
 ) -> Flat:
-    """The extras to write. What follows from the config is made anew; a count is what it was."""
+    """The extras to write: values that follow from the config, and counts as they were read."""
     known = {name: value for group in layout.extras(config) for name, value in group.items()}
-    wanted = known.keys() & came.keys() if only_these else known.keys()
+    wanted = known.keys() & extras.keys() if only_these else known.keys()
     return {
-        name: np.asarray(came.get(name) or 0 if value is COUNTER else value, np.int64)
+        name: np.asarray(extras.get(name) or 0 if value is COUNTER else value, np.int64)
         for name, value in known.items()
         if name in wanted
     }
@@ -140,24 +156,24 @@ def to_theirs(
     layout: Layout,
     config: ClipConfig,
     flat: Mapping[str, np.ndarray],
-    came: Mapping[str, int | None],
+    extras: Mapping[str, int | None],
     *,
     only_these: bool,
 ) -> Flat:
     """Parameters under their names, as views, and extras; the inverse of `to_ours`.
 
-    came: the extras that `to_ours` reported, or none of them.
-    only_these: for a model that came from this layout, no extras that it did not have.
+    extras: those that `to_ours` returned, or none of them.
+    only_these: write no others, as for a model that was read from this layout.
     ValueError lists what does not fit the config.
     """
     check_model(config, flat)
     arrays: Flat = {}
     for entry in entries(layout, config):
         arrays.update(zip(entry.names, entry.to_theirs(flat[entry.path]), strict=True))
-    return {**arrays, **_extra_values(layout, config, came, only_these)}
+    return {**arrays, **_extra_values(layout, config, extras, only_these)}
 
 
-# What `parameters.infer` asks of a file -----------------------------------------------------------
+# For `infer`: sizes read off the shapes -----------------------------------------------------------
 
 
 def shape_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str, int], Shape]:
@@ -169,7 +185,7 @@ def shape_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str,
             refuse([f"- {name}"], layout.name)
         theirs = arrays[name].shape
         if len(theirs) != rank or 0 in theirs:
-            refuse([f"{name} has shape {theirs}, {rank} sizes expected"], layout.name)
+            refuse([f"{name}: expected {rank} sizes, got shape {theirs}"], layout.name)
         axes = layout.axes.get(kind(path), tuple(range(rank)))
         return tuple(theirs[i] for i in axes)
 
@@ -185,7 +201,7 @@ def layers_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str
         found = sorted(int(match[1]) for match in map(pattern.fullmatch, arrays) if match)
         if not 0 < len(found) <= LARGEST["layers"] or found != list(range(len(found))):
             numbers = ", ".join(map(str, found[:40])) or "none"
-            refuse([f"{before}N: layers {numbers} came, 0, 1, 2, ... expected"], layout.name)
+            refuse([f"{before}N: expected layers 0, 1, 2, ..., got {numbers}"], layout.name)
         return len(found)
 
     return layers

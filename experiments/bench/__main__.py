@@ -3,14 +3,13 @@
 Question:  is each thing that people wait for faster here than with the best PyTorch program?
 Command:   pip install -e '.[test,parity]' && python -m experiments.bench SUITE [--help]
 Result:    rows as JSON lines; with --write also docs/bench.json, and from it the tables of
-           docs/performance.md and of the README (`python -m experiments.bench tables`).
+           docs/performance.md (`python -m experiments.bench tables`).
 
 "speed" is the peer's time over ours, above 1 where jaxclip is faster: the median over pairs of runs
 that follow each other, and in brackets the quartiles. On a machine that does other work as well
 take one thread (--threads 1): PyTorch's threads wait for the one that was put off.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lib.common import missing_package
+from jaxclip.cli.usage import USAGE, parse
 from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,6 @@ SUITES = {
     "embed": "a folder of pictures to embeddings",
     "growth": "time and memory against batch, resolution and devices",
 }
-SHORT = ("inference", "cold", "preprocess", "tokenizer", "embed")  # in the README
 
 
 def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, Any]:
@@ -54,54 +53,50 @@ def keep(suite: str, rows: Iterable[dict[str, Any]], record: Path) -> dict[str, 
     return kept
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; every suite's module adds its own flags."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    suites = made.add_subparsers(dest="suite", required=True)
-    for suite, what in SUITES.items():
-        flags = suites.add_parser(suite, help=what)
-        importlib.import_module(f"experiments.bench.{suite}").add_flags(flags)
-        flags.add_argument("--pairs", type=int, default=7, help="runs of each side")
-        flags.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides")
-        flags.add_argument("--write", action="store_true", help="keep the rows, write the tables")
-    suites.add_parser("tables", help="write the tables from the record; nothing is measured")
-    return made
+def measure(suite: str, arguments: Sequence[str]) -> None:
+    """Print the rows of one suite, and keep them where --write says so."""
+    module = importlib.import_module(f"experiments.bench.{suite}")
+    flags = parse(module.Flags, arguments, f"bench {suite}", module.__doc__)
+    os.environ["NPROC"] = str(flags.threads)  # before jax starts: its threads on a CPU
+    from experiments.bench import pairs
+
+    where = pairs.where()
+    for row in module.rows(flags):
+        row["where"] = where
+        print(json.dumps(row), flush=True)
+        if flags.write:
+            keep(suite, [row], RECORD)
+    if flags.write:
+        write_tables()
+
+
+def write_tables() -> None:
+    """Write the tables from the record; nothing is measured."""
+    from experiments.bench import tables
+
+    tables.write(json.loads(RECORD.read_text()), ROOT)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure one suite, print its rows; the exit code."""
-    # Before jax starts: its number of threads on a CPU.
-    threads = [arguments[i + 1] for i, x in enumerate(arguments[:-1]) if x == "--threads"]
-    if threads:
-        os.environ["NPROC"] = threads[-1]
-    options = parser().parse_args(arguments)
-    from experiments.bench import pairs as bench_pairs
-    from experiments.bench import tables as bench_tables
-
-    if options.suite != "tables":
-        if options.pairs < 1 or options.threads < 1:
-            complain("bench", "--pairs and --threads must be 1 or more")
-            return 2
-        suite = importlib.import_module(f"experiments.bench.{options.suite}")
-        where = bench_pairs.where()
-        for row in suite.rows(options):
-            row["where"] = where
-            print(json.dumps(row), flush=True)
-            if options.write:
-                keep(options.suite, [row], RECORD)
-    if options.suite == "tables" or options.write:
-        bench_tables.write(json.loads(RECORD.read_text()), ROOT)
+    """Measure the suite that is named first, or write the tables; the exit code."""
+    suites = SUITES | {"tables": "the tables from the record; nothing is measured"}
+    if set(arguments[:1]) & {"-h", "--help"}:
+        print(__doc__)
+        print("\n".join(f"  {suite:11} {what}" for suite, what in suites.items()))
+        return 0
+    if not arguments or arguments[0] not in suites:
+        got = repr(arguments[0]) if arguments else "nothing"
+        complain("bench", f"expected one of {', '.join(suites)}, got {got}")
+        return USAGE
+    try:
+        if arguments[0] == "tables":
+            write_tables()
+        else:
+            measure(arguments[0], arguments[1:])
+    except ImportError as error:
+        raise missing_package(error) from error
     return 0
 
 
-def _work() -> int:
-    try:
-        return main(sys.argv[1:])
-    except ImportError as error:
-        raise missing_package(error) from error
-
-
 if __name__ == "__main__":
-    raise SystemExit(run_program("bench", _work))
+    raise SystemExit(run_program("bench", lambda: main(sys.argv[1:])))

@@ -6,7 +6,7 @@ of them memory is touched and given back: in a virtual machine the first touch o
 for minutes may take a second, which would be billed to whoever comes first.
 """
 
-import argparse
+import dataclasses
 import functools
 import itertools
 import os
@@ -14,9 +14,9 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from experiments.bench.pairs import Program, Seconds, compared, program, say
+from experiments.bench.pairs import Program, Seconds, SuiteFlags, compared, program, say
 from experiments.bench.tables import PEAK
 
 ROOT = Path(__file__).parents[2]
@@ -35,15 +35,18 @@ TOUCHED = 1_700_000_000  # bytes, more than any of the programs takes
 Runs = dict[str, Callable[[], Program]]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--files", type=Path, help="a folder for the models, kept (1.3 GB)")
-    parser.add_argument("--only", choices=["classify", "load"], help="one of the two questions")
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    files: Path | None = None
+    """a folder for the models, kept (1.3 GB)"""
+    only: Literal["classify", "load"] | None = None
+    """one of the two questions"""
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """A row a file and state of the compilation cache, then one a way to load."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = options.files or Path(scratch)
+        files = flags.files or Path(scratch)
         files.mkdir(parents=True, exist_ok=True)
         traced, state_dict = str(files / "traced.pt"), str(files / "state-dict.pt")
         if not Path(traced).is_file():
@@ -51,10 +54,10 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             _run(["-m", "experiments.lib.peers.official_run", "make", str(files)])
         ours = str(files / "ViT-B-32.safetensors")
         _run(["-m", "jaxclip", "convert", traced, ours, "--force"])
-        if options.only != "load":
-            yield from _classify({"file": ours, ".pt": traced}, Path(scratch), options.pairs)
-        if options.only != "classify":
-            yield from _load({"file": ours, ".pt": traced}, state_dict, options.pairs)
+        if flags.only != "load":
+            yield from _classify({"file": ours, ".pt": traced}, Path(scratch), flags.pairs)
+        if flags.only != "classify":
+            yield from _load({"file": ours, ".pt": traced}, state_dict, flags.pairs)
 
 
 def _run(arguments: list[str], cache: str = "") -> Program:

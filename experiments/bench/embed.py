@@ -4,7 +4,7 @@ Both are processes of their own that read the same checkpoint and write one file
 program: DataLoader with a worker a core, the official transform, `inference_mode`, the tower alone.
 """
 
-import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from typing import Any
 
 from experiments.bench import pictures as bench_pictures
 from experiments.bench.cold import ROOT
-from experiments.bench.pairs import Program, compared, program, say
+from experiments.bench.pairs import Program, SuiteFlags, compared, program, say
+from jaxclip.cli.usage import Positive
 
 THEIRS = """
 import sys
@@ -43,16 +44,19 @@ np.save(out, (embeds / embeds.norm(dim=-1, keepdim=True)).numpy())
 """
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, nargs="+", default=[10_000])
-    parser.add_argument("--photos", type=Path, help="a folder of photographs to cut pieces from")
-    parser.add_argument("--files", type=Path, help="a folder for the models, kept (1.3 GB)")
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    pictures: tuple[Positive, ...] = (10_000,)
+    photos: Path | None = None
+    """a folder of photographs to cut pieces from"""
+    files: Path | None = None
+    """a folder for the models, kept (1.3 GB)"""
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """A row a number of pictures; its peaks of memory show whether memory grows with them."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = options.files or Path(scratch)
+        files = flags.files or Path(scratch)
         archive = files / "traced.pt"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAXCLIP_CACHE": f"{scratch}/cache"}
         if not archive.is_file():
@@ -61,17 +65,17 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 str(ROOT),
                 environment,
             )
-        for count in options.pictures:
+        for count in flags.pictures:
             folder = Path(scratch) / str(count)
             say(f"making {count} pictures")
-            bench_pictures.make(folder, count, options.photos)
+            bench_pictures.make(folder, count, flags.photos)
             out = f"{scratch}/out.npz"
             ours = ["-m", "jaxclip", "embed", str(folder), "--out", out, "--model", str(archive)]
             ours += ["--policy", "official", "--force"]
             workers = str(os.cpu_count())
             theirs = ["-c", THEIRS, str(archive), str(folder), f"{scratch}/out.npy", workers]
             done: dict[str, list[Program]] = {"jaxclip": [], "PyTorch loop": []}
-            for turn in range(options.pairs):
+            for turn in range(flags.pairs):
                 for side, command in list(zip(done, (ours, theirs), strict=True))[
                     :: -1 if turn % 2 else 1
                 ]:

@@ -4,7 +4,7 @@ Of one training step, compiled: seconds of the processor, and the memory that XL
 temporaries and state on each device. `experiments/proofs/loss_memory.py` has the loss alone.
 """
 
-import argparse
+import dataclasses
 import os
 import statistics
 from collections.abc import Iterator
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench import peers as bench_peers
-from experiments.bench.pairs import say, timed
+from experiments.bench.pairs import SuiteFlags, say, timed
 from experiments.bench.training import DECAY, RATE, SMALL
+from jaxclip.cli.usage import Positive
 from jaxclip.config import ClipConfig
 from jaxclip.models import clip
 from jaxclip.training.optimizer import adamw
@@ -28,29 +29,30 @@ from jaxclip.training.step import clip_loss_fn, sharded_step
 PLOT = Path(__file__).parents[2] / "docs" / "growth.png"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32, 64])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 96, 128, 192])
-    parser.add_argument("--devices", nargs="*", type=int, default=[1, 2, 4])
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    batches: tuple[Positive, ...] = (8, 16, 32, 64)
+    sizes: tuple[Positive, ...] = (64, 96, 128, 192)
+    devices: tuple[Positive, ...] = (1, 2, 4)
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """One quantity grows, the others stay at their first values; with `--write` also a plot."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    most = max([1, *options.devices])
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={most}"
+    of_xla = os.environ.get("XLA_FLAGS", "")
+    most = max([1, *flags.devices])
+    os.environ["XLA_FLAGS"] = f"{of_xla} --xla_force_host_platform_device_count={most}"
     base = SMALL["small ViT"]
-    cases = [("batch", base, batch, 1) for batch in options.batches]
-    for size in options.sizes:
+    cases = [("batch", base, batch, 1) for batch in flags.batches]
+    for size in flags.sizes:
         config = replace(base, vision=replace(base.vision, image_size=size))
-        cases.append(("image size", config, options.batches[0], 1))
-    cases += [("devices", base, max(options.batches), count) for count in options.devices]
+        cases.append(("image size", config, flags.batches[0], 1))
+    cases += [("devices", base, max(flags.batches), count) for count in flags.devices]
     made: dict[str, list[dict[str, Any]]] = {"batch": [], "image size": [], "devices": []}
     for grows, config, batch, count in cases:
-        row = _row(config, batch, count, options.pairs)
+        row = _row(config, batch, count, flags.pairs)
         made[grows].append(row)
         yield {"what": f"{grows} grows", **row}
-    if options.write:
+    if flags.write:
         _plot({grows: each for grows, each in made.items() if each})
 
 

@@ -4,11 +4,11 @@ With `--precision bfloat16` the peers run in bfloat16 and in float32 as well, so
 the best of both.
 """
 
-import argparse
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ import numpy as np
 
 import jaxclip
 from experiments.bench import peers as bench_peers
-from experiments.bench.pairs import compared, in_turn, say
+from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
+from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig
 
 MODELS = ("ViT-B/32", "ViT-B/16", "RN50", "text")
@@ -24,38 +25,38 @@ TEXT_OF = "ViT-B/32"  # whose text tower the row `text` is
 APART = 0.05  # features of two sides lie closer, also in bfloat16, or the rows compare nothing
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=[*RELEASED, "text"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--compiled", action="store_true", help="peers under torch.compile as well")
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    models: tuple[Literal[*RELEASED, "text"], ...] = tuple(MODELS)
+    batches: tuple[Positive, ...] = (1, 8, 32)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
+    """peers under torch.compile as well"""
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """One row a model and batch size."""
-    for name in options.models:
+    for name in flags.models:
         tower = "text" if name == "text" else "image"
         config = RELEASED[TEXT_OF if name == "text" else name]
-        yield from measured(name, tower, config, options)
+        yield from measured(name, tower, config, flags)
 
 
-def measured(
-    name: str, tower: str, config: ClipConfig, options: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def measured(name: str, tower: str, config: ClipConfig, flags: Flags) -> Iterator[dict[str, Any]]:
     """The rows of one tower; ValueError if the sides do not compute the same."""
     import torch
 
-    torch.set_num_threads(options.threads)
-    dtype = options.precision
+    torch.set_num_threads(flags.threads)
+    dtype = flags.precision
     formats = [dtype] if dtype == "float32" else [dtype, "float32"]
     with tempfile.TemporaryDirectory() as folder:
         path = bench_peers.weights(config, Path(folder))
         model, _ = jaxclip.load(path, dtype=getattr(jnp, dtype), arrange=True)
         peers = {
-            each: bench_peers.encoders(config, path, each, compiled=options.compiled)
+            each: bench_peers.encoders(config, path, each, compiled=flags.compiled)
             for each in formats
         }
-        for batch in options.batches:
+        for batch in flags.batches:
             say(f"{name}, batch {batch}, {dtype}")
             encode = model.encode_text if tower == "text" else model.encode_image
             sides: dict[str, Any] = {}
@@ -67,8 +68,8 @@ def measured(
                 features = {side: _array(run()) for side, run in sides.items()}
                 for side, found in features.items():
                     _agree(side, found, features["jaxclip"])
-                seconds = in_turn(sides, options.pairs)
-            what = {"model": name, "batch": batch, "precision": dtype, "threads": options.threads}
+                seconds = in_turn(sides, flags.pairs)
+            what = {"model": name, "batch": batch, "precision": dtype, "threads": flags.threads}
             layout = "channels_last" if isinstance(config.vision, ResNetConfig) else ""
             yield compared(what | ({"peers' layout": layout} if layout else {}), seconds)
 

@@ -5,8 +5,10 @@ runs that follow each other; each pair gives one, the median is the result and t
 spread. Two clocks: the wall's, and the seconds of the processor, which other work hardly moves.
 """
 
+import dataclasses
 import datetime
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -16,11 +18,24 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+from jaxclip.cli.usage import Positive
 from jaxclip.evaluation.results import name_processor
 
 PACKAGES = ("jax", "flax", "torch", "open_clip_torch", "transformers", "clip-anytorch", "Pillow")
 PAUSE = 0.01  # seconds between two runs: the threads of the one before still spin for a while
 Run = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteFlags:
+    """The flags of every suite."""
+
+    pairs: Positive = 7
+    """runs of each side"""
+    threads: Positive = os.cpu_count() or 1
+    """of both sides"""
+    write: bool = False
+    """keep the rows, write the tables"""
 
 
 class Seconds(NamedTuple):

@@ -6,19 +6,20 @@ record says how long it waited for data. On a CPU both share the cores, so there
 is below that of the step; what tells is the waiting.
 """
 
-import argparse
+import dataclasses
 import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from experiments.bench import pictures as bench_pictures
-from experiments.bench.pairs import Run, say
+from experiments.bench.pairs import Run, SuiteFlags, say
 from experiments.bench.training import DTYPES, MODELS, ours
+from jaxclip.cli.usage import Positive
 from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop
@@ -30,47 +31,51 @@ CAPTIONS = ("a temple in the mountains", "a flower, seen from near", "a street a
 RUN = "images/s, a run from files"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", default=["small ViT"], choices=list(MODELS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[32])
-    parser.add_argument("--steps", type=int, default=60, help="of each measurement")
-    parser.add_argument("--precision", choices=list(DTYPES), default="float32")
-    parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
-    parser.add_argument("--readers", type=int, default=8, help="threads that read and decode")
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--photos", type=Path, help="a folder of photographs to cut pieces from")
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    models: tuple[Literal[*MODELS], ...] = ("small ViT",)
+    batches: tuple[Positive, ...] = (32,)
+    steps: Positive = 60
+    """of each measurement"""
+    precision: Literal[*DTYPES] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    readers: Positive = 8
+    """threads that read and decode"""
+    pictures: Positive = 500
+    photos: Path | None = None
+    """a folder of photographs to cut pieces from"""
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """A row a model and batch size; `--pairs` is how often the three take turns."""
     with tempfile.TemporaryDirectory() as scratch:
         pictures = Path(scratch) / "pictures"
-        for i, path in enumerate(bench_pictures.make(pictures, options.pictures, options.photos)):
+        for i, path in enumerate(bench_pictures.make(pictures, flags.pictures, flags.photos)):
             path.with_suffix(".txt").write_text(CAPTIONS[i % len(CAPTIONS)])
-        for name in options.models:
-            for batch in options.batches:
+        for name in flags.models:
+            for batch in flags.batches:
                 say(f"{name}, batch {batch}")
                 recipe = Recipe(
-                    steps=options.steps,
+                    steps=flags.steps,
                     batch_size=batch,
                     warmup=10,
                     log_every=1,
-                    save_every=options.steps,
-                    evaluate_every=options.steps,
-                    dtype=options.precision,
-                    remat=options.remat,
+                    save_every=flags.steps,
+                    evaluate_every=flags.steps,
+                    dtype=flags.precision,
+                    remat=flags.remat,
                     text_length=MODELS[name].text.context_length,
                     model=MODELS[name],
                 )
                 turns = [
                     measured(
-                        recipe, pictures, options.readers, Path(scratch) / f"{name}-{batch}-{turn}"
+                        recipe, pictures, flags.readers, Path(scratch) / f"{name}-{batch}-{turn}"
                     )
-                    for turn in range(options.pairs)
+                    for turn in range(flags.pairs)
                 ]
                 middle = sorted(turns, key=lambda found: found[RUN])[len(turns) // 2]
-                what = {"model": name, "batch": batch, "precision": options.precision}
-                yield {**what, "readers": options.readers, "measured": middle}
+                what = {"model": name, "batch": batch, "precision": flags.precision}
+                yield {**what, "readers": flags.readers, "measured": middle}
 
 
 def measured(recipe: Recipe, pictures: Path, readers: int, run: Path) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Suite `preprocess`: JPEG files to pixels, beside the official pipeline; one core, all cores."""
 
-import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,20 +12,24 @@ import numpy as np
 from PIL import Image
 
 from experiments.bench import pictures as bench_pictures
-from experiments.bench.pairs import compared, in_turn, say
+from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
 from experiments.lib.peers.parity_support import official_transform
+from jaxclip.cli.usage import Positive
 from jaxclip.images.open import open_image
 from jaxclip.images.preprocess import Preprocess
 
 SIZE = 224
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=100, help="a turn")
-    parser.add_argument("--photos", type=Path, help="a folder of photographs to cut pieces from")
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    pictures: Positive = 100
+    """a turn"""
+    photos: Path | None = None
+    """a folder of photographs to cut pieces from"""
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """Beside the official steps in one thread; then one thread beside all cores.
 
     ValueError if one pixel of one picture differs.
@@ -35,7 +39,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     official, ours = official_transform(SIZE), Preprocess(SIZE)
     with tempfile.TemporaryDirectory() as folder:
-        files = bench_pictures.make(Path(folder), options.pictures, options.photos)
+        files = bench_pictures.make(Path(folder), flags.pictures, flags.photos)
 
         def one(path: Path) -> np.ndarray:
             return ours(open_image(path))
@@ -52,7 +56,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "official": lambda: [theirs(path) for path in files],
         }
         what = {"what": "JPEG files to pixels, bit-equal, one core", "pictures": len(files)}
-        row = compared(what, in_turn(sides, options.pairs))
+        row = compared(what, in_turn(sides, flags.pairs))
         row["measured"] = {
             f"pictures a second, {side}": round(len(files) / value)
             for side, value in row["cpu s"].items()
@@ -65,4 +69,4 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "one thread": lambda: [one(path) for path in files],
             }
             what = {"what": "JPEG files to pixels, all cores beside one", "pictures": len(files)}
-            yield compared(what, in_turn(sides, options.pairs))
+            yield compared(what, in_turn(sides, flags.pairs))

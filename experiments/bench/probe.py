@@ -9,7 +9,7 @@ Both fit all seven penalties to the same tolerance, in turn in one process; ours
 was compiled, and the compilation apart. Losses are computed in float64.
 """
 
-import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tyro.conf import Positional
 
 from experiments.lib import common
 from experiments.recipes import fashion_mnist
+from jaxclip.cli.usage import Positive
 from jaxclip.evaluation.linear_probe import FIRST, MOST, fit
 from jaxclip.evaluation.results import read_versions
 
@@ -59,11 +61,19 @@ def loss(
     return float(entropies.mean() + penalty / (2 * len(labels)) * np.square(kernel).sum())
 
 
-def work(arguments: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    folder: Positional[Path]
+    """where Fashion-MNIST's four .gz files are"""
+    pictures: Positive = 10_000
+    """training pictures to fit"""
+
+
+def work(flags: Flags) -> None:
     """Print one JSON line a penalty, and one with the seconds."""
-    images, classes = fashion_mnist.read(arguments.folder, "train")
-    labels = classes[: arguments.pictures]
-    rows = (images[: arguments.pictures].reshape(len(labels), -1) / 255).astype(np.float32)
+    images, classes = fashion_mnist.read(flags.folder, "train")
+    labels = classes[: flags.pictures]
+    rows = (images[: flags.pictures].reshape(len(labels), -1) / 255).astype(np.float32)
 
     def ours() -> Any:
         return fit(rows, labels, len(fashion_mnist.CLASSES), PENALTIES, tolerance=TOLERANCE)
@@ -90,12 +100,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def main(given: Sequence[str]) -> int:
     """The command line; the exit code."""
-    made = common.Parser(prog="probe_speed", description=__doc__.splitlines()[0])
-    made.add_argument("folder", type=Path, help="where Fashion-MNIST's four .gz files are")
-    made.add_argument(
-        "--pictures", type=common.positive, default=10_000, help="training pictures to fit"
-    )
-    return common.run(made, work, given)
+    return common.run_experiment(work, Flags, given, "probe_speed", __doc__)
 
 
 if __name__ == "__main__":

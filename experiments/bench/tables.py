@@ -1,20 +1,19 @@
-"""The record of the benchmarks as tables: docs/performance.md whole, a short one in the README."""
+"""The record of the benchmarks as the tables of docs/performance.md."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxclip.checkpoint import replacing
+from experiments.lib import pages
 
-BEGIN = "<!-- written by python -m experiments.bench -->"
-END = "<!-- end of the benchmarks -->"
+COMMAND = "python -m experiments.bench"
 Rows = Sequence[Mapping[str, Any]]
 PEAK = "peak, ours over theirs"  # of memory, where a suite measures it
 UNSAID = ("where", "pairs", "measured")
 
 
 def about(row: Mapping[str, Any]) -> str:
-    """What the row is about, in words: all but the numbers and where they were taken."""
+    """The row's settings in words: all but the numbers and where they were measured."""
     said = {k: v for k, v in row.items() if k not in UNSAID and not k.startswith(("wall", "cpu"))}
     words = [str(v) if k in ("model", "what", "precision") else f"{k} {v}" for k, v in said.items()]
     return ", ".join(words)
@@ -30,11 +29,10 @@ def _origin(row: Mapping[str, Any]) -> str:
     return f"{where['date']}, {where['machine']}; {where['versions']}"
 
 
-def table(rows: Rows, places: Sequence[str], *, short: bool = False) -> str:
-    """Of rows that compare: speed beside the best peer, and the seconds of each side."""
+def table(rows: Rows, places: Sequence[str]) -> str:
+    """A table of rows that have a peer: speed beside the best one, and the seconds of each side."""
     heads = ["", "speed, processor", "speed, wall", "best peer", "on", "processor s: ours, theirs"]
-    heads = heads[:-1] if short else heads
-    with_peak = not short and any(PEAK in row.get("measured", {}) for row in rows)
+    with_peak = any(PEAK in row.get("measured", {}) for row in rows)
     heads += [PEAK] if with_peak else []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
@@ -49,7 +47,7 @@ def table(rows: Rows, places: Sequence[str], *, short: bool = False) -> str:
 
 
 def measured(rows: Rows, places: Sequence[str]) -> str:
-    """Of rows without a peer: one column a number."""
+    """A table of rows without a peer: one column a number."""
     columns = list(dict.fromkeys(name for row in rows for name in row["measured"]))
     heads = ["", *columns, "on"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -66,48 +64,24 @@ def origins(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(_origin(row) for row in rows))
 
 
-def _listed(places: Iterable[str]) -> str:
-    return "\n".join(f"{i}. {place}" for i, place in enumerate(places, 1))
-
-
 def suite_tables(rows: Rows) -> str:
-    """The rows with a peer, then those without, then where they were taken."""
+    """The rows with a peer, then those without, then machines, dates and versions."""
     with_peer = [row for row in rows if "cpu ratio" in row]
     alone = [row for row in rows if "measured" in row and "cpu ratio" not in row]
     places = origins(rows)
     parts = [table(with_peer, places)] if with_peer else []
     parts += [measured(alone, places)] if alone else []
-    return "\n\n".join([*parts, _listed(places)])
+    return "\n\n".join([*parts, "\n".join(f"{i}. {place}" for i, place in enumerate(places, 1))])
 
 
 def page(record: Mapping[str, Rows]) -> str:
     """The tables of docs/performance.md."""
     parts = []
     for suite, rows in record.items():
-        parts += [f"### `python -m experiments.bench {suite}`", suite_tables(rows)]
+        parts += [f"### `{COMMAND} {suite}`", suite_tables(rows)]
     return "\n\n".join(parts)
 
 
-def short_page(record: Mapping[str, Rows], suites: Sequence[str]) -> str:
-    """The table of the README: of the suites that have a peer, the newest row about each thing."""
-    rows = [row for suite in suites for row in record.get(suite, []) if "cpu ratio" in row]
-    newest = list({about(row): row for row in rows}.values())
-    places = origins(newest)
-    return f"{table(newest, places, short=True)}\n\nMeasured on:\n\n{_listed(places)}"
-
-
 def write(record: Mapping[str, Rows], root: Path) -> None:
-    """Put the tables between the marks of both files; ValueError where a mark is missing."""
-    from experiments.bench.__main__ import SHORT
-
-    texts = {
-        root / "docs" / "performance.md": page(record),
-        root / "README.md": short_page(record, SHORT),
-    }
-    for path, text in texts.items():
-        before, _, rest = path.read_text().partition(BEGIN)
-        _, mark, after = rest.partition(END)
-        if not mark:
-            raise ValueError(f"{path} lacks {BEGIN!r} or {END!r}")
-        with replacing(path) as temporary:
-            temporary.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    """Put the tables between the marks of docs/performance.md."""
+    pages.write_table(root / "docs" / "performance.md", COMMAND, page(record))

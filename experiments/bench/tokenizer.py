@@ -1,21 +1,23 @@
 """Suite `tokenizer`: distinct captions to rows of tokens, beside the official tokenizer."""
 
-import argparse
+import dataclasses
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from experiments.bench.pairs import compared, in_turn, say
+from experiments.bench.pairs import SuiteFlags, compared, in_turn, say
 from experiments.lib.peers.parity_support import official_module
 from jaxclip import tokenizer
+from jaxclip.cli.usage import Positive
 
 WORDS = (6, 16)  # in a caption, at least and at most
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--captions", type=int, default=5000)
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    captions: Positive = 5000
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
@@ -31,13 +33,13 @@ def captions(count: int, seed: int = 0) -> list[str]:
     return [f"{text.capitalize()}." for text in made]
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """Each turn takes captions that neither side has seen: both remember words."""
     import torch
 
     simple = official_module("simple_tokenizer").SimpleTokenizer()
-    per_turn = options.captions
-    every = captions(per_turn * options.pairs)
+    per_turn = flags.captions
+    every = captions(per_turn * flags.pairs)
     taken = {"jaxclip": 0, "official": 0}
 
     def next_ones(side: str) -> list[str]:
@@ -62,7 +64,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     taken.update(dict.fromkeys(taken, 0))
     tokenizer._chunk_ids.cache_clear()
     simple.cache = {k: simple.cache[k] for k in ("<|startoftext|>", "<|endoftext|>")}
-    seconds = in_turn({"jaxclip": ours, "official": official}, options.pairs)
+    seconds = in_turn({"jaxclip": ours, "official": official}, flags.pairs)
     row = compared({"what": "distinct captions", "captions": per_turn}, seconds)
     row["measured"] = {
         f"captions a second, {side}": round(per_turn / value)

@@ -4,17 +4,18 @@ Both draw their own random weights of the same shapes; data wait on the device. 
 is compiled and runs under autocast; `--largest` looks for the largest batch of each loss.
 """
 
-import argparse
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import peers as bench_peers
-from experiments.bench.pairs import compared, in_turn, peak_memory, say
+from experiments.bench.pairs import SuiteFlags, compared, in_turn, peak_memory, say
+from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.training import from_recipe
 from jaxclip.training.pixels import as_given
@@ -35,13 +36,16 @@ RATE, DECAY = 1e-4, 0.2
 Step = Callable[[], object]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", default=list(SMALL), choices=list(MODELS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[16])
-    parser.add_argument("--precision", choices=list(DTYPES), default="float32")
-    parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
-    parser.add_argument("--peak", type=float, help="of the chip, TFLOP/s: gives the utilisation")
-    parser.add_argument("--largest", action="store_true", help="the largest batch of each loss")
+@dataclasses.dataclass(frozen=True)
+class Flags(SuiteFlags):
+    models: tuple[Literal[*MODELS], ...] = tuple(SMALL)
+    batches: tuple[Positive, ...] = (16,)
+    precision: Literal[*DTYPES] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    peak: float | None = None
+    """of the chip, TFLOP/s: gives the utilisation"""
+    largest: bool = False
+    """the largest batch of each loss"""
 
 
 def ours(
@@ -110,34 +114,34 @@ def theirs(config: ClipConfig, batch: int, precision: str) -> Callable[[], float
     return run
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(flags: Flags) -> Iterator[dict[str, Any]]:
     """A row a model and batch, and with `--largest` one a loss."""
     import torch
 
-    torch.set_num_threads(options.threads)
-    for name in options.models:
+    torch.set_num_threads(flags.threads)
+    for name in flags.models:
         config = MODELS[name]
-        for batch in options.batches:
+        for batch in flags.batches:
             say(f"{name}, batch {batch}")
             sides: dict[str, Step] = {
-                "jaxclip": ours(config, batch, options.precision, options.remat),
-                "open_clip": theirs(config, batch, options.precision),
+                "jaxclip": ours(config, batch, flags.precision, flags.remat),
+                "open_clip": theirs(config, batch, flags.precision),
             }
             for run in sides.values():
                 run()
                 run()
-            what = {"model": name, "batch": batch, "precision": options.precision}
-            what |= {"threads": options.threads, "remat": options.remat}
-            row = compared(what, in_turn(sides, options.pairs))
-            row["measured"] = _measured(config, batch, row["wall s"], options.peak)
+            what = {"model": name, "batch": batch, "precision": flags.precision}
+            what |= {"threads": flags.threads, "remat": flags.remat}
+            row = compared(what, in_turn(sides, flags.pairs))
+            row["measured"] = _measured(config, batch, row["wall s"], flags.peak)
             yield row
-        if options.largest:
+        if flags.largest:
             for loss in LOSSES:
                 make = functools.partial(
-                    ours, config, precision=options.precision, remat=options.remat, loss=loss
+                    ours, config, precision=flags.precision, remat=flags.remat, loss=loss
                 )
                 found = largest_batch(lambda batch, make=make: make(batch)())  # type: ignore[misc]
-                what = {"model": name, "loss": loss, "precision": options.precision}
+                what = {"model": name, "loss": loss, "precision": flags.precision}
                 yield {**what, "measured": {"largest batch": found}}
 
 

@@ -1,14 +1,13 @@
 """What experiments share: command lines whose errors take one line, and published figures."""
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jaxclip.cli.shared import warnings_on_stderr
 from jaxclip.cli.usage import parse
-from jaxclip.terminal import complain, run_program
+from jaxclip.terminal import run_program
 
 PUBLISHED = Path(__file__).with_name("published.json")
 PARITY = "test,parity"  # the helpers that the parity tests share need pytest
@@ -24,34 +23,6 @@ def missing_package(error: ImportError) -> ValueError:
     if package not in EXTRAS:
         raise error
     return ValueError(f"expected the package {package}; pip install -e '.[{EXTRAS[package]}]'")
-
-
-class Parser(argparse.ArgumentParser):
-    """Argparse whose usage errors take one line; the exit code is 2."""
-
-    def error(self, message: str) -> NoReturn:
-        complain(self.prog, message)
-        raise SystemExit(2)
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number within a range, for argparse."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            message = f"expected a whole number from {low} to {high}, got {text!r}"
-            raise argparse.ArgumentTypeError(message)
-        return number
-
-    return read
-
-
-positive = whole(1, 2**20)  # a batch, a count
-seed = whole(0, 2**32 - 1)
 
 
 def run_experiment(
@@ -79,23 +50,6 @@ def run_experiment(
         return 0
 
     return run_program(prog, parse_and_work, "interrupted; the same command continues from here")
-
-
-def run(parser: Parser, work: Callable[[argparse.Namespace], Any], given: Sequence[str]) -> int:
-    """Parse, work, and print a failure in one line: the exit code, as `terminal.run_program`'s."""
-
-    def parse_and_work() -> int:
-        arguments = parser.parse_args(given)
-        try:
-            with warnings_on_stderr():
-                work(arguments)
-        except ImportError as error:
-            raise missing_package(error) from error
-        return 0
-
-    return run_program(
-        parser.prog, parse_and_work, "interrupted; the same command goes on from here"
-    )
 
 
 def published(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tables that commands write into pages, between two marks that name the command."""
+"""Read and write tables in pages, between marks that name the command that writes them."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ def begin(command: str) -> str:
 
 
 def table_in(page: Path, command: str) -> str:
-    """What stands between the marks; ValueError where they are not there."""
+    """The text between the marks; ValueError without them."""
     _, there, rest = page.read_text().partition(begin(command))
     table, closed, _ = rest.partition(END)
     if not (there and closed):
-        raise ValueError(f"{page} lacks {begin(command)!r} or {END!r} behind it")
+        raise ValueError(f"{page} lacks {begin(command)!r} or {END!r} behind it; add both lines")
     return table.strip("\n")
 
 
 def write_table(page: Path, command: str, table: str) -> None:
-    """Put `table` between the marks; the rest of the page stays."""
+    """Replace the text between the marks by `table`."""
     table_in(page, command)
     before, mark, rest = page.read_text().partition(begin(command))
     after = rest.partition(END)[2]

@@ -8,6 +8,7 @@ and gathered, one for the others; embeddings of width 8, float32. The judge at 3
 in float64, which goes over the logits row by row; the ways are asked in float64 as well.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib.common import Parser
+from experiments.lib.common import run_experiment
 
 SIZES = (4096, 8192, 16384, 32768, 65536)
 LARGEST = {"dense": 16384, "gathered": 16384}  # beyond these the logits take too much
@@ -155,9 +156,15 @@ def main() -> dict[str, Any]:
     return result
 
 
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """None: everything is measured."""
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 4 and sys.argv[1] in WAYS:  # of `in_a_process`
         measure(sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3])))
     else:
-        Parser(prog="loss_memory", description=__doc__.splitlines()[0]).parse_args()
-        main()
+        raise SystemExit(
+            run_experiment(lambda _: main(), Flags, sys.argv[1:], "loss_memory", __doc__)
+        )

@@ -2,8 +2,8 @@
 
 Question:  do our models equal the official ones, given the same weights, at their true sizes?
 Command:   pip install -e '.[test,parity]' && python -m experiments.parity_table [NAME ...]
-Result:    docs/parity.md and the README's table, one row a model; exit code 1 if one departs.
-           Every row is kept in docs/parity.json; --rewrite makes the tables from it alone.
+Result:    the table of docs/parity.md, one row a model; exit code 1 if one departs.
+           Every row is kept in docs/parity.json; --rewrite makes the table from it alone.
 
 The official files cannot be had everywhere, so random weights are drawn by the official code in
 float16, as released, written in the layout of the official archives and read back by our reader.
@@ -11,30 +11,33 @@ Judge is the official code in float64. Ours may depart from it by four times wha
 float32 departs, and by 2e-5 of the largest value, as in `jaxclip verify` (jaxclip/parity.py).
 """
 
+import dataclasses
 import gc
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from tyro.conf import Positional
 
 import jaxclip
 from experiments.lib import pages
-from experiments.lib.common import Parser, missing_package, seed
+from experiments.lib.common import missing_package
 from jaxclip import convert, parity
 from jaxclip.checkpoint import replacing
+from jaxclip.cli.usage import USAGE, Seed, parse
 from jaxclip.config import RELEASED
-from jaxclip.convert.conversion import theirs
+from jaxclip.convert.conversion import to_layout
 from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
 from jaxclip.models.parameters import params_only, to_flat
-from jaxclip.terminal import run_program
+from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "parity.md"
@@ -45,7 +48,7 @@ COMMAND = "python -m experiments.parity_table"
 
 
 def versions() -> str:
-    """Of what the numbers depend on."""
+    """The versions that the numbers depend on."""
     return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
 
 
@@ -57,7 +60,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def count_unequal(loaded: Any, arrays: dict[str, np.ndarray]) -> int:
     """Tensors that are not, bit for bit, the file's own: no logit shows a wrong key bias."""
-    again = theirs(loaded, "openai")
+    again = to_layout(loaded, "openai")
     names = again.keys() | arrays.keys()
     same = (n in again and n in arrays and np.array_equal(again[n], arrays[n]) for n in names)
     return len(names) - sum(same)
@@ -131,58 +134,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def short_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The README's table: what was compared, where, and the largest departures."""
-    lines = [
-        "| architecture | backend | precision | largest error of a logit | allowed "
-        "| 1 - cosine of features | versions |",
-        "|---" * 7 + "|",
-    ]
-    for row in rows:
-        logits = row["logits"]
-        furthest = max(1 - row[f"{kind}_features"]["cosine"] for kind in ("image", "text"))
-        numbers = (f"{x:.0e}" for x in (logits["error"], logits["allowed"], furthest))
-        cells = [row["model"], row["backend"], row["precision"], *numbers, row["versions"]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def page(rows: Sequence[dict[str, Any]]) -> str:
-    """docs/parity.md, whole."""
+def section(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, what it was measured with and on: what stands between the marks of the page."""
     machines = "\n".join(
         f"- {where}: {', '.join(row['model'] for row in rows if row['machine'] == where)}"
         for where in dict.fromkeys(row["machine"] for row in rows)
     )
     held = dict.fromkeys(f"{row['backend']}, {row['precision']}, {row['versions']}" for row in rows)
-    return f"""# Parity with the official code
-
-Written by `python -m experiments.parity_table`:
-{"; ".join(held)}.
-Random weights in the exact official format (the official files were not at hand), two pictures,
-three texts, judged by the official code in float64.
-
-{table(rows)}
-
-Measured on:
-
-{machines}
-
-The official files themselves: `jaxclip verify ViT-B/32` (or another name) fetches one, checks its
-SHA-256 and compares every stage with the NumPy reference in float64; with `--picture cat.jpg` (see
-`jaxclip/parity.py` for which one) also with the published logits.
-"""
-
-
-def write(out: Path, readme: Path | None, rows: Sequence[dict[str, Any]]) -> None:
-    """The page, and the part of the README between its two marks."""
-    if readme is not None:
-        pages.write_table(readme, COMMAND, short_table(rows))
-    with replacing(out) as temporary:
-        temporary.write_text(page(rows))
+    return f"{table(rows)}\n\nMeasured with {'; '.join(held)}, on:\n\n{machines}"
 
 
 def main(names: Sequence[str], out: Path, seed: int) -> int:
-    """Measure, keep every row in a .json beside `out`, and write the tables anew."""
+    """Measure, keep every row in a .json beside the page `out`, and rewrite its table."""
+    if not out.exists():
+        out.write_text(f"{pages.begin(COMMAND)}\n{pages.END}\n")
+    pages.table_in(out, COMMAND)  # a page without marks is refused before anything is measured
     record = out.with_suffix(".json")
     rows = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
@@ -193,24 +159,26 @@ def main(names: Sequence[str], out: Path, seed: int) -> int:
         print(json.dumps(rows[name]), flush=True)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    readme = (
-        ROOT / "README.md" if out.resolve() == PAGE.resolve() else None
-    )  # its table is that page's, no other's
-    write(out, readme, [rows[name] for name in RELEASED if name in rows])
+    pages.write_table(out, COMMAND, section([rows[name] for name in RELEASED if name in rows]))
     return 0 if all(row["holds"] for row in rows.values()) else 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    names: Positional[tuple[Literal[*RELEASED], ...]] = tuple(RELEASED)
+    """models"""
+    out: Path = PAGE
+    """a .md file, new or with the marks of docs/parity.md; a .json goes beside it"""
+    seed: Seed = 0
+    """of the random weights"""
+    rewrite: bool = False
+    """measure nothing, write the table"""
+
+
 if __name__ == "__main__":
-    parser = Parser(prog="parity_table", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(RELEASED), help="models; all nine if none")
-    parser.add_argument("--out", type=Path, default=PAGE, help="a .md file; a .json goes beside it")
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--rewrite", action="store_true", help="measure nothing, write the tables")
-    arguments = parser.parse_args()
-    if unknown := [name for name in arguments.names if name not in RELEASED]:
-        parser.error(f"expected names among {', '.join(RELEASED)}, got {unknown[0]!r}")
-    if arguments.out.suffix != ".md":
-        parser.error(f"--out: expected a file ending in .md, got {arguments.out}")
-    names = [] if arguments.rewrite else arguments.names
-    work = partial(main, names, arguments.out, arguments.seed)
-    raise SystemExit(run_program("parity_table", work))
+    flags = parse(Flags, sys.argv[1:], "parity_table", __doc__)
+    if flags.out.suffix != ".md":
+        complain("parity_table", f"--out: expected a file ending in .md, got {flags.out}")
+        raise SystemExit(USAGE)
+    names = () if flags.rewrite else flags.names
+    raise SystemExit(run_program("parity_table", lambda: main(names, flags.out, flags.seed)))

@@ -6,23 +6,24 @@
 Nothing is run on a TPU: jax asks the compiler that TPUs use (libtpu).
 """
 
-import argparse
 import dataclasses
 import json
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from experiments.lib import pages
+from experiments.lib.common import run_experiment
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.training.recipe import Execution, Recipe, presets
 from jaxclip.training.tpu_plan import report
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "tpu.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
+PAGE = ROOT / "docs" / "scaling.md"
 COMMAND = "python -m experiments.plan"
 # No width of it is 2048, the batch, or 2048 over the number of devices.
 SMALL = ClipConfig(VisionConfig(64, 16, 128, 2, 2), TextConfig(128, 2, 2, 33, 1009), 96)
@@ -51,7 +52,7 @@ def small() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """What the pages show of the record."""
+    """The record as a table."""
     lines = [
         "| model | TPU, chips | GiB a chip, state and batch of it | TFLOPs a chip and step | "
         "all-reduce | collective-permute |",
@@ -86,15 +87,22 @@ def main() -> list[dict[str, Any]]:
 
 
 def rewrite() -> None:
-    """The tables in the pages, from the record."""
-    record = json.loads(OUT.read_text())
-    for page in PAGES:
-        pages.write_table(page, COMMAND, table(record))
+    """Write the table of docs/scaling.md from the record."""
+    pages.write_table(PAGE, COMMAND, table(json.loads(OUT.read_text())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    small: bool = False
+    """what CI runs"""
+    rewrite: bool = False
+    """compile nothing, write the table"""
+
+
+def work(flags: Flags) -> None:
+    """Compile the small step or the full-size ones, or write the table."""
+    small() if flags.small else rewrite() if flags.rewrite else main()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--small", action="store_true", help="what CI asks")
-    parser.add_argument("--rewrite", action="store_true", help="compile nothing, write the tables")
-    asked = parser.parse_args()
-    small() if asked.small else rewrite() if asked.rewrite else main()
+    raise SystemExit(run_experiment(work, Flags, sys.argv[1:], "plan", __doc__))

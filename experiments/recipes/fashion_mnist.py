@@ -13,7 +13,7 @@ Each file has to have the SHA-256 that tensorflow-datasets registered for it. De
 files anew with other names and dates in the gzip header; the first header is put back for that.
 """
 
-import argparse
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.progress import track
+from tyro.conf import Positional
 
 from experiments.lib import common
 from jaxclip.cli.shared import print_line, stderr
@@ -237,31 +238,31 @@ def prepare_classes(split: Split, folder: Path) -> Path:
     return folder
 
 
-def work(arguments: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    folder: Positional[Path]
+    """where the four .gz files are"""
+    data_dir: Path | None = None
+    """prepare for tfds:fashion_mnist:SPLIT there"""
+    classes: Path | None = None
+    """write class folders there: train and test"""
+
+
+def work(flags: Flags) -> None:
     """Check the files, write what was asked for."""
-    splits = {name: read(arguments.folder, name) for name in SPLITS}
+    splits = {name: read(flags.folder, name) for name in SPLITS}
     for name, (pictures, _) in splits.items():
         print(f"{name}: {len(pictures)} pictures, checksums as registered")
-    if arguments.data_dir:
-        print_line(f"wrote {prepare_tfds(splits, arguments.data_dir)}")
-    if arguments.classes:
+    if flags.data_dir:
+        print_line(f"wrote {prepare_tfds(splits, flags.data_dir)}")
+    if flags.classes:
         for name, split in track(splits.items(), "class folders", console=stderr):
-            print_line(f"wrote {prepare_classes(split, arguments.classes / name)}")
-
-
-def flags() -> common.Parser:
-    """What the command line understands."""
-    made = common.Parser(prog="fashion_mnist", description=__doc__.splitlines()[0])
-    flag = made.add_argument
-    flag("folder", type=Path, help="where the four .gz files are")
-    flag("--data-dir", type=Path, help="prepare for tfds:fashion_mnist:SPLIT there")
-    flag("--classes", type=Path, help="write class folders there: train and test")
-    return made
+            print_line(f"wrote {prepare_classes(split, flags.classes / name)}")
 
 
 def main(given: Sequence[str]) -> int:
     """The command line; the exit code."""
-    return common.run(flags(), work, given)
+    return common.run_experiment(work, Flags, given, "fashion_mnist", __doc__)
 
 
 if __name__ == "__main__":

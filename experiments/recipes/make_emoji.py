@@ -9,12 +9,13 @@ left out: they repeat one drawing in six colours. Every picture keeps its transp
 training can put it on any background.
 """
 
-import argparse
+import dataclasses
 import hashlib
 import io
 import json
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 import unicodedata
@@ -24,6 +25,9 @@ from typing import Any
 
 from PIL import Image
 from rich.progress import track
+
+from experiments.lib.common import run_experiment
+from jaxclip.cli.usage import Positive
 
 try:
     import resvg_py
@@ -103,15 +107,20 @@ def write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    size: Positive = 64
+    """pixels a side"""
+    out: Path = Path("jaxclip/data_files/emoji.zip")
+    """the archive"""
+    examples: Path = Path("examples")
+    """the folder of the example pictures"""
+
+
+def pack(flags: Flags) -> None:
     """Fetch, draw, pack."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
-    parser.add_argument("--out", type=Path, default=Path("jaxclip/data_files/emoji.zip"))
-    parser.add_argument("--examples", type=Path, default=Path("examples"))
-    options = parser.parse_args()
     records = []
-    with tempfile.TemporaryDirectory() as work, zipfile.ZipFile(options.out, "w") as archive:
+    with tempfile.TemporaryDirectory() as work, zipfile.ZipFile(flags.out, "w") as archive:
         words = words_by_slug(Path(work))
         for artist, version in {**TRAINING, **TEST}.items():
             drawings = icons(artist, version, Path(work))
@@ -120,17 +129,17 @@ def main() -> None:
                 name, keywords = words.get(key, (key.replace("-", " "), []))
                 file = f"{artist}/{icon}.webp"
                 packed = io.BytesIO()
-                draw(svg, options.size).save(packed, "WEBP", lossless=True, quality=100, method=6)
+                draw(svg, flags.size).save(packed, "WEBP", lossless=True, quality=100, method=6)
                 write(archive, file, packed.getvalue())
                 split = split_of(artist, name)
                 record = {"file": file, "split": split, "name": name, "keywords": keywords}
                 records.append(record)
             if artist in TEST:
                 for icon in EXAMPLES:
-                    draw(drawings[icon], 256).save(options.examples / f"{icon}.png", optimize=True)
+                    draw(drawings[icon], 256).save(flags.examples / f"{icon}.png", optimize=True)
         write(archive, "pictures.jsonl", "\n".join(map(json.dumps, records)).encode())
-    print(f"{options.out}: {len(records)} pictures, {options.out.stat().st_size / 1e6:.1f} MB")
+    print(f"{flags.out}: {len(records)} pictures, {flags.out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_experiment(pack, Flags, sys.argv[1:], "make_emoji", __doc__))

@@ -10,7 +10,9 @@ both; of several folders, each adds what it has. What a section would need and i
 in its place.
 """
 
-import argparse
+import base64
+import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,62 +20,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined, UndefinedError
+from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 from experiments.lib import common
-from experiments.report import markup, pictures
+from experiments.report import pictures
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import load_model, print_line
-from jaxclip.evaluation import results
+from jaxclip.evaluation import plots, results
 from jaxclip.files import read_text, require_writable
-from jaxclip.terminal import printable
 
 Lines = list[dict[str, Any]]
-WORST = 40  # classes in the table
+TEMPLATE = Path(__file__).with_name("template.html")
 
 
-def percent(share: float | None) -> str:
-    """A share as people read it."""
-    return "not measured" if share is None else f"{100 * share:.2f} %"
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    folders: Positional[tuple[Path, ...]]
+    """run folders and evaluation folders"""
+    out: Path
+    """the .html file"""
+    data: str | None = None
+    """pictures to show; else those of the evaluation, or the emoji"""
+    data_dir: Path | None = None
+    """where tensorflow-datasets were prepared"""
+    force: bool = False
+    """write over --out"""
 
 
-class Found:
-    """What the folders hold; None or empty where it is not there."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.config: dict[str, Any] | None = None
-        self.log: Lines = []
-        self.result: dict[str, Any] | None = None
-        self.predictions: dict[str, np.ndarray] | None = None
-        self.scores: dict[str, Any] | None = None  # `jaxclip train emoji` on the unseen artist
-        self.model: str | None = None
-        for folder in folders:
-            if not folder.is_dir():
-                raise ValueError(f"{folder}: no such folder; a run or an evaluation was expected")
-            self._add(folder)
-        if not (self.config or self.log or self.result or self.scores):
-            raise ValueError(
-                f"{', '.join(map(str, folders))}: neither config.json, metrics.jsonl nor "
-                "result.json is there; a run or an evaluation was expected"
-            )
-        if self.result and not self.model:
-            self.model = str(self.result["model"])
-
-    def _add(self, folder: Path) -> None:
-        if (folder / "config.json").is_file():
-            self.config = _object(folder / "config.json")
-        if (folder / "metrics.jsonl").is_file():
-            self.log = read_log(folder / "metrics.jsonl")
-        if (folder / "result.json").is_file():
-            self._add_result(folder)
-        if (folder / "model.safetensors").is_file():
-            self.model = str(folder / "model.safetensors")
-
-    def _add_result(self, folder: Path) -> None:
-        record = _object(folder / "result.json")
-        if "scores" in record:
-            self.scores = check_scores(record, folder / "result.json")
-        else:
-            self.result, self.predictions = results.load(folder)
+# The folders --------------------------------------------------------------------------------------
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -113,205 +89,156 @@ def read_log(path: Path) -> Lines:
     return found
 
 
-# Sections -----------------------------------------------------------------------------------------
+def read_folders(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the folders hold: config, log, result and predictions, scores, model; some are None."""
+    found: dict[str, Any] = dict.fromkeys(("config", "result", "predictions", "scores", "model"))
+    found["log"] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"expected the folder of a run or an evaluation, got {folder}")
+        if (folder / "config.json").is_file():
+            found["config"] = _object(folder / "config.json")
+        if (folder / "metrics.jsonl").is_file():
+            found["log"] = read_log(folder / "metrics.jsonl")
+        if (folder / "result.json").is_file():
+            record = _object(folder / "result.json")
+            if "scores" in record:
+                found["scores"] = check_scores(record, folder / "result.json")
+            else:
+                found["result"], found["predictions"] = results.load(folder)
+        if (folder / "model.safetensors").is_file():
+            found["model"] = str(folder / "model.safetensors")
+    if not any(found[name] for name in ("config", "log", "result", "scores")):
+        raise ValueError(
+            "expected config.json, metrics.jsonl or result.json of a run or an evaluation, got "
+            f"none of them in {', '.join(map(str, folders)) or 'no folder'}"
+        )
+    if found["result"] and not found["model"]:
+        found["model"] = str(found["result"]["model"])
+    return found
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The metric, its interval, the published figures and what was left out."""
-    low, high = result["interval"]
-    rows: list[Sequence[Any]] = [
-        ("experiment", result["experiment"]),
-        ("pictures", result["data"]),
-        ("model", result["model"]),
-        (result["metric"], percent(result["value"])),
-        ("95 % interval", f"{percent(low)} to {percent(high)}"),
-        ("pictures that count", str(result.get("n", "not measured"))),
-    ]
-    metrics = result.get("metrics", {})
-    rows += [(name, percent(x)) for name, x in metrics.items() if name != result["metric"]]
-    rows += [(f"left out: {reason}", str(n)) for reason, n in result.get("skipped", {}).items()]
-    if result.get("empty"):
-        rows.append(("classes without a picture", ", ".join(result["empty"])))
-    rows += [(f"published: {x['source']}", percent(x["value"])) for x in result.get("expected", [])]
-    rows.append(("verdict", result.get("verdict", "nothing was compared")))
-    return markup.table(("what", "value"), rows)
+# The page -----------------------------------------------------------------------------------------
 
 
-def unseen_artist(record: dict[str, Any]) -> str:
-    """The scores of the trained model beside the floors, a row a metric."""
-    scores = record["scores"]
-    metrics = dict.fromkeys(metric for column in scores.values() for metric in column)
-    rows = [
-        (metric.replace("_", " "), *(percent(column.get(metric)) for column in scores.values()))
-        for metric in metrics
-    ]
-    counts = f"{record.get('pictures')} pictures, {record.get('classes')} names to choose from."
-    return markup.table(("metric", *scores), rows) + markup.note(counts)
+def percent(share: float | None) -> str:
+    """A share as people read it."""
+    return "not measured" if share is None else f"{100 * share:.2f} %"
 
 
-def per_class(result: dict[str, Any]) -> str:
-    """Accuracy of every class, the lowest first."""
-    known = [row for row in result.get("per_class", []) if row["accuracy"] is not None]
-    rows = [
-        (row["class"], row["n"], percent(row["accuracy"]))
-        for row in sorted(known, key=lambda row: row["accuracy"])
-    ]
-    rest = len(rows) - WORST
-    more = markup.note(f"The lowest {WORST}; {rest} more are in result.json.") if rest > 0 else ""
-    return markup.table(("class", "pictures", "right"), rows[:WORST]) + more
+def data_uri(picture: Any) -> str:
+    """A PIL image or a matplotlib figure as a PNG inside of the page."""
+    file = io.BytesIO()
+    save = picture.savefig if isinstance(picture, Figure) else picture.save
+    save(file, format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def curves(log: Lines) -> str:
-    """Loss against step, and every score that was measured on the way."""
-    from matplotlib.figure import Figure
-
+def curves(log: Lines) -> dict[str, Any] | None:
+    """Loss against step, every score that was measured on the way, and the last of each."""
     losses = [(x["step"], x["loss"]) for x in log if "loss" in x]
-    names = [
-        n for n in dict.fromkeys(k for x in log for k in x) if n.startswith(("top", "accuracy"))
-    ]
+    keys = dict.fromkeys(key for x in log for key in x)
+    names = [key for key in keys if key.startswith(("top", "accuracy"))]
     if not losses and not names:
-        return ""
+        return None
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
     panels = figure.subplots(1, 2 if losses and names else 1, squeeze=False)[0]
+    last = []
     if losses:
         panels[0].plot(*zip(*losses, strict=True))
         panels[0].set(xlabel="step", ylabel="loss")
+        last.append(f"loss {losses[-1][1]:.4g} at step {losses[-1][0]}")
     for name in names:
         points = [(x["step"], 100 * x[name]) for x in log if name in x]
         panels[-1].plot(*zip(*points, strict=True), "o-", label=name)
         panels[-1].set(xlabel="step", ylabel="%")
-    if names:
         panels[-1].legend()
-    ends = [f"loss {losses[-1][1]:.4g} at step {losses[-1][0]}"] if losses else []
-    for name in names:
-        ends += [f"{name} {percent(x[name])}" for x in log if name in x][-1:]
-    return markup.plot(figure, "loss and scores") + markup.note(f"Last: {', '.join(ends)}.")
+        last.append(f"{name} {points[-1][1]:.2f} %")
+    return {"figure": figure, "last": ", ".join(last)}
 
 
-def confusion(result: dict[str, Any], counts: np.ndarray) -> str:
-    """The matrix as a picture, and the pairs that were taken for each other most."""
-    from matplotlib.figure import Figure
-
-    classes = result.get("classes", [])
-    c = len(counts)
-    figure = Figure(figsize=(7.5, 6.5), layout="constrained", dpi=110)
-    axes = figure.add_subplot()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure.colorbar(axes.imshow(shares, vmin=0, vmax=1), label="share of the label's pictures")
-    axes.set(xlabel="answer", ylabel="label")
-    if c <= 30:
-        # $ begins a formula in matplotlib, and a class may be called anything
-        short = [printable(name[:24]).replace("$", r"\$") for name in classes]
-        axes.set_xticks(range(c), short, rotation=90)
-        axes.set_yticks(range(c), short)
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
+def confusion(classes: Sequence[str], counts: np.ndarray) -> dict[str, Any]:
+    """The matrix as a figure, and the pairs that were taken for each other most."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     pairs = [np.unravel_index(i, wrong.shape) for i in order]
     rows = [(classes[i], classes[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
-    taken = markup.table(("label", "taken for", "pictures"), rows)
-    return markup.plot(figure, "confusion matrix") + taken
-
-
-def setup(found: Found) -> list[tuple[str, str]]:
-    """How it was trained, with what it was measured."""
-    sections = []
-    if found.config:
-        rows = [(name, json.dumps(value)) for name, value in found.config.items()]
-        sections.append(("Recipe", markup.table(("setting", "value"), rows)))
-    if found.result:
-        said = {"date": found.result["date"], **found.result["versions"]}
-        said |= {f"SHA-256 of {k}": v for k, v in found.result.get("checksums", {}).items()}
-        sections.append(("Surroundings", markup.table(("what", "value"), list(said.items()))))
-    return sections
-
-
-def with_pictures(found: Found, data: str | None, data_dir: Path | None) -> list[tuple[str, str]]:
-    """The sections that need the pictures again, and the model."""
-    of_emoji = "emoji:test" if found.scores else "emoji:validation"
-    asked = data or (found.result["data"] if found.result else of_emoji)
-    columns = found.result.get("columns") if found.result and not data else {}
-    columns = columns if isinstance(columns, dict) else {}
-    source, why = attempt(lambda: pictures.opened(asked, data_dir, columns))
-    if source is None:
-        return [("Pictures", markup.note(f"The pictures cannot be shown: {why}"))]
-    sections, shown = [], pictures.some(source)
-    if found.result and found.predictions is not None and found.result.get("classes"):
-        skipped = sum(found.result.get("skipped", {}).values())
-        classes = found.result["classes"]
-        answered = pictures.answered(source, found.predictions, classes, skipped)
-        gone = markup.note("The pictures of the answers were not found again.")
-        sections.append(("Right and wrong", pictures.answers_section(answered) or gone))
-        shown = answered[: pictures.EACH] or shown
-    if found.model is None or not shown:
-        return sections
-    loaded, why = attempt(lambda: load_model(str(found.model)))
-    if loaded is None:
-        return [*sections, ("Similarity", markup.note(f"The model cannot be loaded: {why}"))]
-    templates = found.result.get("templates", []) if found.result else []
-    return [
-        *sections,
-        ("Similarity", pictures.similarity_section(*loaded, shown, templates)),
-        ("Attention", pictures.attention_section(*loaded, shown)),
-    ]
+    return {"figure": plots.confusion_figure(counts, classes), "pairs": rows}
 
 
 def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
-    """(what `make` makes, ""), or (None, why it cannot)."""
+    """(what `make` returns, ""), or (None, why it failed)."""
     try:
         return make(), ""
     except (ValueError, OSError) as error:
         return None, " ".join(str(error).split())
 
 
+def show_pictures(found: dict[str, Any], data: str | None, data_dir: Path | None) -> dict[str, Any]:
+    """The parts of the page that need the pictures again, and the model."""
+    result, page = found["result"] or {}, dict[str, Any]()
+    spec = data or result.get("data", "emoji:test" if found["scores"] else "emoji:validation")
+    columns = {} if data else result.get("columns", {})
+    source, page["pictures_lacking"] = attempt(lambda: pictures.open_(spec, data_dir, columns))
+    if source is None:
+        return page
+    shown = pictures.some(source)
+    if found["predictions"] is not None and result.get("classes"):
+        skipped = sum(result.get("skipped", {}).values())
+        answered = pictures.answered(source, found["predictions"], result["classes"], skipped)
+        page["answers"] = pictures.answers(answered)
+        shown = answered[: pictures.EACH] or shown
+    if found["model"] is None or not shown:
+        return page
+    loaded, page["model_lacking"] = attempt(lambda: load_model(found["model"]))
+    if loaded is not None:
+        template = (result.get("templates") or ["{}"])[0]
+        page["similarity"] = pictures.similarity(*loaded, shown, template)
+        page["attention"] = pictures.attention(*loaded, shown)
+    return page
+
+
 def report(folders: Sequence[Path], data: str | None = None, data_dir: Path | None = None) -> str:
     """The whole page; ValueError when a folder holds neither a run nor an evaluation."""
-    found = Found(folders)
-    sections: list[tuple[str, str]] = []
-    if found.result:
-        sections.append(("Result", summary(found.result)))
-    if found.scores:
-        sections.append(("Unseen artist", unseen_artist(found.scores)))
-    if found.log:
-        sections.append(("Curves", curves(found.log)))
-    if found.result:
-        sections.append(("Classes", per_class(found.result)))
-    if found.result and found.predictions is not None and found.result.get("classes"):
-        sections.append(("Confusion", confusion(found.result, found.predictions["confusion"])))
-    sections += with_pictures(found, data, data_dir)
-    sections += setup(found)
-    title = " and ".join(folder.resolve().name for folder in folders)
-    lead = markup.note(f"Written by experiments.report, {results.now()}")
-    return markup.page(title, sections, lead)
+    found = read_folders(folders)
+    result, scores, counts = found["result"] or {}, found["scores"] or {}, None
+    if found["predictions"] is not None and result.get("classes"):
+        counts = confusion(result["classes"], found["predictions"]["confusion"])
+    measured = [x for x in result.get("per_class", []) if x["accuracy"] is not None]
+    columns = scores.get("scores", {}).values()
+    page = dict.fromkeys(("answers", "similarity", "attention", "model_lacking"))
+    page |= show_pictures(found, data, data_dir)
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(percent=percent, uri=data_uri, json=json.dumps)
+    page |= found | {
+        "title": " and ".join(folder.resolve().name for folder in folders),
+        "now": results.now(),
+        "metrics": dict.fromkeys(metric for column in columns for metric in column),
+        "curves": curves(found["log"]),
+        "classes": sorted(measured, key=lambda x: x["accuracy"]),
+        "confusion": counts,
+    }
+    try:
+        return environment.from_string(TEMPLATE.read_text("utf-8")).render(page)
+    except UndefinedError as error:
+        raise ValueError(f"expected a complete result.json, got one where {error}") from None
 
 
-def work(arguments: argparse.Namespace) -> None:
+def work(flags: Flags) -> None:
     """Write the page."""
-    if arguments.out.exists() and not arguments.force:
-        raise ValueError(f"{arguments.out} is there already; add --force or another --out")
-    require_writable(arguments.out)
-    page = report(arguments.folders, arguments.data, arguments.data_dir)
-    with replacing(arguments.out) as temporary:
+    if flags.out.exists() and not flags.force:
+        raise ValueError(f"{flags.out} is there already; add --force or another --out")
+    require_writable(flags.out)
+    page = report(flags.folders, flags.data, flags.data_dir)
+    with replacing(flags.out) as temporary:
         # a class folder may have a name that is not UTF-8
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-    print_line(f"wrote {arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB")
-
-
-def flags() -> common.Parser:
-    """What the command line understands."""
-    made = common.Parser(prog="report", description=__doc__.splitlines()[0])
-    flag = made.add_argument
-    flag("folders", type=Path, nargs="+", help="run folders and evaluation folders")
-    flag("--out", type=Path, required=True, help="the .html file")
-    flag("--data", help="pictures to show; else those of the evaluation, or the emoji")
-    flag("--data-dir", type=Path, help="where tensorflow-datasets were prepared")
-    flag("--force", action="store_true", help="write over --out")
-    return made
+    print_line(f"wrote {flags.out}, {flags.out.stat().st_size / 1e6:.1f} MB")
 
 
 def main(given: Sequence[str]) -> int:
     """The command line; the exit code."""
-    return common.run(flags(), work, given)
+    return common.run_experiment(work, Flags, given, "report", __doc__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.report import markup
 from jaxclip.data.labelled import Labelled, open_labelled
 from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation.attention import attention_map
@@ -31,11 +30,11 @@ class Shown:
     score: float = 0.0
 
     @property
-    def small(self) -> np.ndarray:
-        """uint8 [h, w, 3], no larger than SHOWN."""
+    def small(self) -> Image.Image:
+        """The picture, no larger than SHOWN."""
         shown = self.image.copy()
         shown.thumbnail((SHOWN, SHOWN))
-        return np.asarray(shown)
+        return shown
 
 
 def chosen(predictions: dict[str, np.ndarray], seed: int = 0) -> list[int]:
@@ -94,62 +93,59 @@ def some(source: Labelled, count: int = EACH, seed: int = 0) -> list[Shown]:
     return list(shown.values())
 
 
-def opened(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
+def open_(data: str, data_dir: Path | None, columns: Mapping[str, Any]) -> Labelled:
     """The labelled pictures that --data names; `columns` as in result.json, or empty."""
     image, label = (str(columns.get(name, name)) for name in ("image", "label"))
     return open_labelled(parse_spec(data), data_dir, image=image, label=label)
 
 
-def answers_section(shown: Sequence[Shown]) -> str:
-    """Right ones with a green frame, then wrong ones with a red one."""
-    asked = [x for x in shown if x.said]
-    right = [(x.small, f"{x.said} ({x.score:.2f})", "right") for x in asked if x.said == x.label]
+Captioned = tuple[Image.Image, str, str]  # picture, caption, "right", "wrong" or ""
+
+
+def answers(shown: Sequence[Shown]) -> list[tuple[str, list[Captioned]]]:
+    """The right ones and the wrong ones, each with a caption; without those that have none."""
+    right = [(x.small, f"{x.said} ({x.score:.2f})", "right") for x in shown if x.said == x.label]
     wrong = [
         (x.small, f"said: {x.said} ({x.score:.2f}); is: {x.label}", "wrong")
-        for x in asked
+        for x in shown
         if x.said != x.label
     ]
-    groups = (("Answered right, with the score.", right), ("Answered wrong.", wrong))
-    return "".join(markup.note(words) + markup.pictures(items) for words, items in groups if items)
+    groups = [("Answered right, with the score.", right), ("Answered wrong.", wrong)]
+    return [(caption, items) for caption, items in groups if items]
 
 
-def similarity_section(
-    model: Any, preprocess: Any, shown: Sequence[Shown], templates: Sequence[str]
-) -> str:
-    """Cosines of the pictures with the names of all of them, in the first template."""
+def similarity(
+    model: Any, preprocess: Any, shown: Sequence[Shown], template: str
+) -> dict[str, Any]:
+    """Cosines of the pictures with the names of all of them, as a table with shades from 0 to 1."""
     names = list(dict.fromkeys(x.label for x in shown))
-    template = templates[0] if templates else "{}"
     length = model.config.text.context_length
     tokens = tokenize([template.format(name) for name in names], length, truncate=True)
     I_e = l2_normalize(np.asarray(model.encode_image(_pixels(preprocess, shown))))
     T_e = l2_normalize(np.asarray(model.encode_text(tokens)))
-    caption = markup.note(f"Cosine of each picture with each name, as {template!r}.")
-    return caption + markup.matrix([x.small for x in shown], names, I_e @ T_e.T)
+    cosines = I_e @ T_e.T  # [n, names]
+    shades = np.round((cosines - cosines.min()) / (np.ptp(cosines) or 1), 3)
+    rows = [
+        (x.small, list(zip(*pair, strict=True)))
+        for x, *pair in zip(shown, cosines.tolist(), shades.tolist(), strict=True)
+    ]
+    return {"template": repr(template), "names": names, "rows": rows}
 
 
-def attention_section(model: Any, preprocess: Any, shown: Sequence[Shown]) -> str:
-    """The pictures as the model sees them, dark where it does not look."""
-    pixels = _pixels(preprocess, shown)
-    maps = np.asarray(jax.jit(attention_map)(model, pixels))  # [n, rows, columns]
-    rows, columns = maps.shape[1:]
-    if rows * columns == 1:
-        return markup.note(
-            "The last grid of this tower is a single cell: there is nowhere to look."
-        )
-    items = []
-    for x, weights in zip(shown, maps, strict=True):
-        size = (192, 192)
-        square = np.asarray(
-            _square(x.image, preprocess.size).resize(size, Image.Resampling.BICUBIC)
-        )
-        heat = Image.fromarray((weights / weights.max()).astype(np.float32))
+def attention(model: Any, preprocess: Any, shown: Sequence[Shown]) -> dict[str, Any]:
+    """The pictures, dark where the model does not look; none where its grid is a single cell."""
+    weights = np.asarray(jax.jit(attention_map)(model, _pixels(preprocess, shown)))
+    grid = weights.shape[1:]
+    if grid == (1, 1):
+        return {"grid": grid, "maps": []}
+    size, maps = (192, 192), []
+    for x, weight in zip(shown, weights, strict=True):
+        square = _square(x.image, preprocess.size).resize(size, Image.Resampling.BICUBIC)
+        heat = Image.fromarray((weight / weight.max()).astype(np.float32))
         heat = np.asarray(heat.resize(size, Image.Resampling.BILINEAR))[..., None]
-        lit = square * (0.15 + 0.85 * np.clip(heat, 0, 1))
-        items.append((np.round(lit).astype(np.uint8), x.label, ""))
-    caption = markup.note(
-        f"Brightness is the weight of a grid of {rows} by {columns}, the most looked-at cell full."
-    )
-    return caption + markup.pictures(items)
+        lit = np.asarray(square) * (0.15 + 0.85 * np.clip(heat, 0, 1))
+        maps.append((Image.fromarray(np.round(lit).astype(np.uint8)), x.label, ""))
+    return {"grid": grid, "maps": maps}
 
 
 def _pixels(preprocess: Any, shown: Sequence[Shown]) -> np.ndarray:

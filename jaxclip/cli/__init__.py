@@ -16,15 +16,16 @@ from jaxclip.cli.ask import classify, embed, tokenize
 from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
-from jaxclip.cli.shared import USAGE, UsageError, flag_error, warnings_on_stderr
+from jaxclip.cli.shared import UsageError, flag_error, warnings_on_stderr
 from jaxclip.cli.train import train
 from jaxclip.cli.train_flags import TrainFlags
-from jaxclip.cli.usage import usage_errors_in_one_line
+from jaxclip.cli.usage import USAGE, defer, refuse_empty, usage_errors_in_one_line
 from jaxclip.cli.weights import convert, inspect, models, verify
 from jaxclip.terminal import complain, run_program
 
 DESCRIPTION = (
-    "CLIP in NumPy, JAX and Flax: ask pictures with words, train, load and check any weights."
+    "CLIP in NumPy, JAX and Flax: classify pictures by words, train, load and check any weights. "
+    "`jaxclip --version` prints the version."
 )
 COMMANDS = (
     classify,
@@ -60,21 +61,11 @@ def _given(arguments: Sequence[str]) -> frozenset[str]:
     return frozenset(re.sub(r"(^|\.)no-", r"\1", name.replace("_", "-")) for name in names)
 
 
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """UsageError that names the flag of an empty argument: a path "" would be this folder."""
-    flag = ""
-    for text in arguments:
-        flag = text.partition("=")[0] if text.startswith("--") else flag
-        if not text or text == f"{flag}=":
-            what = f"{flag}: " if flag else ""
-            raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
-
-
 def _subcommands(arguments: Sequence[str]) -> Any:
     """The type that tyro parses: a union with one member a command."""
     train_defaults = TrainFlags.with_defaults(_preset(arguments), _given(arguments))
     members = {
-        f.__name__: Annotated[Any, tyro.conf.subcommand(f.__name__, constructor=_later(f))]
+        f.__name__: Annotated[Any, tyro.conf.subcommand(f.__name__, constructor=defer(f))]
         for f in COMMANDS
     }
     members["train"] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=train_defaults)]
@@ -84,7 +75,7 @@ def _subcommands(arguments: Sequence[str]) -> Any:
 def _command(arguments: Sequence[str]) -> Callable[[], int]:
     """The command to run; SystemExit 2 after one line about a usage error, 0 after --help."""
     if "tokenize" not in arguments[:1]:
-        _refuse_empty(arguments)
+        refuse_empty(arguments)
     try:
         with usage_errors_in_one_line("jaxclip"):
             parsed = tyro.cli(
@@ -96,16 +87,6 @@ def _command(arguments: Sequence[str]) -> Callable[[], int]:
     except ValueError as error:  # of an Execution
         raise flag_error(error) from None
     return functools.partial(train, parsed) if isinstance(parsed, TrainFlags) else parsed
-
-
-def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """The same signature and help, but calling it only remembers the call."""
-
-    @functools.wraps(function)
-    def remember(*args: Any, **kwargs: Any) -> Callable[[], int]:
-        return lambda: function(*args, **kwargs)
-
-    return remember
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

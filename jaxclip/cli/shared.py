@@ -15,8 +15,6 @@ from rich.text import Text
 from jaxclip.terminal import FAILED as FAILED
 from jaxclip.terminal import one_line, printable
 
-USAGE = 2
-
 
 class PlainConsole(Console):
     """Rich's console for people's texts: nothing in them is markup, or steers the terminal."""

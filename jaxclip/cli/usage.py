@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from jaxclip.cli.shared import UsageError
 from jaxclip.terminal import complain
 
 USAGE = 2
@@ -16,7 +18,7 @@ T = TypeVar("T")
 
 # How tyro reports what the config of a model refused: where in the recipe, and the message.
 _OF_A_CONFIG = re.compile(
-    r"Error parsing \S+?\.recipe\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
+    r"Error parsing \S+?\.(?:flags|recipe)\.([\w.]+): (?:\w+Config\.(\w+))?(.*?)"
     r"(?: (?:-{3,}|For full helptext).*)?$"
 )
 # How tyro reports that a value is no number.
@@ -63,6 +65,26 @@ def usage_errors_in_one_line(prog: str) -> Iterator[None]:
         raise
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """UsageError that names the flag of an empty argument: a path "" would be this folder."""
+    flag = ""
+    for text in arguments:
+        flag = text.partition("=")[0] if text.startswith("--") else flag
+        if not text or text == f"{flag}=":
+            what = f"{flag}: " if flag else ""
+            raise UsageError(f"{what}expected a value, got an empty text; give one or leave it out")
+
+
+def defer(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """A function with the same signature and help that returns the call instead of making it."""
+
+    @functools.wraps(function)
+    def remember(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return lambda: function(*args, **kwargs)
+
+    return remember
+
+
 def _refuse_nothing(parsed: Any) -> None:
     """ValueError where a flag that takes one value or more was given none."""
     for field in dataclasses.fields(parsed):
@@ -84,12 +106,13 @@ def parse(flags: Callable[..., T] | type[T], given: Sequence[str], prog: str, he
     """
     if {"-h", "--help"} & set(given):
         print(header)  # as it is: tyro would join its lines
-    with usage_errors_in_one_line(prog):
-        config = (tyro.conf.FlagCreatePairsOff,)
-        parsed = tyro.cli(flags, args=list(given), prog=prog, description="", config=config)
     try:
+        refuse_empty(given)
+        with usage_errors_in_one_line(prog):
+            config = (tyro.conf.FlagCreatePairsOff,)
+            parsed = tyro.cli(flags, args=list(given), prog=prog, description="", config=config)
         _refuse_nothing(parsed)
-    except ValueError as error:
+    except (UsageError, ValueError) as error:
         complain(prog, error)
         raise SystemExit(USAGE) from None
     return parsed

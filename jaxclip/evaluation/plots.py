@@ -97,7 +97,7 @@ def answer_sheet(
     _save(figure, out)
 
 
-def confusion(counts: np.ndarray, classes: Sequence[str], out: Path) -> None:
+def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Any:
     """A confusion matrix [c, c], label down, answer across, as shares of every row.
 
     Up to thirty classes are named, with their counts in the cells.
@@ -117,4 +117,9 @@ def confusion(counts: np.ndarray, classes: Sequence[str], out: Path) -> None:
         for i, j in np.argwhere(counts > 0):
             colour = "black" if shares[i, j] > 0.6 else "white"
             axes.text(j, i, int(counts[i, j]), ha="center", va="center", color=colour, fontsize=6)
-    _save(figure, out)
+    return figure
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], out: Path) -> None:
+    """Write `confusion_figure` as a PNG file."""
+    _save(confusion_figure(counts, classes), out)

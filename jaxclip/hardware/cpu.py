@@ -1,16 +1,18 @@
 """Models arranged for XLA on a CPU: the same functions and official names, other arithmetic.
 
-Every swap is measured in docs/performance.md and held equal to the plain module by a test.
+Every swap is measured in docs/log/ and held equal to the plain module by a test.
 """
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from jaxclip.hardware.padded import CpuNumerics, pad, unpad
 from jaxclip.hardware.winograd import WinogradConvolution
@@ -116,12 +118,19 @@ INFERENCE: Swaps = {
 _jitted = cache(lambda function, dtype: jax.jit(function, compiler_options=compiler_options(dtype)))
 
 
+@cache
+def _nothing_traced() -> Any:
+    """JAX's state outside of `jit`, `grad` and `vmap`: that of a new thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(get_opaque_trace_state).result()
+
+
 class CpuClip(Clip):
     """A `Clip` arranged by `for_cpu`; make none by its constructor."""
 
     def _run(self, function: Callable[..., Any], *rows: Array) -> Any:
-        if not self.jit or any(isinstance(each, jax.core.Tracer) for each in rows):
-            return super()._run(function, *rows)  # a caller's jit has its own compiler options
+        if not self.jit or get_opaque_trace_state() != _nothing_traced():
+            return super()._run(function, *rows)  # inside jit the caller's compiler options apply
         tower = self.visual if hasattr(self, "visual") else self.text
         run = partial(_jitted(function, tower.numerics.dtype), self)
         if len(rows) > 1 or len(rows[0]) <= CPU_ROWS:

@@ -2,7 +2,7 @@
 
 XLA:CPU's matmul reads a kernel a few columns wide at a time, from row to row. A row stride that is
 a multiple of 4 KiB maps every row to one cache set and halves its speed; multiples of 1 KiB lose
-less (docs/performance.md).
+less (docs/log/).
 """
 
 from typing import Any

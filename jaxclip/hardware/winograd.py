@@ -31,7 +31,7 @@ def enough_channels(kernel: Array) -> bool:
 def pays(x: Array, kernel: Array) -> bool:
     """Whether a CPU is faster this way, for x [n, h, w, i] and kernel [3, 3, i, o].
 
-    Measured in whole models (docs/performance.md).
+    Measured in whole models (docs/log/).
     """
     n, h, w, _ = x.shape
     return enough_channels(kernel) and n * h * w >= LEAST_PLACES
@@ -95,7 +95,7 @@ def with_neighbours(x: Array) -> Array:
 class WinogradConvolution(Convolution):
     """`Convolution` as matrix products, where XLA on a CPU is faster so.
 
-    In float32 a ResNet gains a tenth, in bfloat16 two thirds (docs/performance.md).
+    In float32 a ResNet gains a tenth, in bfloat16 two thirds (docs/log/).
     """
 
     def __call__(self, x: Array) -> Array:

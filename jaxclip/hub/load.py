@@ -72,7 +72,7 @@ def load(
     found: Path | None = None
     if isinstance(name_or_path, convert.Loaded):
         loaded = name_or_path
-        convert.agree(convert.Given(activation, heads), loaded.config, "what was loaded")
+        convert.require_agreement(convert.Given(activation, heads), loaded.config, "the model")
     else:
         found = find(name_or_path, cache_dir)
         loaded = convert.load(found, activation=activation, heads=heads, check_numbers=False)

@@ -1,16 +1,13 @@
-"""The official weights: fetched once, held against size and SHA-256, kept in a cache folder.
-
-Ours, over the standard library: pooch, the usual choice, neither resumes a download nor locks.
+"""The official weights: fetched once, compared with size and SHA-256, kept in a cache folder.
 
 Environment:
   JAXCLIP_CACHE    folder of the files; without it $XDG_CACHE_HOME/jaxclip, else ~/.cache/jaxclip
-  JAXCLIP_MIRROR   stands for https://openaipublic.azureedge.net/clip/models: a file is asked for at
+  JAXCLIP_MIRROR   replaces https://openaipublic.azureedge.net/clip/models: a file is requested from
                    <mirror>/<sha256>/<file name>; https, or http on this machine (127.0.0.1)
   JAXCLIP_OFFLINE  1: the network is never used, the file has to be in the folder already
 
-A file that was put into the folder by hand under its official name (ViT-B-32.pt) serves as well;
-a hidden note beside it (.ViT-B-32.pt.json) spares hashing it again. The lock only spares double
-work: that the file is whole and right rests on how `transfer` puts it in place.
+A file that was put into the folder by hand under its official name (ViT-B-32.pt) serves as well; a
+hidden note beside it (.ViT-B-32.pt.json) spares hashing it again.
 """
 
 import hashlib
@@ -21,15 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from jaxclip.hub import download as transfer
-from jaxclip.hub.download import likeness, may_ask, read_note, say, write_note, writing
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None  # type: ignore[assignment]
+from jaxclip.hub.download import download, is_allowed, writing
+from jaxclip.images.kinds import text_kind
+from jaxclip.terminal import complain
 
 OFFICIAL = "https://openaipublic.azureedge.net/clip/models"
 
@@ -71,13 +63,23 @@ RELEASED_FILES: dict[str, ReleasedFile] = {
 }
 
 
-def _mark(status: os.stat_result, released: ReleasedFile) -> list[str | int]:
-    """What tells a verified file from one that was changed or replaced since."""
-    return [released.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified")
+
+
+def _mark(path: Path, released: ReleasedFile) -> str:
+    """What distinguishes a verified file from one that was changed or replaced since."""
+    status = path.stat()
+    return f"{released.sha256} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def _write_note(path: Path, released: ReleasedFile) -> None:
+    with suppress(OSError):  # without a note the next run hashes the file again
+        _note(path).write_text(_mark(path, released), "utf-8")
 
 
 def _is_there(path: Path, released: ReleasedFile) -> bool:
-    """Whether the verified file is at `path`; raises when something else is."""
+    """Whether the verified file is at `path`; raises when another one is."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -85,74 +87,48 @@ def _is_there(path: Path, released: ReleasedFile) -> bool:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise OSError(f"{path} is {kind}; expected the official file or nothing; move it away")
-    if read_note(path).get("verified") == _mark(status, released):
-        return True
+    with suppress(OSError, ValueError):
+        if _note(path).read_text("utf-8") == _mark(path, released):
+            return True
     with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        came = f"{status.st_size} bytes{likeness(file.read(512))}"
+        kind = text_kind(file.read(512)) or "other content"
         file.seek(0)
         if status.st_size == released.size:  # otherwise its digest need not be known
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest == released.sha256:
-                write_note(path, {"verified": _mark(status, released)})
+                _write_note(path, released)
                 return True
-            came += f" with sha256 {digest}"
+            kind = f"sha256 {digest}"
     raise ValueError(
-        f"{path} is not the official file: {came} came, {released.size} bytes with sha256 "
-        f"{released.sha256} were expected; delete it or move it away, then try again"
+        f"{path}: expected the official file, {released.size} bytes with sha256 "
+        f"{released.sha256}, got {status.st_size} bytes, {kind}; delete it or move it away"
     )
 
 
-def _take_lock(file: IO[str], path: Path) -> bool:
-    """Wait for the lock; False on systems and folders that have none."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        number = file.read(20)
-        told = f" (number {number})" if number.isdecimal() else ""
-        say(f"waiting for another process{told} that downloads {path.name}")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    with suppress(OSError):  # a full disk: the next one waits for a process without a number
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-    return True
-
-
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """One download of a file at a time, where the system has locks; yields whether it has."""
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        with writing(path):
-            file = lock.open("a+", encoding="utf-8", errors="replace")
-        with file:
-            held = _take_lock(file, path)
-            try:
-                # whoever had the lock before us has deleted its file: take the new one
-                if held and not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    continue
-            except FileNotFoundError:
-                continue
-            try:
-                yield held
-                return
-            finally:
-                with suppress(OSError):
-                    lock.unlink()
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`; say so once where another process has it."""
+    from filelock import FileLock, Timeout  # here: a file in the cache needs no lock
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            complain("jaxclip", f"waiting for another process that downloads {path.name}")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _address(released: ReleasedFile) -> str:
     mirror = os.environ.get("JAXCLIP_MIRROR", "").strip().rstrip("/")
     address = f"{mirror}/{released.sha256}/{released.file_name}" if mirror else released.url
-    if not may_ask(address):
+    if not is_allowed(address):
         raise ValueError(
-            f"the address {address!r} came, https://... was expected (http only on this machine); "
+            f"expected an address https://... (http on this machine only), got {address!r}; "
             "change JAXCLIP_MIRROR, or name a folder of files with JAXCLIP_CACHE"
         )
     return address
@@ -178,21 +154,9 @@ def _progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
         nonlocal tenth
         if count * 10 // size != tenth:
             tenth = count * 10 // size
-            say(f"{name}: {count / 1e6:.1f} of {size / 1e6:.1f} MB")
+            complain("jaxclip", f"{name}: {count / 1e6:.1f} of {size / 1e6:.1f} MB")
 
     yield show
-
-
-def _download(name: str, released: ReleasedFile, address: str, path: Path, *, alone: bool) -> None:
-    size, sha256 = released.size, released.sha256
-    say(f"downloading {address} ({size / 1e6:.1f} MB) to {path}")
-    try:
-        with _progress(name, size) as show:
-            status = transfer.download(address, path, size, sha256, show, alone=alone)
-        write_note(path, {"verified": _mark(status, released)})
-    except FileNotFoundError:  # where there are no locks: another process was first
-        if not _is_there(path, released):
-            raise
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -231,7 +195,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
       compare size, time of change and inode with those noted then.
 
     Raises:
-      ValueError: no such name or address, or other bytes came than those expected.
+      ValueError: no such name or address, or other bytes than those expected.
       OSError: the network or the disk failed, or JAXCLIP_OFFLINE is set and the file is not there.
         Nothing that was there before is changed by a failure.
 
@@ -257,7 +221,10 @@ RN50x64, ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px
     address = _address(released)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path) as alone:
-        if not _is_there(path, released):  # another process may have been at it
-            _download(name, released, address, path, alone=alone)
+    with _locked(path):
+        if not _is_there(path, released):  # another process may have fetched it meanwhile
+            complain("jaxclip", f"downloading {address} ({released.size / 1e6:.1f} MB) to {path}")
+            with _progress(name, released.size) as show:
+                download(address, path, released.size, released.sha256, show)
+            _write_note(path, released)
     return path

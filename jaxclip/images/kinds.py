@@ -1,4 +1,4 @@
-"""What a file is that no picture could be read from, by its first bytes."""
+"""What kind of file it is, by its first bytes: for errors about a file of another kind."""
 
 from collections.abc import Collection
 
@@ -15,6 +15,15 @@ STARTS = {  # how a file of one of these formats starts
     b"\xff\x4f\xff\x51": "JPEG 2000",
     b"\0\0\1\0": "ICO",
 }
+TEXTS = {  # in lower case
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML text",
+    b"<": "an HTML or XML text",
+    b"{": "a JSON text",
+}
 OTHERS = {
     b"%PDF": "a PDF document",
     b"%!PS": "a PostScript drawing (EPS)",
@@ -23,12 +32,6 @@ OTHERS = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
     b"\x93NUMPY": "a NumPy array",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-    b"<!doctype html": "an HTML page",
-    b"<html": "an HTML page",
-    b"<svg": "an SVG drawing",
-    b"<?xml": "an XML text",
-    b"{": "a JSON text",
 }
 CONTAINERS = {  # brand in the box "ftyp" -> (format, what it is, what reads it)
     **dict.fromkeys(
@@ -48,6 +51,16 @@ def picture_format(head: bytes) -> str | None:
     return next((name for start, name in STARTS.items() if head.startswith(start)), None)
 
 
+def text_kind(head: bytes) -> str | None:
+    """The kind of text that a file's first bytes are those of, or None.
+
+    >>> text_kind(b"<!DOCTYPE html><title>Please log in</title>")
+    'an HTML page'
+    """
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((kind for start, kind in TEXTS.items() if text.startswith(start)), None)
+
+
 def describe(head: bytes, size: int, readable: Collection[str]) -> tuple[str, str]:
     """What a file is, and what to do about it.
 
@@ -62,10 +75,10 @@ def describe(head: bytes, size: int, readable: Collection[str]) -> tuple[str, st
     name = picture_format(head)
     if name is not None:
         return f"a damaged {name} of {size} bytes", "fetch it again"
-    text = head.lstrip().lower()
-    for start, other in OTHERS.items():
-        if text.startswith(start.lower()):
-            return other, "convert it or leave it out"
+    others = (kind for start, kind in OTHERS.items() if head.startswith(start))
+    other = text_kind(head) or next(others, None)
+    if other is not None:
+        return other, "convert it or leave it out"
     if head[4:8] == b"ftyp":
         kind, name, cure = CONTAINERS.get(head[8:12], ("", "a video (MP4)", "leave it out"))
         if kind in readable:

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from jaxclip.images.open import (
-    load_pixels,
-    to_rgb,
-)
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+from jaxclip.config import MEAN, STD
+from jaxclip.images.open import load_pixels, to_rgb
 
 
 def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -30,7 +25,7 @@ def _centre_square(image: Image.Image, size: int) -> Image.Image:
     wide, high = _resized_size(image.width, image.height, size)
     left, top = round((wide - size) / 2), round((high - size) / 2)  # a half goes to the even side
     if wide > size and image.mode in ("RGB", "L"):
-        # Pillow resizes the rows, rounds, then the columns: those that are cut off are spared it.
+        # Pillow resizes rows, rounds, then columns: crop between the two, and do fewer columns.
         rows = image.resize((wide, image.height), Image.Resampling.BICUBIC)
         middle = rows.crop((left, 0, left + size, image.height))
         return middle.resize((size, size), Image.Resampling.BICUBIC)
@@ -60,21 +55,21 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size is {self.size!r}; expected a whole number, 1 or more")
+            raise ValueError(f"size: expected a whole number, 1 or more, got {self.size!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if np.shape(values) != (3,) or not np.isfinite(values).all():
-                raise ValueError(f"{name} is {values!r}; expected three finite numbers")
+                raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std!r}; expected three positive numbers")
+            raise ValueError(f"std: expected three positive numbers, got {self.std!r}")
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The `official` policy: bit for bit what the released code gives.
+        """The pixels by the `official` policy, bit for bit those of the released code.
 
-        With it come its habits: EXIF orientation is ignored, transparency turns black, palettes are
+        Its habits are kept: EXIF orientation is ignored, transparency turns black, palettes are
         resized by nearest neighbour, values above 255 (16-bit pictures) are clipped to white.
 
         Args:
-            image: a picture of any mode, within the limits of `pictures.check_size`.
+            image: a picture of any mode, within the limits of `images.open.check_size`.
 
         Returns:
             `[size, size, 3]` float32.
@@ -93,18 +88,18 @@ class Preprocess:
         return self._normalise(np.asarray(square.convert("RGB")))
 
     def safe(self, image: Image.Image) -> np.ndarray:
-        """The `safe` policy: the picture as a person would see it, then the steps of `official`.
+        """The pixels by the `safe` policy: the picture as a person sees it, then as `official`.
 
-        `pictures.to_rgb` says what that is: upright, 8 bits, on white. Training reads pictures so.
+        Upright, 8 bits, on white: see `images.open.to_rgb`. Training reads pictures so.
 
         Args:
-            image: a picture of any mode, within the limits of `pictures.check_size`.
+            image: a picture of any mode, within the limits of `images.open.check_size`.
 
         Returns:
             `[size, size, 3]` float32.
 
         Raises:
-            ValueError: as `pictures.to_rgb`.
+            ValueError: as `images.open.to_rgb`.
 
         >>> white = Image.new("RGBA", (9, 7), (0, 0, 0, 0))
         >>> Preprocess(size=4).safe(white).max().round(3)

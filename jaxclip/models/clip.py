@@ -17,7 +17,7 @@ from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.losses import l2_normalize
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
 from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
-from jaxclip.models.parameters import TOWERS, Statistics, Tower, describe, to_flat
+from jaxclip.models.parameters import TOWERS, Tower, describe, new_statistics, to_flat
 from jaxclip.models.resnet import ModifiedResNet
 from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -60,10 +60,9 @@ def probabilities(logits_per_image: Array, *, sigmoid: bool) -> Array:
 
 
 class Notes(dict[str, Any]):
-    """Where a model's weights are from. JAX never copies them along.
+    """Where the weights of a loaded model are from; empty in what JAX makes of it.
 
-    They are true of the weights that were loaded. What `jax.tree.map`, `jax.jit` or `nnx.merge`
-    makes of a model may hold other numbers, so its notes are empty.
+    Results of `jax.tree.map`, `jax.jit` or `nnx.merge` may hold other numbers.
     """
 
 
@@ -105,18 +104,12 @@ _jitted = functools.cache(jax.jit)  # one compiled program per function, model s
 class Clip(nnx.Module):
     """Image tower, text tower and the log temperature: a Flax NNX module and a JAX pytree.
 
-    It goes into `jax.jit`, `jax.vmap`, `jax.grad`, `jax.device_put`, `jax.tree.map`, `nnx.split`,
-    pickle, and as a submodule into a larger module. Its own methods are compiled once per shape,
-    unless `jit` is False.
-
-    Attributes:
-      visual, text: the towers; `load(..., tower=)` leaves one out.
-      logit_scale: the logarithm of the temperature's factor; logit_bias: SigLIP's, if any.
-      config: the frozen `ClipConfig`.
-      notes: where the weights are from (`Notes`).
+    Its own methods are compiled once per shape, unless `jit` is False. `visual` and `text` are the
+    towers, `logit_scale` and SigLIP's `logit_bias` the temperature, `config` is frozen, and `notes`
+    say where the weights are from.
     """
 
-    jit: bool = True  # False: op by op
+    jit: bool = True
 
     def __init__(
         self,
@@ -229,7 +222,7 @@ class Clip(nnx.Module):
     @overload
     def embed(
         self, images: Array, tokens: Array, *, train: Literal[True], axis: str | None = None
-    ) -> tuple[Array, Array, Statistics]: ...
+    ) -> tuple[Array, Array, Any]: ...
 
     def embed(
         self, images: Array, tokens: Array, *, train: bool = False, axis: str | None = None
@@ -238,10 +231,10 @@ class Clip(nnx.Module):
 
         Plain JAX without checks or `jit`, to be called inside of a compiled step. With `train`
         BatchNorm uses the batch's statistics, and a third value is returned: the new running ones
-        by name, for `with_statistics`; empty for a Vision Transformer. `axis` names the devices
-        that share the batch inside `shard_map` or `pmap`.
+        as `nnx.split(model, nnx.Param, nnx.BatchStat)[2]` has them; empty for a Vision Transformer.
+        `axis` names the devices that share the batch inside `shard_map` or `pmap`.
         """
-        statistics: Statistics = {}
+        statistics: dict[str, Any] = {}
         if train and isinstance(self.visual, ModifiedResNet):
             features, new = self.visual(images, train=True, axis=axis)
             statistics = checkpoint.flatten(new, "visual.")
@@ -249,7 +242,7 @@ class Clip(nnx.Module):
             features = image_features(self, images)
         I_e = l2_normalize(at_least_float32(features))
         T_e = l2_normalize(at_least_float32(text_features(self, tokens)))
-        return (I_e, T_e, statistics) if train else (I_e, T_e)
+        return (I_e, T_e, new_statistics(self, statistics)) if train else (I_e, T_e)
 
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxclip.config import TextConfig, show
+from jaxclip.config import TextConfig, short_repr
 from jaxclip.tokenizer import check_vocabulary
 
 Array = jax.Array
@@ -20,7 +20,7 @@ def check_images(images: Any, size: int) -> Array:
     wanted = f"images: expected floating-point pixels [n, {size}, {size}, 3], got"
     todo = "use np.stack([preprocess(image), ...]) with the preprocess that jaxclip.load returns"
     if not isinstance(images, np.ndarray | Array):
-        raise ValueError(f"{wanted} {show(images)}; {todo}")
+        raise ValueError(f"{wanted} {short_repr(images)}; {todo}")
     floating = jnp.issubdtype(images.dtype, jnp.floating)
     if images.ndim != 4 or images.shape[1:] != (size, size, 3) or not floating:
         raise ValueError(f"{wanted} {images.dtype} {images.shape}; {todo}")
@@ -35,22 +35,27 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     """
     length, todo = config.context_length, "use jaxclip.tokenize(texts)"
     if not isinstance(tokens, np.ndarray | Array):
-        raise ValueError(f"expected tokens [n, l] of whole numbers, got {show(tokens)}; {todo}")
+        raise ValueError(
+            f"expected tokens [n, l] of whole numbers, got {short_repr(tokens)}; {todo}"
+        )
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         got = f"{tokens.shape} {tokens.dtype}"
         raise ValueError(f"expected tokens [n, l] of whole numbers, got {got}; {todo}")
-    kept, cut = tokens[:, :length], tokens[:, length:]
+    longer = tokens.shape[1] > length
     if not has_values(tokens):
-        ids = jnp.asarray(kept, jnp.int32)
-        too_long = (cut != 0).any(axis=1, keepdims=True)
-        return jnp.where(too_long, -1, ids) if cut.shape[1] else ids  # -1 is never an id
-    if np.any(np.asarray(cut)):
+        ids = jnp.asarray(tokens, jnp.int32)
+        if not longer:
+            return ids
+        too_long = (ids[:, length:] != 0).any(axis=1, keepdims=True)
+        return jnp.where(too_long, -1, ids[:, :length])  # -1 is never an id
+    known = np.asarray(tokens)
+    if known[:, length:].any():
         raise ValueError(
             f"expected at most {length} tokens, the model's context length, got a longer text; "
             "shorten it"
         )
-    check_vocabulary(kept, config.vocab_size)
-    return jnp.asarray(kept)
+    check_vocabulary(known[:, :length], config.vocab_size)
+    return jnp.asarray(tokens[:, :length] if longer else tokens)
 
 
 def check_embeds(embeds: Any, width: int) -> Array:

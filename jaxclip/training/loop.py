@@ -12,10 +12,7 @@ Every process of a run calls `train`; process 0 writes the files, and each its p
 
 import contextlib
 import json
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import FileIO
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
-from jaxclip.files import read_text, split_lines
 from jaxclip.models.clip import Clip
 from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training import distributed, from_recipe
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
 from jaxclip.training.input_pipeline import Stream, prefetch
+from jaxclip.training.metrics_log import Metrics, MetricsLog, open_log
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
 
@@ -44,115 +41,10 @@ STATE, METRICS, CONFIG, MODEL, AVERAGE = (
     "average.safetensors",
 )
 PROFILED_STEPS = 5  # of --profile, after the first, which compiles
-Metrics = dict[str, Any]
-
-
-class Diverged(ValueError):
-    """The loss or a gradient is no longer finite."""
 
 
 class Stopped(Exception):
     """The run was asked to stop and has saved its state."""
-
-
-# The log ------------------------------------------------------------------------------------------
-
-
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl that a resumed run will write again.
-
-    ValueError names a line that is no record; a last one without its end is dropped.
-    """
-    if path.exists():
-        lines = split_lines(read_text(path))
-        if lines and not lines[-1].endswith("}"):
-            lines.pop()
-        kept = [line for n, line in enumerate(lines, start=1) if _step_of(line, path, n) <= step]
-        with checkpoint.replacing(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _step_of(line: str, path: Path, number: int) -> int:
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        step = None
-    if type(step) is not int:
-        raise ValueError(
-            f'{path}, line {number}: expected a JSON object with a whole number "step", '
-            f"got {line[:60]!r}; delete the line to go on"
-        )
-    return step
-
-
-def append(log: FileIO, values: Metrics) -> None:
-    """One line of metrics.jsonl; OSError names the file when the disk does not take it.
-
-    `log` is unbuffered, so that nothing is left for its closing to fail on.
-    """
-    try:
-        log.write((json.dumps(values) + "\n").encode())
-    except OSError as error:
-        raise OSError(
-            f"cannot write {log.name}: {error.strerror}; what was saved before is untouched"
-        ) from None
-
-
-class MetricsLog:
-    """Logs the metrics of each step one step late, so that the device never waits for the host."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        sinks: Sequence[Callable[[Metrics], None]],
-        progress: Callable[[Metrics], None],
-    ) -> None:
-        self.recipe, self.run, self.sinks, self.progress = recipe, run, sinks, progress
-        self.began = time.monotonic()
-        self.seconds_for_data = 0.0
-        self.pending: tuple[int, Metrics] | None = None  # of a step that may still be running
-
-    def time_data(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches; how long each is waited for counts as `seconds_for_data`."""
-        began = time.monotonic()
-        for batch in batches:
-            self.seconds_for_data += time.monotonic() - began
-            yield batch
-            began = time.monotonic()
-
-    def log_step(self, step: int, metrics: Metrics) -> None:
-        """Remember the metrics of a step that has just begun; log those of the one before."""
-        self.flush()
-        self.pending = step, metrics
-
-    def log_eval(self, step: int, scores: Metrics) -> None:
-        """Log the scores of an evaluation; `flush` first."""
-        self._write({"step": step, **scores})
-        self.progress({"step": step, **scores})
-
-    def flush(self) -> None:
-        """Wait for the newest step and log it; Diverged if its loss or gradient is not finite."""
-        if self.pending is None:
-            return
-        step, metrics = self.pending
-        self.pending = None
-        values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        values["seconds"] = time.monotonic() - self.began
-        values["seconds_for_data"] = self.seconds_for_data
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise Diverged(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-                f"what was saved before it, if anything, is in {self.run / STATE}; "
-                "try a lower --learning-rate"
-            )
-        if step % self.recipe.log_every == 0 or step == self.recipe.steps:
-            self._write(values)
-        self.progress(values)
-
-    def _write(self, values: Metrics) -> None:
-        for sink in self.sinks:
-            sink(values)
 
 
 # The state ----------------------------------------------------------------------------------------
@@ -234,7 +126,7 @@ def train(
       profile: write a trace of a few steps to `run`/profile.
 
     Raises:
-      Diverged: loss or gradient is not finite; the state saved last stays in `run`.
+      metrics_log.Diverged: loss or gradient is not finite; the state saved last stays in `run`.
       Stopped: `should_stop` returned True, and the state was saved.
       OSError: a file cannot be written; what was saved before is untouched.
     """
@@ -248,10 +140,10 @@ def train(
         state, begun = snapshot.state, int(snapshot.state.step)
         if begun:
             stream.seek(snapshot.position)
-        lines = open_(_log_file(run, begun))
+        lines = open_(open_log(run / METRICS, begun))
         batches = open_(contextlib.closing(prefetch(stream, recipe.steps - begun)))
         trace = open_(_trace(run / "profile", begun + 1 if profile else None))
-        log = MetricsLog(recipe, run, (lines, *sinks), progress)
+        log = MetricsLog(recipe, run / STATE, (lines, *sinks), progress)
         for step, (host_batch, position) in enumerate(log.time_data(batches), start=begun + 1):
             trace(step - 1)
             check_vocabulary(host_batch["tokens"], recipe.model.text.vocab_size)
@@ -272,23 +164,6 @@ def train(
                 raise Stopped(f"stopped after step {step} of {recipe.steps}")
         checkpoints.finish()
         return _write_models(recipe, run, snapshot._replace(state=state), mesh)
-
-
-@contextlib.contextmanager
-def _log_file(run: Path, step: int) -> Iterator[Callable[[Metrics], None]]:
-    """A function that appends a line to metrics.jsonl, whose lines after `step` are dropped.
-
-    In processes other than 0 it does nothing.
-    """
-    if jax.process_index():
-        yield lambda values: None
-        return
-    if step:
-        keep_lines_until(run / METRICS, step)
-    else:
-        (run / METRICS).unlink(missing_ok=True)  # it may be a pipe: opening that would wait
-    with open(run / METRICS, "ab" if step else "wb", buffering=0) as log:
-        yield lambda values: append(log, values)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxclip.config import MEAN, STD
 from jaxclip.data.emoji.augment import augment
-from jaxclip.images.preprocess import MEAN, STD
 
 Array = jax.Array
 BatchToPixels = Callable[[dict[str, Any], Array], Array]  # (batch, key) -> [n, h, w, 3]

@@ -115,12 +115,12 @@ class Recipe:
         parse_rates(self.rates)
 
     def to_json(self) -> str:
-        """The config as indented JSON, keys sorted."""
+        """The recipe as indented JSON, keys sorted."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The config that `to_json` wrote; ValueError names what is wrong with any other text."""
+        """The recipe that `to_json` wrote; ValueError names what is wrong with any other text."""
         try:
             data = {**json.loads(text)}
             if "parts" in data:  # its name in runs of version 0.1

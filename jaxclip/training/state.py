@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxclip.models.clip import Clip
 from jaxclip.models.parameters import split_statistics
 
 
@@ -25,13 +24,13 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(
-        cls, model: Clip, optimizer: optax.GradientTransformation, key: jax.Array
+        cls, model: nnx.Module, optimizer: optax.GradientTransformation, key: jax.Array
     ) -> tuple[nnx.GraphDef, Self]:
-        """(graphdef, first state) of a model; the arrays are shared, not copied."""
+        """(graphdef, first state) of a `Clip` or a module with one inside; copies no array."""
         graphdef, params, stats = split_statistics(model)
         opt_state = optimizer.init(params)
         return graphdef, cls(params, stats, opt_state, jnp.zeros((), jnp.int32), key)
 
-    def model(self, graphdef: nnx.GraphDef) -> Clip:
+    def model(self, graphdef: nnx.GraphDef) -> Any:
         """The model with the state's parameters and statistics."""
         return nnx.merge(graphdef, self.params, self.stats)

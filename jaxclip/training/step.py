@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.losses import contrastive_loss
-from jaxclip.models.parameters import new_statistics
+from jaxclip.models.parameters import named_leaves
 from jaxclip.training.cached import embed_in_microbatches
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.pixels import BatchToPixels, as_given
@@ -35,6 +35,12 @@ Metrics = dict[str, Array]
 Loss = Callable[..., Array]  # (image_embeds, text_embeds, *model.temperature()) -> scalar
 LossFn = Callable[..., Any]  # (params, stats, batch, key) -> (loss, (metrics, new stats))
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+
+
+def scale_of(params: Any) -> Metrics:
+    """{"logit_scale": the factor on the cosines}; empty for parameters without a temperature."""
+    named = {path.rpartition(".")[2]: leaf for path, leaf in named_leaves(params).items()}
+    return {"logit_scale": jnp.exp(named["logit_scale"])} if "logit_scale" in named else {}
 
 
 def train_step(
@@ -62,8 +68,7 @@ def train_step(
         grads = jax.lax.pmean(grads, axis)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = hold_logit_scale(optax.apply_updates(state.params, updates))
-    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
-    metrics["logit_scale"] = jnp.exp(params["logit_scale"][...])
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), **scale_of(params)}
     return TrainState(params, stats, opt_state, state.step + 1, state.key), metrics
 
 
@@ -92,26 +97,18 @@ def clip_loss_fn(
     """
 
     def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, *, axis: Any = None) -> Any:
-        def embed(images: Array, tokens: Array) -> tuple[Array, Array, Any]:
-            model = nnx.merge(graphdef, params, stats)
-            return _embed(model, images, tokens, axis)
-
+        model = nnx.merge(graphdef, params, stats)
+        embed = functools.partial(model.embed, train=True, axis=axis)
         if microbatches > 1:
             embed = functools.partial(embed_in_microbatches, embed, microbatches)
         I_e, T_e, new_stats = embed(batch["image"], batch["tokens"])
-        temperature = [number[...] for number in nnx.merge(graphdef, params, stats).temperature()]
+        temperature = [number[...] for number in model.temperature()]
         over_devices = {} if axis is None else {"axis": axis}
         value = loss(I_e, T_e, *temperature, **over_devices)
         metrics = {"image_spread": spread(I_e, axis), "text_spread": spread(T_e, axis)}
         return value, (metrics, new_stats)
 
     return loss_fn
-
-
-def _embed(model: Any, images: Array, tokens: Array, axis: Any) -> tuple[Array, Array, Any]:
-    # until `Clip.embed` returns statistics as the tree of `nnx.split`
-    I_e, T_e, new = model.embed(images, tokens, train=True, axis=axis)
-    return I_e, T_e, new if isinstance(new, nnx.State) else new_statistics(model, new)
 
 
 def loss_over_mesh(mesh: Mesh, loss: Loss) -> Loss:

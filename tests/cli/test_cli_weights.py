@@ -60,7 +60,7 @@ def test_inspect_asks_for_an_activation_that_nothing_says(
     says(capsys, "convert", str(path), str(ours), *said)
     assert "(2, 1)" in fails(capsys, 1, "inspect", str(ours), "--heads", "4", "1")
     (tmp_path / "page.pt").write_text("<html></html>")
-    assert "web page" in fails(capsys, 1, "inspect", str(tmp_path / "page.pt"))
+    assert "HTML page" in fails(capsys, 1, "inspect", str(tmp_path / "page.pt"))
 
 
 def test_convert_writes_every_layout_and_overwrites_only_when_told(

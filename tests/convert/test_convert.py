@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 
 from experiments.lib.peers import archives
 from experiments.lib.peers.archives import same
-from jaxclip import checkpoint, convert
+from jaxclip import checkpoint, cli, convert
 from jaxclip.config import RELEASED, ClipConfig, VisionConfig
-from jaxclip.convert.__main__ import main
 from jaxclip.convert.archive import torch_archive
 from jaxclip.models import clip
 from jaxclip.models.parameters import from_flat, named_leaves, to_flat
@@ -255,7 +254,7 @@ def test_nothing_is_copied_that_need_not_be(tmp_path):
     assert not any(array.flags.owndata or array.flags.writeable for array in flat.values())
 
 
-# What nothing says is asked for -------------------------------------------------------------------
+# What no file says must be given ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["openai", "open_clip", "huggingface"])
@@ -277,7 +276,7 @@ def test_an_activation_that_contradicts_the_file_is_refused(tmp_path):
     convert.convert(official, ours)
     for path in (official, ours, open_clip(tmp_path / "b"), hugging_face(tmp_path / "c")):
         message = message_of(convert.load, path, activation="gelu")
-        assert "'gelu' was asked for" in message and "'quick_gelu'" in message
+        assert "activation 'gelu', got one" in message and "'quick_gelu'" in message
         assert convert.load(path, activation="quick_gelu").config == VIT
     assert "an activation of quick_gelu" in message_of(convert.load, official, activation="relu")
 
@@ -308,15 +307,15 @@ FAULTS = {
     "unexpected": (lambda: {**foreign.openai(), "logit_bias": np.zeros(())}, "+ 'logit_bias'"),
     "a gap in the layers": (
         lambda: without(foreign.openai(), f"{BLOCK}.ln_1.bias"),
-        "layers 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11 came",
+        "got 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11",
     ),
     "a layer far away": (
         lambda: {**foreign.openai(), "transformer.resblocks.999999999.ln_1.bias": np.zeros(64)},
-        "layers 0, 1, 2, 999999999 came",
+        "got 0, 1, 2, 999999999",
     ),
     "a layer written twice": (
         lambda: {**foreign.openai(), "transformer.resblocks.02.ln_1.bias": np.zeros(64)},
-        "layers 0, 1, 2, 2 came",
+        "got 0, 1, 2, 2",
     ),
     "transposed": (
         lambda: changed(f"{BLOCK}.mlp.c_fc.weight", np.zeros((128, 512), np.float16)),
@@ -350,7 +349,7 @@ FAULTS = {
     ),
     "half a buffer": (
         lambda: changed("vocab_size", np.array(101, np.int32)),
-        "vocab_size is int32",
+        "vocab_size: expected int64 of shape (), got int32",
     ),
     "both towers of another kind": (
         lambda: {**foreign.openai(), **foreign.openai(RESNET)},
@@ -360,7 +359,10 @@ FAULTS = {
         lambda: {**foreign.openai(), **foreign.hugging_face(foreign.openai())},
         "",
     ),
-    "no CLIP model": (lambda: {"fc.weight": np.zeros((2, 3), np.float32)}, "are no CLIP model"),
+    "no CLIP model": (
+        lambda: {"fc.weight": np.zeros((2, 3), np.float32)},
+        "expected both towers of a CLIP model",
+    ),
     "a width of no heads": (
         lambda: foreign.openai(dataclasses.replace(VIT, vision=VisionConfig(20, 5, 96, 2, 1))),
         "an image tower of a multiple of 64 channels",
@@ -383,7 +385,7 @@ def test_a_count_that_is_negative_or_lacks_is_refused(tmp_path):
     arrays = foreign.openai(RESNET)
     assert f"- {name}" in message_of(convert.load, put(tmp_path, without(arrays, name)))
     negative = {**arrays, name: np.array(-1)}
-    assert f"{name} is -1, a count" in message_of(convert.load, put(tmp_path, negative))
+    assert f"{name}: expected a count, got -1" in message_of(convert.load, put(tmp_path, negative))
 
 
 def test_many_faults_are_counted_and_not_all_printed(tmp_path):
@@ -608,7 +610,7 @@ def test_what_a_layout_cannot_hold_is_refused_before_anything_is_written(tmp_pat
         ("model.pt", "jaxclip", "ending in .safetensors"),
         ("model.safetensors", "openai", "ending in .pt"),
         ("model.zip", "open_clip", "ending in .safetensors or .pt or .bin"),
-        ("model.safetensors", "huggingface", "written to a folder"),
+        ("model.safetensors", "huggingface", "expected the name of a folder"),
         ("model.safetensors", "torch", "one of jaxclip, openai"),
     ],
 )
@@ -681,13 +683,13 @@ def test_our_own_file_must_be_whole_as_well(tmp_path):
 
 def test_the_command_says_what_it_did_and_fails_in_one_line(tmp_path, capsys):
     source, target = put(tmp_path, foreign.openai(), "a.pt"), tmp_path / "b.safetensors"
-    assert main([str(source), str(target)]) == 0
-    assert '"activation": "quick_gelu"' in capsys.readouterr().out
-    assert main([str(source), str(target)]) == 1
+    assert cli.main(["convert", str(source), str(target)]) == 0
+    assert str(target) in capsys.readouterr().out
+    assert cli.main(["convert", str(source), str(target)]) == 1
     error = capsys.readouterr().err
     assert "exists" in error and error.count("\n") == 1
-    assert main([str(target), str(tmp_path / "hf"), "--layout", "huggingface"]) == 0
+    assert cli.main(["convert", str(target), str(tmp_path / "hf"), "--layout", "huggingface"]) == 0
     assert (tmp_path / "hf" / "config.json").is_file()
     with pytest.raises(SystemExit) as usage:
-        main([str(source)])
+        cli.main(["convert", str(source)])
     assert usage.value.code == 2

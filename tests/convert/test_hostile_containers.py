@@ -79,8 +79,8 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
         "'tiny.v1/data/0' is .*twice",
     ),
     "duplicate-pickle": (lambda: with_more(members()[0]), "data.pkl' is there twice"),
-    "two-roots": (lambda: renamed("other/data.pkl"), "one folder with data.pkl"),
-    "no-root": (lambda: renamed("data.pkl"), "one folder with data.pkl"),
+    "two-roots": (lambda: renamed("other/data.pkl"), "one folder that holds data.pkl"),
+    "no-root": (lambda: renamed("data.pkl"), "one folder that holds data.pkl"),
     "traversal": (lambda: renamed("tiny.v1/../../etc/passwd"), "leads out of its folder"),
     "dot": (lambda: renamed("tiny.v1/./data/3"), "leads out"),
     "absolute": (lambda: renamed("/etc/passwd"), "leads out"),
@@ -88,14 +88,20 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "drive": (lambda: renamed("C:/x"), "leads out"),
     "nul": (lambda: renamed("tiny.v1/data/3\0.txt"), "leads out"),
     "folder": (lambda: renamed("tiny.v1/data/"), "leads out"),
-    "no-pickle": (lambda: without(0), "no 'data.pkl'"),
-    "no-storage": (lambda: without(2), "no 'data/0'"),
-    "packed-storage": (lambda: changed(2, packed=True), "'data/0' is compressed"),
-    "packed-pickle": (lambda: changed(0, packed=True), "'data.pkl' is compressed"),
-    "bomb": (lambda: changed(0, data=bytes(HUGE // 64), packed=True), "is compressed"),
+    "no-pickle": (lambda: without(0), "expected 'data.pkl' in the zip"),
+    "no-storage": (lambda: without(2), "expected 'data/0' in the zip"),
+    "packed-storage": (
+        lambda: changed(2, packed=True),
+        "'data/0' stored in the zip, .* got it compressed",
+    ),
+    "packed-pickle": (
+        lambda: changed(0, packed=True),
+        "'data.pkl' stored in the zip, .* got it compressed",
+    ),
+    "bomb": (lambda: changed(0, data=bytes(HUGE // 64), packed=True), "got it compressed"),
     "encrypted": (lambda: changed(2, flags=0x0809), "encrypted"),
     "checksum": (lambda: changed(0, crc=1), "checksum of data.pkl is wrong"),
-    "big-endian": (lambda: changed(1, data=b"big"), "byte order b'big' came"),
+    "big-endian": (lambda: changed(1, data=b"big"), "byte order b'little', got b'big'"),
     "odd-endian": (lambda: changed(1, data=b"little\n"), "byte order"),
     "local-name": (lambda: changed(2, local_name="tiny.v1/data/1"), "differently by its own"),
     "local-size": (lambda: changed(2, local_size=23), "two sizes"),
@@ -103,8 +109,11 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "claimed-size-64": (lambda: changed(2, size=1 << 62, wide=True), "has two|overlaps|past"),
     "size-of-4-gib": (lambda: changed(4, size=0xFFFFFFF0), "past the end|two sizes"),
     "overlap": (lambda: changed(3, header=members_at(2)), "overlaps the one before"),
-    "header-outside": (lambda: changed(3, header=1 << 30), "no 0304 header|leaves a gap"),
-    "header-of-64-bits": (lambda: changed(3, header=1 << 63, wide=True), "no 0304 header|gap"),
+    "header-outside": (lambda: changed(3, header=1 << 30), "expected a 0304 header|leaves a gap"),
+    "header-of-64-bits": (
+        lambda: changed(3, header=1 << 63, wide=True),
+        "expected a 0304 header|gap",
+    ),
     "gap": (lambda: changed(2, gap=b"hidden"), "leaves a gap"),
     "gap-before-directory": (lambda: changed(4, gap=b"hidden"), "between the records and"),
     "prefix": (lambda: b"PK\3\4" + SOUND["zip"], "64-bit end record"),
@@ -168,11 +177,11 @@ OLD: dict[str, tuple[Callable[[], bytes], str]] = {
     "listed-twice": (lambda: old(listed=["0", "1", "1"]), "not those that its pickle uses"),
     "not-listed": (lambda: old(listed=["0"]), "not those"),
     "one-more": (lambda: old(listed=["0", "1", "2"]), "not those"),
-    "big-endian": (lambda: old(little_endian=b"\x89"), "not little-endian"),
-    "not-said": (lambda: old(little_endian=b"K\x01"), "not little-endian"),
+    "big-endian": (lambda: old(little_endian=b"\x89"), "expected a little-endian file"),
+    "not-said": (lambda: old(little_endian=b"K\x01"), "expected a little-endian file"),
     "version": (
         lambda: old(version=b"K\x07"),
-        "version 7",
+        "expected version 1001, got 7",
     ),
     "count": (
         lambda: archives.legacy_file(TREES["legacy"], {"0": (5, BYTES[0]), "1": (1, BYTES[1])}),
@@ -188,7 +197,7 @@ OLD: dict[str, tuple[Callable[[], bytes], str]] = {
             archives.listing(archives.text("0"), archives.text("1")),
             archives.listing(b"K\x00", b"K\x01"),
         ),
-        "a list of storages was expected",
+        "expected a list of storages",
     ),
 }
 
@@ -228,21 +237,21 @@ def high_safetensors() -> bytes:
 
 
 WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "the file is empty"),
-    "page": (lambda: b"\n<!DOCTYPE html><html>Log in", "a web page came"),
-    "error": (lambda: b"<?xml version='1.0'?><Error>", "a web page came"),
+    "empty": (lambda: b"", "an empty file"),
+    "page": (lambda: b"\n<!DOCTYPE html><html>Log in", "an HTML page"),
+    "error": (lambda: b"<?xml version='1.0'?><Error>", "an XML text"),
     "pointer": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
         "git lfs pull",
     ),
-    "gzip": (lambda: gzip.compress(SOUND["zip"]), "a gzip file came; unpack it"),
-    "tar": (tar, "a tar file came"),
-    "safetensors": (lambda: save({"a": np.ones(2)}), "a safetensors file came"),
-    "safetensors-like-a-pickle": (high_safetensors, "a safetensors file came"),
-    "pickle": (lambda: b"\x80\x04K\x01.", "a pickle came that torch.save did not write"),
-    "start": (lambda: SOUND["legacy"][:9], "cut off after a few bytes"),
-    "zeros": (lambda: bytes(1000), r"it starts with b'\\x00"),
-    "text": (lambda: b"weights: none", "it starts with b'weights:'"),
+    "gzip": (lambda: gzip.compress(SOUND["zip"]), "a gzip file; unpack it"),
+    "tar": (tar, "a tar file"),
+    "safetensors": (lambda: save({"a": np.ones(2)}), "a safetensors file"),
+    "safetensors-like-a-pickle": (high_safetensors, "a safetensors file"),
+    "pickle": (lambda: b"\x80\x04K\x01.", "a pickle that torch.save did not write"),
+    "start": (lambda: SOUND["legacy"][:9], "a file of a few bytes"),
+    "zeros": (lambda: bytes(1000), r"one that starts with b'\\x00"),
+    "text": (lambda: b"weights: none", "one that starts with b'weights:'"),
 }
 
 
@@ -253,7 +262,9 @@ def test_other_files_are_named(tmp_path: Path, name: str):
     refused(data, message)
     path = tmp_path / "a.pt"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"a.pt: no checkpoint of PyTorch: .*{message}"):
+    with pytest.raises(
+        ValueError, match=f"a.pt: expected a checkpoint of PyTorch, got .*{message}"
+    ):
         read(path)
 
 
@@ -262,7 +273,9 @@ def test_other_files_named_as_safetensors_are_named(tmp_path: Path, name: str):
     make, message = WRONG[name]
     path = tmp_path / "a.safetensors"
     path.write_bytes(make())
-    with pytest.raises(ValueError, match=f"a.safetensors: no safetensors file: .*{message}"):
+    with pytest.raises(
+        ValueError, match=f"a.safetensors: expected a safetensors file, got .*{message}"
+    ):
         convert.read(path)
 
 

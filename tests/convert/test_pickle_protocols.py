@@ -129,7 +129,7 @@ class _Evil:
     ("value", "message"),
     [
         (_Evil(), "exec'.*nothing was executed"),
-        ({1, 2}, "a set|names '(__builtin__|builtins).set'"),
+        ({1, 2}, "a set|the name '(__builtin__|builtins).set'"),
         (frozenset("a"), "a frozen set|frozenset'"),
         (b"bytes", "bytes|_codecs.encode"),
         (bytearray(9), "an array of bytes|bytearray"),
@@ -153,7 +153,7 @@ LIES = {
     "a name of numbers": (HEAD + b"K\x01K\x02\x93.", "no short text"),
     "a name of lists": (HEAD + b"]]\x93.", "no short text"),
     "a long name": (HEAD + b"\x8c\x05torch" + archives.text("x" * 300) + b"\x93.", "no short text"),
-    "a name that is not allowed": (HEAD + b"\x8c\x02os\x8c\x06system\x93.", "names 'os.system'"),
+    "a name that is not allowed": (HEAD + b"\x8c\x02os\x8c\x06system\x93.", "the name 'os.system'"),
     "protocol 3 has no frames": (b"\x80\x03\x95" + struct.pack("<Q", 2) + b"N.", "opcode 0x95"),
 }
 

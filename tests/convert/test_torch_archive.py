@@ -269,11 +269,11 @@ def test_arrays_of_any_layout_are_written(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.zeros(2, np.complex64)}, "a is complex64"),
-        ({"a": np.zeros(2, np.uint16)}, "a is uint16"),
-        ({"a": np.array(["x"])}, "a is <U1"),
-        ({"": np.zeros(2)}, "'' came for the name"),
-        ({"a\n": np.zeros(2)}, "came for the name"),
+        ({"a": np.zeros(2, np.complex64)}, "got complex64"),
+        ({"a": np.zeros(2, np.uint16)}, "got uint16"),
+        ({"a": np.array(["x"])}, "got <U1"),
+        ({"": np.zeros(2)}, "name of a tensor, got ''"),
+        ({"a\n": np.zeros(2)}, "name of a tensor"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused_before_writing(

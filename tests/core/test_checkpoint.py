@@ -206,7 +206,7 @@ def test_a_file_without_a_config_is_refused(tmp_path, config):
     metadata = {"format": checkpoint.FORMAT, **({"config": config} if config else {})}
     save_file(flat_params(), path, metadata)
     message = message_of(path)
-    assert str(path) in message and "not a model config" in message
+    assert str(path) in message and "expected a config" in message
 
 
 # A save that fails --------------------------------------------------------------------------------

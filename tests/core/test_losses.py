@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.proofs.loss_memory import by_rows
-from jaxclip.losses import contrastive_loss, cross_entropy_loss
+from jaxclip import reference
+from jaxclip.losses import contrastive_loss, cross_entropy_loss, figure_3
 from jaxclip.training.global_losses import (
     chunked_contrastive_loss,
     gathered_contrastive_loss,
@@ -46,6 +47,23 @@ def worst(got: Result, expected: Result) -> float:
 def dense() -> Result:
     with jax.enable_x64(True):
         return value_and_gradient(contrastive_loss, *arguments())
+
+
+def test_figure_3_equals_its_numpy_twin() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"I": (5, 11), "T": (5, 13), "V": (11, 6), "U": (13, 9), "W_i": (6, 7), "W_t": (9, 7)}
+    a = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+    def values(**changed: Any) -> Any:
+        b = a | changed
+        encoders = (lambda x: x @ b["V"]), (lambda x: x @ b["U"])
+        return (b["I"], b["T"], *encoders, b["W_i"], b["W_t"], np.asarray(2.5))
+
+    expected = reference.figure_3(*values())
+    with jax.enable_x64(True):
+        got, unpaired = figure_3(*values()), figure_3(*values(T=a["T"][::-1]))
+    assert departure(got, expected) < within("spread loss")
+    assert departure(unpaired, expected) > 0.1  # what a mistake does
 
 
 WAYS = {

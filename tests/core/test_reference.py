@@ -9,6 +9,8 @@ import ast
 import copy
 import inspect
 import math
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -16,8 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from PIL import Image
 
-from jaxclip import reference
+import jaxclip
+from jaxclip import checkpoint, losses, reference
+from jaxclip.data.emoji.pictures import emoji
+from jaxclip.hub.find import find
 from tests.support import tiny
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64: a few thousand roundings of 1e-16, amplified
@@ -758,12 +764,49 @@ def test_arguments_are_left_as_they_were(params, batch):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), kept, (params, images, tokens)))
 
 
-def test_imports_numpy_only():
-    tree = ast.parse(inspect.getsource(reference))
-    imported = set()
+def imported(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert imported <= {"numpy", "__future__", "typing", "collections.abc"}
+            found.add(node.module)
+    return found
+
+
+def test_imports_numpy_only_but_in_the_demonstration():
+    body = ast.parse(inspect.getsource(reference)).body
+    main = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    rest = [node for node in body if node not in main]
+    assert imported(ast.Module(rest, [])) <= {"numpy", "__future__", "typing", "collections.abc"}
+    assert len(main) == 1 and imported(main[0]) > {"jaxclip.checkpoint"}
+
+
+WITHOUT_JAX = """
+import runpy, sys
+runpy.run_module("jaxclip.reference", run_name="__main__")
+assert not {"jax", "flax", "torch"} & set(sys.modules)
+"""
+
+
+def test_it_runs_alone_and_prints_the_loss_of_the_jax_model():
+    """`python -m jaxclip.reference`: no warning, no jax, the loss of the embedded model."""
+    command = [sys.executable, "-W", "error", "-m", "jaxclip.reference"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert printed.stderr == ""
+    again = subprocess.run([sys.executable, "-c", WITHOUT_JAX], check=True, capture_output=True)
+    assert again.stdout.decode() == printed.stdout
+
+    model, preprocess = jaxclip.load("emoji")
+    test = emoji("test")
+    drawings = {name: Image.fromarray(test.images[i]) for i, name in enumerate(test.names)}
+    names = ["cat face", "fox"]
+    images = np.stack([preprocess.safe(drawings[name]) for name in names])
+    features = model.encode_image(images), model.encode_text(jaxclip.tokenize(names))
+    I_e, T_e = (losses.l2_normalize(x) for x in features)
+    flat, _, _ = checkpoint.load(find("emoji"))
+    t = jnp.asarray(flat["logit_scale"])
+    for texts, start in ((T_e, "loss = "), (T_e[::-1], "loss of the wrong pairs = ")):
+        (line,) = [x for x in printed.stdout.splitlines() if x.startswith(start)]
+        expected = float(losses.contrastive_loss(I_e, texts, t))
+        assert abs(float(line.removeprefix(start)) - expected) < 2e-5

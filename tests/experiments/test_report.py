@@ -191,6 +191,14 @@ def test_another_result_gives_another_page(places, tmp_path, page):
     assert changed.sections["Confusion"] == page.sections["Confusion"]  # the same counts
 
 
+def test_a_result_with_a_gap_fails_in_one_line(places, tmp_path, capsys):
+    folder = evaluation(tmp_path / "gap", places[2], tmp_path / "no.safetensors")
+    result = json.loads((folder / "result.json").read_text()) | {"expected": [{"value": 0.5}]}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert report.main([str(folder), "--out", str(tmp_path / "x.html")]) == 1
+    assert "complete result.json" in capsys.readouterr().err
+
+
 def test_what_is_gone_is_said_and_the_rest_is_shown(places, tmp_path):
     gone = evaluation(tmp_path / "gone", places[2], tmp_path / "no.safetensors")
     assert "cannot be loaded" in report.report([gone])
@@ -250,7 +258,7 @@ def test_pictures_of_a_table_are_found_by_the_columns_that_were_asked_for(places
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "neither"),
+        ({}, "got none of them"),
         ({"metrics.jsonl": '{"step": 1}\nnonsense\n{"step": 2}\n'}, "line 2"),
         ({"config.json": "[1]"}, "JSON object"),
         ({"config.json": "{"}, "no JSON"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,27 +15,31 @@ from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.hardware import cpu, memory
 from jaxclip.models import clip, parameters
+from jaxclip.models.layers import Numerics
 from jaxclip.models.resnet import AveragePool, BatchNorm
 from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
 
-VIT = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TextConfig(16, 12, 2, 13, 101), 7)
+VIT = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 1, 2, 13, 101), 7)
 BAG = TextConfig(16, context_length=13, vocab_size=101, kind="cbow")
 RESNET = ClipConfig(ResNetConfig(96, 16, (1, 2, 1, 1)), BAG, 7)
+QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
 RNG = np.random.default_rng(3)
 
 
 def flat_of(config: ClipConfig) -> checkpoint.Flat:
     if config is VIT:
-        return checkpoint.flatten(tiny.params())
+        return checkpoint.flatten(tiny.params(vision_layers=2, text_layers=1))
     v = config.vision
     assert isinstance(v, ResNetConfig)
     tower = tiny.resnet(0, width=v.width, layers=v.layers, image_size=v.image_size)
     return checkpoint.flatten({**tiny.params(text="cbow"), "visual": tower})
 
 
-def plain_model(config: ClipConfig) -> clip.Clip:
-    return parameters.from_flat(flat_of(config), clip.abstract(config, remat="none"))
+def plain_model(config: ClipConfig, dtype: Any = jnp.float32) -> clip.Clip:
+    like = clip.abstract(config, remat="none", numerics=Numerics(dtype))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), like)
+    return parameters.from_flat(flat_of(config), like)
 
 
 def batch(config: ClipConfig, n: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -99,35 +104,53 @@ def test_pictures_share_statistics_in_training_and_go_one_by_one_otherwise() -> 
     assert not loops(clip.abstract(RESNET), images)
 
 
+def test_a_gradient_can_be_taken_of_an_arranged_model() -> None:
+    """Inside of a trace the model compiles nothing of its own."""
+    model, images = plain_model(VIT), batch(VIT)[0]
+    want = jax.grad(lambda m: m.encode_image(images).sum())(model)
+    got = jax.grad(lambda m: m.encode_image(images).sum())(hardware.for_cpu(model))
+    name = "visual.transformer.resblocks.0.mlp.c_fc.kernel"
+    got, want = (parameters.to_flat(each)[name] for each in (got, want))
+    assert departure(got, want) < within("jit")
+    assert departure(got[::-1], want) > 0.1
+
+
 # Training -----------------------------------------------------------------------------------------
 
 
-def gradient(model: clip.Clip, images: Any, tokens: Any) -> checkpoint.Flat:
+@partial(jax.jit, compiler_options=QUICKLY)
+def compiled_gradient(model: clip.Clip, images: Any, tokens: Any) -> clip.Clip:
     def loss(params: clip.Clip) -> Any:
         whole = parameters.with_statistics(params, parameters.running_statistics(model))
-        I_e, T_e, _ = whole.embed(images, tokens, train=True)
+        I_e, T_e, *_ = whole.embed(images, tokens, train=True)
         return jnp.square(I_e @ T_e.T).sum() + (I_e[0] * T_e[1]).sum()
 
-    return parameters.to_flat(jax.jit(jax.grad(loss))(parameters.params_only(model)))
+    return jax.grad(loss)(parameters.params_only(model))
+
+
+def gradient(model: clip.Clip, images: Any, tokens: Any) -> checkpoint.Flat:
+    return parameters.to_flat(compiled_gradient(model, images, tokens))
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
 def test_an_arranged_model_has_the_gradient_of_the_plain_one(config: ClipConfig) -> None:
-    model, rows = plain_model(config), batch(config)
-    arranged = hardware.arrange_training(model, "cpu", "none")
-    assert [(k, x.shape) for k, x in parameters.named_leaves(arranged).items()] == [
-        (k, x.shape) for k, x in parameters.named_leaves(model).items()
-    ]
-    kernels = [name for name in flat_of(config) if name.endswith("kernel")]
-    want, got = gradient(model, *rows), gradient(arranged, *rows)
+    with jax.enable_x64(True):  # in float32 rounding moves a ResNet's gradient by a hundredth
+        model, (images, tokens) = plain_model(config, jnp.float64), batch(config)
+        arranged = hardware.arrange_training(model, "cpu", "none")
+        want, got = gradient(model, images, tokens), gradient(arranged, images, tokens)
+        other = gradient(arranged, images[::-1], tokens)  # the negative twin
     assert got.keys() == want.keys()
-    got, want = ({k: x[k] for k in kernels} for x in (got, want))
-    assert worst(got, want) < within("arranged gradients")
-    other = gradient(arranged, rows[0][::-1], rows[1])  # the negative twin
-    assert worst({k: other[k] for k in kernels}, want) > 0.1
+    kernels = [name for name in want if name.endswith("kernel")]
+    want, got, other = ({k: x[k] for k in kernels} for x in (want, got, other))
+    assert worst(got, want) < within("arranged gradients float64")
+    assert worst(other, want) > 0.1
 
 
 def test_what_is_swapped_for_training() -> None:
+    for config in (VIT, RESNET):
+        model = clip.abstract(config)
+        arranged = hardware.arrange_training(model, "cpu", "none")
+        assert parameters.named_leaves(arranged) == parameters.named_leaves(model)
     for remat, expected in (("none", True), ("full", False)):
         vit = hardware.arrange_training(clip.abstract(VIT, remat=remat), "cpu", remat)
         assert isinstance(vit.visual.transformer, cpu.InlineTransformer) is expected
@@ -184,11 +207,11 @@ def test_put_gives_the_array_in_the_format_of_the_leaf() -> None:
 
 def test_a_number_that_is_not_finite_is_named_however_it_is_put() -> None:
     flat = flat_of(VIT)
-    name = "visual.transformer.resblocks.3.mlp.c_fc.bias"
+    name = "visual.transformer.resblocks.1.mlp.c_fc.bias"
     flat[name] = np.full_like(flat[name], 1e300)
     for like, put in (
         (clip.abstract(VIT), parameters.copy_array),
         (hardware.for_cpu(clip.abstract(VIT)), memory.put),
     ):
-        with pytest.raises(ValueError, match=r"resblocks\.(3\.)?mlp\.c_fc\.bias: expected finite"):
+        with pytest.raises(ValueError, match=r"resblocks\.(1\.)?mlp\.c_fc\.bias: expected finite"):
             parameters.from_flat(flat, like, put)

@@ -46,10 +46,15 @@ def filled(loaded: convert.Loaded) -> clip.Clip:
     return parameters.from_flat(loaded.flat, empty, memory.put)
 
 
+@jax.jit
+def encode(model: Any, images: Any, tokens: Any) -> Any:
+    return model.visual(images), model.text(tokens)
+
+
 def features(model: Any) -> tuple[np.ndarray, np.ndarray]:
     size = model.config.vision.image_size
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
-    image, text = jax.jit(lambda m: (m.visual(images), m.text(TOKENS)))(model)
+    image, text = encode(model, images, TOKENS)
     return np.asarray(image), np.asarray(text)
 
 

@@ -58,7 +58,7 @@ def stages(model: clip.Clip, images: Any, tokens: Any) -> dict[str, Any]:
         "text features": text_features,
         "image embeds": image_embeds,
         "text embeds": text_embeds,
-        "logits": model(images, tokens)[0],
+        "logits": clip.both_logits(model, images, tokens)[0],  # traced anew, unlike a method
         "loss": contrastive_loss(image_embeds, text_embeds, model.logit_scale[...]),
     }
 

@@ -316,7 +316,8 @@ def reference_training(**options: Any) -> tuple[Any, dict[str, Any]]:
 
 @jax.jit
 def embed(model: clip.Clip, images: Any, tokens: Any) -> Any:
-    return model.embed(images, tokens, train=True)
+    I_e, T_e, stats = model.embed(images, tokens, train=True)
+    return I_e, T_e, named_leaves(stats)
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +386,14 @@ def test_reference_runs_unchanged_under_jax_numpy(monkeypatch):
 
 
 # What is trained and what is not ------------------------------------------------------------------
+
+
+def test_new_statistics_are_the_third_part_of_the_split_model():
+    graphdef, trained_part, stats = nnx.split(model(TINY), nnx.Param, nnx.BatchStat)
+    new = model(TINY).embed(PICTURES.astype(np.float32), WORDS, train=True)[2]
+    assert jax.tree.structure(new) == jax.tree.structure(stats)
+    again = nnx.merge(graphdef, trained_part, new)
+    assert worst(running_statistics(again), named_leaves(new)) == 0
 
 
 def test_running_statistics_are_not_trained():
@@ -544,7 +553,7 @@ def test_statistics_of_one_device_only_are_noticed():
     mesh = data_mesh(jax.devices()[:4])
 
     def local(model: clip.Clip, images: Any, tokens: Any) -> Any:
-        return jax.lax.pmean(model.embed(images, tokens, train=True)[2], "data")
+        return jax.lax.pmean(named_leaves(model.embed(images, tokens, train=True)[2]), "data")
 
     split = (P(), P("data"), P("data"))
     with jax.enable_x64(True):

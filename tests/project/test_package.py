@@ -142,6 +142,31 @@ def test_sdist_holds_what_the_wheel_is_built_from(built: Path) -> None:
     assert wanted | {"setup.cfg", "pyproject.toml", "LICENSE", "NOTICE"} <= names
 
 
+def test_the_version_is_printed_and_is_that_of_changelog_and_citation() -> None:
+    for command in (["-m", "jaxclip"], ["-c", "import jaxclip.__main__ as m; m.main()"]):
+        run = [sys.executable, *command, "--version"]
+        printed = subprocess.run(run, check=True, capture_output=True, text=True)
+        assert (printed.stdout, printed.stderr) == (f"jaxclip {jaxclip.__version__}\n", "")
+    newest = re.findall(r"^## (\S+) \(.+\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
+    (cited,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert newest == cited == jaxclip.__version__
+
+
+def test_constraints_hold_every_requirement_at_an_allowed_version() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    wanted = [config["options"]["install_requires"], extras["parity"]]
+    for requirement in "\n".join(wanted).split():
+        name, least = re.match(r"([\w-]+)(?:[=>]=(\S+))?$", requirement).groups()
+        if name == "packaging":  # of no influence on a number
+            continue
+        numbers = [tuple(map(int, v.split("+")[0].split("."))) for v in (pinned[name], least)]
+        assert numbers[0] >= numbers[1], requirement
+
+
 def test_every_requirement_of_the_core_has_a_lower_bound() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

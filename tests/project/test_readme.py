@@ -1,9 +1,8 @@
-"""The README stays true: its Python runs, its commands parse, its file tree is there."""
+"""The README stays true: its Python runs, its commands parse, its links and files exist."""
 
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.support.counts import COUNTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+LOSSES = (ROOT / "jaxclip" / "losses.py").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
 COMMANDS = [
     line.split("#")[0].split("&&")[-1].strip()
@@ -27,9 +27,11 @@ COMMANDS = [
 
 
 def test_python_example_prints_what_it_says(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    for folder in ("examples", "docs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
     (code,) = [block for language, block in BLOCKS if language == "python"]
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == "1\n"
@@ -60,7 +62,25 @@ def test_continuous_integration_runs_what_the_readme_says() -> None:
 
 def test_extras_are_explained() -> None:
     for extra in ("test", "parity", "tfds", "tensorboard", "gpu", "tpu", "recipes"):
-        assert f"`{extra}`" in README.split("## From Python")[0], extra
+        assert f"`{extra}`" in README, extra
+
+
+def test_it_is_short_and_its_links_lead_somewhere() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 120
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 12
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_nine_lines_of_figure_3_are_the_code() -> None:
+    """The right column, line by line, in losses.py; the left one in the same order."""
+    rows = re.findall(r"^\| `(\w+ = .*)` \| `(\w+ = .*)` \|$", README, re.M)
+    assert [paper.split(" = ")[0] for paper, _ in rows] == [
+        *("I_f", "T_f", "I_e", "T_e", "logits", "labels", "loss_i", "loss_t", "loss")
+    ]
+    code = [line.split("  #")[0].strip() for line in LOSSES.splitlines()]
+    assert [line for _, line in rows if line not in code] == []
 
 
 def test_files_of_the_tree_are_there() -> None:
@@ -71,27 +91,13 @@ def test_files_of_the_tree_are_there() -> None:
         assert (ROOT / "jaxclip" / name).exists(), name
 
 
-def test_a_parity_page_elsewhere_leaves_the_readme_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readme = tmp_path / "README.md"
-    shutil.copy(ROOT / "README.md", readme)
-    monkeypatch.setattr(parity_table, "ROOT", tmp_path)
-    assert parity_table.main([], tmp_path / "other.md", 0) == 0
-    assert readme.read_text() == (ROOT / "README.md").read_text()
-    monkeypatch.setattr(parity_table, "PAGE", tmp_path / "own.md")
-    parity_table.main([], tmp_path / "own.md", 0)
-    assert readme.read_text() != (ROOT / "README.md").read_text()
-
-
-def test_the_parity_tables_are_what_the_command_writes() -> None:
+def test_the_parity_table_is_what_the_command_writes() -> None:
     """From its record, docs/parity.json, in which all nine models stand and hold."""
     record = json.loads((ROOT / "docs" / "parity.json").read_text())
     assert list(RELEASED) == [name for name in RELEASED if name in record]
     rows = [record[name] for name in RELEASED]
-    written = pages.table_in(ROOT / "README.md", parity_table.COMMAND)
-    assert written == parity_table.short_table(rows)
-    assert (ROOT / "docs" / "parity.md").read_text() == parity_table.page(rows)
+    written = pages.table_in(ROOT / "docs" / "parity.md", parity_table.COMMAND)
+    assert written == parity_table.section(rows)
     for row in rows:
         assert row["holds"] and row["unequal tensors"] == 0
         assert row["parameters"] == COUNTS[row["model"]][2]
@@ -102,11 +108,21 @@ def test_the_parity_tables_are_what_the_command_writes() -> None:
             assert numbers.get("cosine", 1) >= 0.999999
 
 
+def test_a_parity_page_elsewhere_is_made_and_only_its_table_is_rewritten(tmp_path: Path) -> None:
+    page = tmp_path / "other.md"
+    assert parity_table.main([], page, 0) == 0
+    page.write_text(f"before\n{page.read_text()}after\n")
+    parity_table.main([], page, 0)
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
+    page.write_text("a page without marks")
+    with pytest.raises(ValueError, match="lacks"):
+        parity_table.main([], page, 0)
+
+
 def test_the_table_of_the_tpus_is_what_the_command_writes() -> None:
     """From its record, docs/tpu.json: three models on four kinds of TPU, one of 256 chips."""
     record = json.loads((ROOT / "docs" / "tpu.json").read_text())
-    for page in plan.PAGES:
-        assert pages.table_in(page, plan.COMMAND) == plan.table(record)
+    assert pages.table_in(plan.PAGE, plan.COMMAND) == plan.table(record)
     rows = record["rows"]
     assert {row["topology"].split(":")[0] for row in rows} == {"v4", "v5e", "v5p", "v6e"}
     assert {row["model"] for row in rows} == {"ViT-B/32", "ViT-L/14", "RN50"} and len(rows) == 12

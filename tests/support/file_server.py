@@ -12,7 +12,6 @@ from typing import Any
 
 PAYLOAD = b"PK\x03\x04" + random.Random(0).randbytes(300_000)
 HALF = len(PAYLOAD) // 2
-ETAG = '"first"'
 HTML = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
 
 Behaviour = Callable[[Any], None]
@@ -71,36 +70,31 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def whole(body: bytes = PAYLOAD, etag: str | None = ETAG, length: Any = True) -> Behaviour:
+def whole(body: bytes = PAYLOAD, length: Any = True) -> Behaviour:
     """All of `body` with status 200; `length`: the right one, none, or another."""
 
     def behave(handler: Handler) -> None:
-        handler.start(ETag=etag, Content_Length=len(body) if length is True else length)
+        handler.start(Content_Length=len(body) if length is True else length)
         handler.wfile.write(body)
 
     return behave
 
 
-def ranges(body: bytes = PAYLOAD, etag: str = ETAG) -> Behaviour:
-    """What a good server does: from the byte asked for, if the ETag is still the same."""
+def ranges(body: bytes = PAYLOAD) -> Behaviour:
+    """A good server: all of `body`, or the part from the byte that the client wants."""
 
     def behave(handler: Handler) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
-        if wanted is None or handler.headers["If-Range"] != etag:
-            return whole(body, etag)(handler)
-        start = int(wanted[1])
-        came = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        handler.start(206, ETag=etag, Content_Range=came, Content_Length=len(body) - start)
-        handler.wfile.write(body[start:])
+        return (partial(int(wanted[1]), body) if wanted else whole(body))(handler)
 
     return behave
 
 
-def half(etag: str | None = ETAG, body: bytes = PAYLOAD) -> Behaviour:
+def half(body: bytes = PAYLOAD) -> Behaviour:
     """Promises everything, sends the first half and closes the connection."""
 
     def behave(handler: Handler) -> None:
-        handler.start(ETag=etag, Content_Length=len(body))
+        handler.start(Content_Length=len(body))
         handler.wfile.write(body[:HALF])
 
     return behave
@@ -131,13 +125,13 @@ def status(number: int, **headers: object) -> Behaviour:
     return lambda handler: handler.start(number, **headers)
 
 
-def partial(start: int, etag: str = ETAG) -> Behaviour:
+def partial(start: int, body: bytes = PAYLOAD) -> Behaviour:
     """Status 206 with bytes from `start`, whatever was asked for."""
 
     def behave(handler: Handler) -> None:
-        came = f"bytes {start}-{len(PAYLOAD) - 1}/{len(PAYLOAD)}"
-        handler.start(206, ETag=etag, Content_Range=came, Content_Length=len(PAYLOAD) - start)
-        handler.wfile.write(PAYLOAD[start:])
+        sent = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        handler.start(206, Content_Range=sent, Content_Length=len(body) - start)
+        handler.wfile.write(body[start:])
 
     return behave
 

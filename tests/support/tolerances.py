@@ -73,10 +73,10 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "one convolution of 64 channels in bfloat16, by Winograd's way and by one product, against "
         "the plain sum of the rounded numbers in float64: 5.3e-3 and 3.0e-3; mirrored: above 0.5",
     ),
-    "arranged gradients": (
-        2e-4,
-        "kernels of a ViT and a ResNet in float32, sums in another order: see the test; the images "
-        "in another order: above 0.1",
+    "arranged gradients float64": (
+        1e-9,
+        "kernels of a ViT and a ResNet, sums in another order: not above; the images in another "
+        "order: above 0.1",
     ),
     # the ResNet tower, tests/models/test_resnet.py
     "resnet stage": (
@@ -142,7 +142,8 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     ),
     "bfloat16 twice": (
         5e-2,
-        "TODO",
+        "two programs of one bfloat16 model, random weights: 0 where both round alike; float32 "
+        "departs by 1.6e-2; weights 1.3 times as large: 0.3 and more",
     ),
     "bfloat16 gradient": (
         0.12,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,32 @@ def test_the_moving_average_forgets_at_its_rate():
         updates, state = averaging.update(grads, state, weights)
         weights = optax.apply_updates(weights, updates)
     assert state.average["a"] == pytest.approx(1 - 0.9**5, rel=1e-6)
+
+
+def test_a_long_average_is_not_biased_in_float32():
+    """Of weights that fluctuate, against float64; `optax.incremental_update` shrinks it."""
+    decay, middle = 0.9999, np.linspace(0.1, 1, 7).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(20_000, 7)).astype(np.float32)
+    averaging = finetune.with_average(optax.sgd(1.0), decay)
+
+    @jax.jit
+    def averages(weights: Any, noise: Any) -> Any:
+        def step(carry: Any, noise: Any) -> Any:
+            weights, state, naive = carry
+            updates, state = averaging.update(weights - middle * (1 + 0.05 * noise), state, weights)
+            weights = optax.apply_updates(weights, updates)
+            return (weights, state, optax.incremental_update(weights, naive, 1 - decay)), weights
+
+        start = (weights, averaging.init(weights), weights)
+        (_, state, naive), seen = jax.lax.scan(step, start, noise)
+        return state.average, naive, seen
+
+    average, naive, seen = averages(jnp.asarray(middle), noise)
+    exact = middle.astype(np.float64)
+    for weights in np.asarray(seen, np.float64):
+        exact += (1 - decay) * (weights - exact)
+    assert np.abs(average / exact - 1).max() < 2e-5
+    assert np.abs(naive / exact - 1).max() > 1e-4
 
 
 def test_the_moving_average_is_of_the_held_temperature():

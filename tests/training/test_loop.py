@@ -24,7 +24,7 @@ import pytest
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.data.emoji.pictures import load_emoji
-from jaxclip.training import from_recipe, loop
+from jaxclip.training import from_recipe, loop, metrics_log
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
 from jaxclip.training.input_pipeline import DrawingStream
 from jaxclip.training.recipe import Execution, Recipe
@@ -207,7 +207,7 @@ def test_not_a_number_stops_and_keeps_the_last_good_state(
         return batch
 
     monkeypatch.setattr(DrawingStream, "__next__", poisoned)
-    with pytest.raises(loop.Diverged, match="step 5"):
+    with pytest.raises(metrics_log.Diverged, match="step 5"):
         run_here(tmp_path)
     state = saved(tmp_path)
     assert state.state.step == 4
@@ -258,7 +258,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_log() -> None:
         open("/dev/full", "ab", buffering=0) as log,
         pytest.raises(OSError, match="cannot write /dev/full: No space left"),
     ):
-        loop.append(log, {"step": 1})
+        metrics_log.append(log, {"step": 1})
 
 
 # Orbax's thread and its coroutines complain a second time, of what `Checkpoints` has raised
@@ -318,7 +318,7 @@ def test_waiting_for_data_is_told_apart_from_the_rest(
         clock[0] += 5
 
     monkeypatch.setattr(loop, "prefetch", reading)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(metrics_log, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     run_here(tmp_path, dataclasses.replace(CONFIG, save_every=100), progress=show)
     lines = [json.loads(line) for line in (tmp_path / loop.METRICS).read_text().splitlines()]
     # a step is told once the next batch has come, or before a save
