@@ -68,6 +68,7 @@ def model(config: ClipConfig, dtype: Any = jnp.float32, **options: Any) -> clip.
 @jax.jit
 def stages(model: clip.Clip, images: Any) -> dict[str, Any]:
     features, seen = model.visual.stages(images)
+    del seen["attention"]  # which the reference does not name
     return {**seen, "features": features}
 
 
