@@ -151,7 +151,7 @@ def test_processes_say_once_that_what_is_left_out_may_repeat_pairs(caplog):
         np.concatenate([x["index"][:, 1] for x in batch]) for batch in zip(*halves, strict=True)
     ]
     assert any(len(set(batch)) < 8 for batch in map(np.ndarray.tolist, pairs))
-    assert caplog.text.count("two of them may have one pair in a batch") == 2  # one a process
+    assert caplog.text.count("two processes may put one pair into a batch") == 2  # one a process
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         read([Memory(20, {3: BROKEN})], 6, slice(0, 8), 8, limit=9)

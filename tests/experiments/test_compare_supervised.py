@@ -303,13 +303,13 @@ def test_runs_name_the_weights_that_they_depend_on(small, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--epochs", "-1"], ["--epochs", "nan"]])
 def test_senseless_numbers_fail_in_one_line(flags, small, tmp_path, capsys):
-    assert compare_supervised.main([str(small), "--out", str(tmp_path / "o"), *flags]) == 2
+    assert compare_supervised.main([str(small), "--out", str(tmp_path / "o"), *flags]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_seeds_that_are_none_are_a_usage_error(small, tmp_path, capsys):
     flags = ["--out", str(tmp_path / "o"), "--seeds", "0"]
-    assert compare_supervised.main([str(small), *flags]) == 2
+    assert compare_supervised.main([str(small), *flags]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 

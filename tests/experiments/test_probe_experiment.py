@@ -161,7 +161,8 @@ def test_broken_pictures_are_counted_and_labels_out_of_range_too(model, train, t
 @pytest.mark.parametrize("share", ["0", "1", "nan"])
 def test_a_senseless_share_is_refused(model, train, test, tmp_path, share, capsys):
     given = command(model, train, test, tmp_path / "out", "--held-out", share)
-    assert linear_probe.main(given) == 2
+    with pytest.raises(SystemExit, match="2"):
+        linear_probe.main(given)
     assert "between 0 and 1" in capsys.readouterr().err
 
 

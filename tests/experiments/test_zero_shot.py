@@ -239,7 +239,7 @@ def test_published_figures_are_found_by_model_and_metric():
 BUILDER = """
 import io
 import tensorflow_datasets as tfds
-from tests import planted
+from tests.support import planted
 
 class Planted(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
