@@ -1,5 +1,6 @@
 """What programs print: names steer no terminal, no encoding and no closed pipe breaks them."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -100,7 +101,8 @@ def test_names_in_errors_print_no_control_characters(
             assert stop.code == 2
         out, err = capsys.readouterr()
         assert out == "" and raw(err) == [] and err.count("\n") == 1, arguments
-    assert common.run(common.Parser("x"), lambda _: int(NASTY), []) == 1
+    flags = dataclasses.make_dataclass("Flags", [])
+    assert common.run_experiment(lambda _: int(NASTY), flags, [], "x", "") == 1
     assert raw(capsys.readouterr().err) == []
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import checkpoint, losses, reference
-from jaxclip.data.emoji.pictures import emoji
+from jaxclip.data.emoji.pictures import load_emoji
 from jaxclip.hub.find import find
 from tests.support import tiny
 
@@ -798,7 +798,7 @@ def test_it_runs_alone_and_prints_the_loss_of_the_jax_model():
     assert again.stdout.decode() == printed.stdout
 
     model, preprocess = jaxclip.load("emoji")
-    test = emoji("test")
+    test = load_emoji("test")
     drawings = {name: Image.fromarray(test.images[i]) for i, name in enumerate(test.names)}
     names = ["cat face", "fox"]
     images = np.stack([preprocess.safe(drawings[name]) for name in names])

@@ -309,7 +309,8 @@ def test_senseless_numbers_fail_in_one_line(flags, small, tmp_path, capsys):
 
 def test_seeds_that_are_none_are_a_usage_error(small, tmp_path, capsys):
     flags = ["--out", str(tmp_path / "o"), "--seeds", "0"]
-    assert compare_supervised.main([str(small), *flags]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        compare_supervised.main([str(small), *flags])
     assert capsys.readouterr().err.count("\n") == 1
 
 
