@@ -44,7 +44,7 @@ def judge(features: np.ndarray, labels: np.ndarray) -> list[Any]:
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a fit came to MOST iterations is said in the result
+        warnings.simplefilter("ignore")  # a fit that needs MOST iterations is named in the result
         return [
             LogisticRegression(C=1 / penalty, tol=TOLERANCE, max_iter=MOST).fit(features, labels)
             for penalty in PENALTIES

@@ -79,8 +79,8 @@ def verified(folder: Path, name: str, registered: Mapping[str, str] = REGISTERED
     sums = [hashlib.sha256(candidate).hexdigest() for candidate in candidates]
     if registered[name] not in sums:
         raise ValueError(
-            f"{path}: SHA-256 {sums[0]} came, {sums[1]} with the first header; the registered "
-            f"{registered[name]} was expected; get the file again"
+            f"{path}: expected the registered SHA-256 {registered[name]}, got {sums[0]}, and "
+            f"{sums[1]} with the first header; get the file again"
         )
     return unpacked
 
@@ -99,8 +99,8 @@ def unpacked_idx(content: bytes, shape: tuple[int, ...], what: str) -> np.ndarra
     sizes = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
     if sizes[1:] != shape or len(content) - start != np.prod(sizes, dtype=np.int64):
         raise ValueError(
-            f"{what}: sizes {sizes} and {len(content) - start} bytes came, expected (n, {shape}) "
-            "and as many bytes"
+            f"{what}: expected sizes (n, {shape}) and as many bytes, got {sizes} and "
+            f"{len(content) - start} bytes"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
 
@@ -117,7 +117,9 @@ def read(
     pictures = unpacked_idx(verified(folder, images, registered), (SIDE, SIDE), images)
     classes = unpacked_idx(verified(folder, labels, registered), (), labels).astype(np.int64)
     if len(pictures) != len(classes):
-        raise ValueError(f"{folder}: {len(pictures)} pictures came with {len(classes)} labels")
+        raise ValueError(
+            f"{folder}: expected a label for each of {len(pictures)} pictures, got {len(classes)}"
+        )
     if classes.size and classes.max() >= len(CLASSES):
         row = int(classes.argmax())
         raise ValueError(

@@ -1,6 +1,6 @@
 """One HTML file that shows a run: tables, curves, answers, similarities, where the model looks.
 
-Question:  what came of a training run or an evaluation, for somebody without the machine?
+Question:  how did a training run or an evaluation go, for somebody without the machine?
 Command:   python -m experiments.report FOLDER [FOLDER ...] --out report.html
 Result:    one file that needs no network and no script; look at it in any browser.
 

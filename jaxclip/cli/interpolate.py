@@ -22,7 +22,7 @@ def interpolate(
 
     Args:
         before: The model that fine-tuning began with: whatever jaxclip loads.
-        after: The model that came out of it, of the same shape.
+        after: The fine-tuned model, of the same shape.
         out: The .safetensors file to write.
         share: 0 is all of the first, 1 all of the second.
         force: Overwrite what is there.

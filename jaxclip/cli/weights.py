@@ -183,7 +183,7 @@ def _random_tokens(text: TextConfig) -> np.ndarray:
 
 
 def _released_name(model: str, notes: dict[str, Any]) -> str:
-    """Which released model these very weights are, by the SHA-256 of the file they came from."""
+    """The released model whose file has this SHA-256; `model` if none has."""
     from jaxclip.hub.find import source_sums
     from jaxclip.hub.released import RELEASED_FILES
 

@@ -132,7 +132,7 @@ class BatchNorm(nnx.Module):
         """The running statistics after a batch of `count` values a channel."""
         if count < 2:
             raise ValueError(
-                f"BatchNorm in training came to {count} value a channel, which has no variance; "
+                f"BatchNorm in training: expected two or more values a channel, got {count}; "
                 "use a larger batch"
             )
         unbiased = var * (count / (count - 1))

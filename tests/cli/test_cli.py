@@ -94,7 +94,7 @@ def test_failures_take_one_line_and_exit_1(
     picture = str(EXAMPLES[0])
     assert "run folder" in fails(capsys, 1, "classify", picture, *ask, "--model", str(tmp_path))
     assert "no-such" in fails(capsys, 1, "classify", picture, *ask, "--model", "no-such")
-    assert "a web page came" in fails(capsys, 1, "classify", picture, *ask, "--model", str(page))
+    assert "an HTML page" in fails(capsys, 1, "classify", picture, *ask, "--model", str(page))
     long = "very " * 100
     assert "token" in fails(capsys, 1, "classify", picture, "--labels", long, "cat")
     assert "slot" in fails(capsys, 1, "classify", picture, *ask, "--prompts", "a picture")

@@ -97,7 +97,7 @@ def test_a_label_that_is_no_class_is_refused(tmp_path):
 
 def test_labels_that_are_too_few_are_refused(tmp_path):
     registered = idx.write(tmp_path, labels=idx.pictures(60, 0)[1][:-1])
-    with pytest.raises(ValueError, match="60 pictures came with 59 labels"):
+    with pytest.raises(ValueError, match="a label for each of 60 pictures, got 59"):
         fashion_mnist.read(tmp_path, "train", registered)
 
 

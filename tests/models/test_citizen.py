@@ -296,7 +296,8 @@ def test_a_pickled_and_an_exported_model_answer_in_another_process(
     want["pickle"] = want["both"]
     for name, expected in want.items():
         assert equal(model, [out[name]], [expected]), name
-        assert not equal(model, [out[name][::-1]], [expected])  # the negative twin
+        rolled = np.roll(out[name], 1, axis=-1)  # the negative twin
+        assert not equal(model, [rolled], [expected])
 
 
 def test_save_and_load_give_the_weights_back(model: Model, tmp_path: Path) -> None:
@@ -380,9 +381,12 @@ def test_pairs_split_over_a_mesh_give_what_one_device_gives(model: Model, kind: 
     with jax.set_mesh(mesh):
         assert equal(model, jax.jit(everything)(whole, *rows), want)
         grads = jax.jit(jax.grad(total))(whole, *rows)
-    limit = within("bfloat16 twice" if got[0].dtype == jnp.bfloat16 else "float32 twice")
-    departures = jax.tree.map(lambda a, b: departure(np.float64(a), np.float64(b)), grads, slope)
-    assert max(jax.tree.leaves(departures)) < limit
+    narrow = got[0].dtype == jnp.bfloat16
+    limit = within("bfloat16 gradient" if narrow else "mesh gradient")
+    right = named_leaves(slope)
+    for name, leaf in named_leaves(grads).items():
+        if not name.endswith("k_proj.bias"):  # it cancels in the softmax: rounding alone
+            assert departure(np.float64(leaf), np.float64(right[name])) < limit, name
 
 
 def test_a_mesh_with_explicit_axes_is_one_that_refuses_the_towers_alone() -> None:
@@ -392,7 +396,7 @@ def test_a_mesh_with_explicit_axes_is_one_that_refuses_the_towers_alone() -> Non
     whole = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
     rows = jax.device_put(pairs(model), NamedSharding(mesh, PartitionSpec("data")))
     for tower, x in zip((whole.visual, whole.text), rows, strict=True):
-        with jax.set_mesh(mesh), pytest.raises(jax.core.ShardingTypeError):
+        with jax.set_mesh(mesh), pytest.raises(Exception, match="out_sharding"):
             jax.jit(lambda tower, x: tower(x))(tower, x)
 
 
