@@ -29,6 +29,9 @@ _OF_A_NUMBER = re.compile(
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 # How tyro reports what a type of `whole` or `share` refused, and what is no choice.
 _OF_OURS = re.compile(r"Error parsing (--\S+?): (expected .*?) Argument helptext:")
+# How tyro reports what it does not know: a flag or a value, or a command and those that there are.
+_UNKNOWN = re.compile(r"Unrecognized options: (\S+?),? .*?run:? (\S.*? --help)")
+_COMMANDS = re.compile(r"Available subcommands: (.*?) For full")
 _OF_A_CHOICE = re.compile(r"invalid choice (.*?) for argument '(.*?)'\. Expected one of \((.*?)\)")
 
 
@@ -37,6 +40,10 @@ def usage_line(boxed: str) -> str:
     words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", boxed).split())
     if found := _OF_OURS.search(words):
         return f"{found[1]}: {found[2]}"
+    if found := _UNKNOWN.search(words):
+        commands = _COMMANDS.search(words)
+        expected = f"one of {commands[1]}" if commands else "a flag that is known"
+        return f"expected {expected}, got {found[1]}; see {found[2]}"
     if found := _OF_A_CHOICE.search(words):
         choices = sorted(set(re.findall(r"'(.*?)'", found[3])) - {"None"})
         return f"{found[2]}: expected one of {', '.join(choices)}, got {found[1]}"

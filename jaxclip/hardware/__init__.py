@@ -14,7 +14,12 @@ def arrange(model: "Clip", platform: str | None = None) -> "Clip":
     Args:
       model: plain, of arrays or of shapes; it is left unchanged.
       platform: "cpu", "gpu" or "tpu"; this machine's if not given.
+
+    Raises:
+      ValueError: another platform.
     """
+    if platform not in (None, "cpu", "gpu", "tpu"):
+        raise ValueError(f"platform: expected cpu, gpu or tpu, got {platform!r}")
     return for_cpu(model) if (platform or jax.default_backend()) == "cpu" else model
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint
-from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.config import ClipConfig, ResNetConfig, short_repr
 from jaxclip.losses import l2_normalize
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
 from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
@@ -324,6 +324,11 @@ def create(
     def make(key: Array) -> Clip:
         return Clip(config, init=Initialiser(nnx.Rngs(key)), remat=remat, numerics=numerics)
 
+    if not isinstance(config, ClipConfig):
+        raise ValueError(
+            f"config: expected a ClipConfig, got {short_repr(config)}; jaxclip.config.RELEASED has "
+            "those of the released models by name"
+        )
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     return jax.jit(make, out_shardings=placement)(key)
 

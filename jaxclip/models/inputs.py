@@ -60,6 +60,8 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
 
 def check_embeds(embeds: Any, width: int) -> Array:
     """Embeddings [n, width] as a jax array; ValueError for another shape."""
+    if not isinstance(embeds, np.ndarray | Array):
+        raise ValueError(f"expected embeddings [n, {width}], got {short_repr(embeds)}")
     if embeds.ndim != 2 or embeds.shape[1] != width:
         raise ValueError(f"expected embeddings [n, {width}], got {embeds.shape}")
     return jnp.asarray(embeds)

@@ -40,6 +40,7 @@ def test_flags_are_filled() -> None:
         ("a --out c --towers vit mlp", "--towers: expected one of resnet, vit, got 'mlp'"),
         ("a --out c --towers", "towers: expected a value, got none"),
         ("--out c", "folders: expected a value, got none"),
+        ("a --out c --bad 3", "expected a flag that is known, got --bad; see it --help"),
         ("a --out c --epochs many", "--epochs: expected a number, got 'many'"),
         ("a", "--out PATH"),
         ("a --out c --bogus", "--bogus"),

@@ -88,6 +88,8 @@ def test_other_platforms_get_the_model_as_it_is() -> None:
         assert hardware.arrange_training(model, platform, "none") is model
     assert type(hardware.arrange(model, "cpu")) is cpu.CpuClip
     assert hardware.plain(model) is model
+    with pytest.raises(ValueError, match="expected cpu, gpu or tpu, got 'cuda'"):
+        hardware.arrange(model, "cuda")
 
 
 def loops(model: clip.Clip, images: Any, *, train: bool = False) -> bool:

@@ -443,6 +443,13 @@ def test_what_is_no_argument_is_answered_in_one_line(vit: Model, name: str) -> N
             jax.eval_shape(getattr(vit, method), given)
 
 
+def test_a_name_in_place_of_a_config_is_answered(vit: Model) -> None:
+    with pytest.raises(ValueError, match="expected a ClipConfig, got 'ViT-B/32'"):
+        jaxclip.create("ViT-B/32")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected embeddings \[n, \d+\], got 1"):
+        vit.logits(1, 2)  # type: ignore[arg-type]
+
+
 def test_jit_false_runs_op_by_op(vit: Model, tmp_path: Path) -> None:
     vit.save(tmp_path / "model")
     plain, _ = jaxclip.load(tmp_path / "model", jit=False)
