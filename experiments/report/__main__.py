@@ -58,7 +58,7 @@ def _object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: a JSON object was expected")
+        raise ValueError(f"{path}: expected a JSON object")
     return found
 
 
