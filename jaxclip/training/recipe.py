@@ -128,7 +128,7 @@ class Recipe:
             model = ClipConfig.from_json(json.dumps(data["model"]))
             return cls(**{**data, "model": model, "rates": tuple(data.get("rates", ()))})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
-            message = f"not a training config ({error}); expected what this version writes"
+            message = f"expected a recipe that Recipe.to_json wrote, got another text ({error})"
             raise ValueError(message) from None
 
 

@@ -102,13 +102,13 @@ def test_the_search_finds_the_peak_of_a_sweep(monkeypatch):
     def planted(train, validation, classes, penalties, most):
         return 1 - np.abs(np.log10(penalties) - 1.3) / 10
 
-    monkeypatch.setattr(linear_probe, "_tried", planted)
+    monkeypatch.setattr(linear_probe, "_accuracies", planted)
     nothing = (np.zeros((1, 1)), np.zeros(1, int))
     found, whole = search_penalty(nothing, nothing, 2), sweep_penalties(nothing, nothing, 2)
     assert len(found.penalties) == 15 and len(whole.penalties) == 96
     assert abs(np.log10(found.best) - 1.3) <= 1 / 8
     assert abs(np.log10(whole.best) - 1.3) <= 1 / 8
-    monkeypatch.setattr(linear_probe, "_tried", lambda *_: -planted(*_))
+    monkeypatch.setattr(linear_probe, "_accuracies", lambda *_: -planted(*_))
     assert np.isclose(
         search_penalty(nothing, nothing, 2).best, 1e-6
     )  # and at the edge it stays inside
@@ -133,8 +133,8 @@ def test_of_equal_penalties_the_middle_one_is_chosen():
 @pytest.mark.parametrize(
     ("features", "labels", "penalties", "message"),
     [
-        (np.ones((2, 1)), np.array([0, 2]), [1.0], "labels 0..2"),
-        (np.ones((2, 1)), np.array([-1, 1]), [1.0], "labels -1..1"),
+        (np.ones((2, 1)), np.array([0, 2]), [1.0], "expected 0..1, got 0..2"),
+        (np.ones((2, 1)), np.array([-1, 1]), [1.0], "expected 0..1, got -1..1"),
         (np.ones((2, 1)), np.array([0]), [1.0], "features"),
         (np.ones((0, 1)), np.zeros(0, int), [1.0], "features"),
         (np.array([[1.0], [np.nan]]), np.array([0, 1]), [1.0], "no number"),

@@ -182,7 +182,7 @@ def test_what_is_no_number_is_never_preferred():
 def test_a_label_that_is_no_class_is_refused():
     tally = Tally(3)
     for labels, top in (([3], [[0]]), ([-1], [[0]]), ([0], [[3]]), ([0], [[-1]])):
-        with pytest.raises(ValueError, match="outside of"):
+        with pytest.raises(ValueError, match=r"(label|answer): expected 0\.\.2, got one outside"):
             tally.add(np.array(labels), np.array(top))
     with pytest.raises(ValueError, match="nothing to measure"):
         tally.metrics()
@@ -266,7 +266,7 @@ def test_a_caption_for_each_picture_is_the_plain_case():
 def test_captions_that_belong_to_nothing_are_refused():
     x = np.ones((3, 2))
     for owner in ([0, 1, 3], [-1, 1, 2], [0, 1, 1]):
-        with pytest.raises(ValueError, match="every picture needs a caption"):
+        with pytest.raises(ValueError, match="each of the pictures"):
             retrieve(x, x, np.array(owner))
 
 

@@ -68,7 +68,7 @@ def test_imagenet_is_the_released_list():
         ({"templates": "a {}"}, "list of texts"),
         ({"classes": ["a", ""]}, "list of texts"),
         ({"classes": [1]}, "list of texts"),
-        ({"metric": "luck"}, "none of top1"),
+        ({"metric": "luck"}, "expected one of top1"),
         ({"folders": ["x"]}, "expected 2, one a class, got 1"),
     ],
 )

@@ -165,7 +165,7 @@ def test_a_few_shot_probe_does_not_depend_on_the_scale():
 
 
 def test_too_few_pictures_a_class_are_refused():
-    with pytest.raises(ValueError, match="21 pictures a class"):
+    with pytest.raises(ValueError, match="expected 21 pictures in every class"):
         comparison.few_shot_answers(clouds(60, 0), clouds(9, 1)[0], 21, 0, 3)
 
 
@@ -381,7 +381,9 @@ def test_the_command_runs_on_the_drawings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparison_data, "load_emoji", lambda split: few)
     monkeypatch.setattr(comparison_data, "load_unseen_artist", lambda: asked)
     monkeypatch.setattr(Emoji, "towers", {"vit": dataclasses.replace(VIT, image_size=14)})
-    monkeypatch.setattr(comparison, "unsearched", lambda train, test, n: np.eye(n)[[7] * len(test)])
+    monkeypatch.setattr(
+        comparison, "fixed_penalty_scores", lambda train, test, n: np.eye(n)[[7] * len(test)]
+    )
     out = tmp_path / "out"
     given = ["emoji", "--out", str(out), "--seeds", "1", "--towers", "vit", "--epochs", "1"]
     assert compare_supervised.main(given) == 0

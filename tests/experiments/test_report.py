@@ -7,7 +7,6 @@ import functools
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -232,8 +231,7 @@ def test_a_finished_run_on_the_emoji_is_shown(tmp_path, monkeypatch, capsys):
         assert all(f"{100 * share:.2f} %" in section for share in column.values())
     assert "40 pictures" in section
     monkeypatch.setattr(embed_model, "TARGET", tmp_path / "embedded.safetensors")
-    monkeypatch.setattr(sys, "argv", ["embed_model", str(out)])
-    embed_model.main()
+    assert embed_model.main([str(out)]) == 0
     notes = checkpoint.load(tmp_path / "embedded.safetensors")[2]
     assert notes["scores"] == record["scores"]["model"]
 

@@ -118,6 +118,6 @@ def test_a_file_that_is_no_recipe_is_refused():
         '["parts"]',
         json.dumps({"steps": 1, "colour": 2, "model": None}),
     ):
-        with pytest.raises(ValueError, match=r"not a (training|model) config"):
+        with pytest.raises(ValueError, match=r"expected a (recipe|config) that"):
             Recipe.from_json(text)
     assert Recipe().model == EMOJI
