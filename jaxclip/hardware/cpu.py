@@ -219,6 +219,10 @@ def for_training(model: Clip, remat: str) -> Clip:
     arranged = copy_tree(model)
     for module in _modules(arranged):
         _become(module, swaps.get(type(module)))
+        numerics = getattr(module, "numerics", None)
+        if numerics is not None and numerics.dtype == jnp.bfloat16:
+            # products that answer in bfloat16 gave NaN with the newer CPU kernels of jaxlib 0.12
+            module.numerics = CpuNumerics(numerics.dtype, numerics.precision)
     return arranged
 
 

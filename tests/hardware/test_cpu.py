@@ -148,6 +148,13 @@ def test_an_arranged_model_has_the_gradient_of_the_plain_one(config: ClipConfig)
     assert worst(other, want) > 0.1
 
 
+def test_products_of_bfloat16_are_summed_in_float32_in_training() -> None:
+    narrow = clip.abstract(VIT, numerics=Numerics(jnp.bfloat16))
+    arranged = hardware.arrange_training(narrow, "cpu", "none")
+    assert type(arranged.visual.numerics) is cpu.CpuNumerics
+    assert type(hardware.arrange_training(narrow, "gpu", "none").visual.numerics) is Numerics
+
+
 def test_what_is_swapped_for_training() -> None:
     for config in (VIT, RESNET):
         model = clip.abstract(config)
