@@ -4,7 +4,7 @@ Three changes to ResNet-50 (He et al. 2015, arXiv 1512.03385): a stem of three c
 (ResNet-D), strides made by average pooling (anti-aliased), and a pooling by attention at the end.
 
 Running statistics are `nnx.BatchStat`, weights `nnx.Param`. In training the new statistics are
-returned beside the activations and never written in place (`parameters.with_statistics`).
+returned beside the activations and never written in place (`parameters.new_statistics`).
 """
 
 from typing import Any

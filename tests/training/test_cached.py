@@ -19,6 +19,7 @@ from jaxclip.training import step
 from jaxclip.training.global_losses import chunked_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh
 from tests.support import tiny
+from tests.support.statistics import params_only
 from tests.support.steps import KEEPING, loss_and_grads, noisy, state_of
 from tests.support.tolerances import departure, within, worst
 
@@ -135,7 +136,7 @@ def test_batch_norm_normalises_each_microbatch_by_itself():
             made, images, tokens
         )
         right, expected = jax.jit(jax.grad(by_hand, has_aux=True))(made)
-        right = parameters.params_only(right)
+        right = params_only(right)
     got, right = parameters.to_flat(got), parameters.to_flat(right)
     for grads in (got, right):  # it cancels in the softmax: its gradient is rounding alone
         assert np.abs(grads.pop("visual.attnpool.k_proj.bias")).max() < 1e-12
