@@ -84,7 +84,7 @@ def test_names_stay_and_shapes_can_be_arranged(config: ClipConfig) -> None:
 
 def test_other_platforms_get_the_model_as_it_is() -> None:
     model = clip.abstract(VIT)
-    for platform in ("gpu", "tpu"):
+    for platform in ("gpu", "tpu"):  # in float32
         assert hardware.arrange(model, platform) is model
         assert hardware.arrange_training(model, platform, "none") is model
     assert type(hardware.arrange(model, "cpu")) is cpu.CpuClip

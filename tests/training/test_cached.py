@@ -153,13 +153,15 @@ def test_remat_names_what_is_kept():
     """The fewer products are kept, the less memory; the gradient stays (test_parity.py)."""
     kept = {
         name: temporary(loss_and_grads, model(jnp.float32, remat=name), 64)
-        for name in ("full", "dots", "none")
+        for name in ("full", "products", "none")
     }
-    assert kept["full"] < kept["dots"] < kept["none"]
+    assert kept["full"] < kept["products"] < kept["none"]
 
 
 def test_an_unknown_remat_is_refused():
-    with pytest.raises(ValueError, match="remat: expected none, full or dots, got 'all'"):
+    with pytest.raises(
+        ValueError, match="remat: expected none, full, products, products_and_attention, got 'all'"
+    ):
         jax.eval_shape(lambda m: m.encode_image(IMAGES), model(jnp.float32, remat="all"))
 
 
