@@ -49,7 +49,12 @@ class Flags(SuiteFlags):
 
 
 def ours(
-    config: ClipConfig, batch: int, precision: str, remat: str, loss: str = "dense"
+    config: ClipConfig,
+    batch: int,
+    precision: str,
+    remat: str,
+    loss: str = "dense",
+    attention: str = "auto",
 ) -> Callable[[], float]:
     """A function that makes one step and returns its loss; state donated, batch on the device."""
     mesh = data_mesh(jax.devices()[:1])
@@ -64,7 +69,7 @@ def ours(
         text_length=config.text.context_length,
         model=config,
     )
-    execution = Execution(loss)  # type: ignore[arg-type]
+    execution = Execution(loss, attention=attention)  # type: ignore[arg-type]
     step = from_recipe.compiled_step(recipe, execution, mesh, as_given)
     state = from_recipe.first_state(recipe, mesh)
     images, tokens = arrays(config, batch)
