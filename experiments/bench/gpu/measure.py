@@ -148,11 +148,8 @@ def kernels(model: str, batch: int, remat: str, attention: str) -> Measured:
 def loss(loss: str, pairs: int, width: int) -> Measured:
     """The loss and its gradient for `pairs` embeddings of each kind, float32, on one device."""
     mesh = data_mesh(jax.devices()[:1])
-    function = from_recipe.choose_loss(
-        Recipe(batch_size=pairs),
-        Execution(loss=loss),
-        mesh,  # type: ignore[arg-type]
-    )
+    execution = Execution(loss)  # type: ignore[arg-type]
+    function = from_recipe.choose_loss(Recipe(batch_size=pairs), execution, mesh)
     keys = jax.random.split(jax.random.key(0), 2)
     embeds = [jax.random.normal(key, (pairs, width)) for key in keys]
     embeds = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in embeds]
