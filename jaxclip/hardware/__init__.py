@@ -53,9 +53,9 @@ def for_gpu(model: "Clip", device_kind: str, *, attention: str = "auto") -> "Cli
 
 def plain(model: "Clip") -> "Clip":
     """The plain model that was arranged: to save, compare or train it."""
-    from jaxclip.hardware import cpu, gpu
+    from jaxclip.hardware import cpu, flat
 
-    return cpu.plain(model) if isinstance(model, cpu.CpuClip) else gpu.plain(model)
+    return cpu.plain(model) if isinstance(model, cpu.CpuClip) else flat.plain(model)
 
 
 def arrange_training(
@@ -76,4 +76,8 @@ def arrange_training(
         return cpu.for_training(model, remat)
     if platform in ("gpu", "cuda"):
         return for_gpu(model, device_kind, attention=attention)
+    if platform == "tpu" and attention in ("auto", "einsum"):
+        from jaxclip.hardware import tpu
+
+        return tpu.for_training(model, remat)
     return model

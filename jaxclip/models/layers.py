@@ -220,18 +220,24 @@ class Attention(nnx.Module):
 
     def mix(self, qkv: Array, mask: Array | None, taps: Taps | None) -> Array:
         """[query; key; value] [n, l, 3d] -> the values, weighted [n, l, d]."""
-        n, l, _ = qkv.shape
-        a, k = self.heads, qkv.shape[-1] // 3 // self.heads
-        query, key, value = qkv.reshape(n, l, 3, a, k).transpose(2, 0, 3, 1, 4)  # 3 x [n, a, l, k]
-        scores = self.numerics.einsum("nalk,namk->nalm", query / math.sqrt(k), key)
-        scores = at_least_float32(scores)
-        if mask is not None:
-            scores = scores + mask
-        weights = jax.nn.softmax(scores, axis=-1)  # [n, a, l, m]
-        mixed = self.numerics.einsum("nalm,namk->nalk", weights, value)
+        mixed, weights = attend(qkv, self.heads, mask, self.numerics)
         if taps is not None:
             taps["attention"] = weights
-        return mixed.transpose(0, 2, 1, 3).reshape(n, l, a * k)
+        return mixed
+
+
+def attend(qkv: Array, heads: int, mask: Array | None, numerics: Numerics) -> tuple[Array, Array]:
+    """[query; key; value] [n, l, 3d] -> (values, weighted [n, l, d], weights [n, a, l, m])."""
+    n, l, _ = qkv.shape
+    a, k = heads, qkv.shape[-1] // 3 // heads
+    query, key, value = qkv.reshape(n, l, 3, a, k).transpose(2, 0, 3, 1, 4)  # 3 x [n, a, l, k]
+    scores = numerics.einsum("nalk,namk->nalm", query / math.sqrt(k), key)
+    scores = at_least_float32(scores)
+    if mask is not None:
+        scores = scores + mask
+    weights = jax.nn.softmax(scores, axis=-1)  # [n, a, l, m]
+    mixed = numerics.einsum("nalm,namk->nalk", weights, value)
+    return mixed.transpose(0, 2, 1, 3).reshape(n, l, a * k), weights
 
 
 class Mlp(nnx.Module):

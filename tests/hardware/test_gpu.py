@@ -17,8 +17,9 @@ from flax import nnx
 
 from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.hardware import attention, gpu
+from jaxclip.hardware import attention, flat, gpu
 from jaxclip.hardware.attention import Sequences, attend, choose
+from jaxclip.hardware.modules import become
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Attention, LayerNorm, Numerics, Shapes, Transformer
 from tests.support import tiny
@@ -27,7 +28,7 @@ from tests.support.tolerances import departure, within, worst
 VIT = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 1, 2, 13, 101), 7)  # 17 and 13
 QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
 H100 = "NVIDIA H100 80GB HBM3"
-TOLERANCE = {"einsum": "flat tokens float64", "xla": "fused attention"}
+TOLERANCE = {"xla": "fused attention"} | dict.fromkeys(("einsum", "grouped"), "flat tokens float64")
 RNG = np.random.default_rng(5)
 IMAGES = RNG.normal(size=(4, 20, 20, 3)).astype(np.float32)
 TOKENS = RNG.integers(0, 101, size=(4, 13)).astype(np.int32)
@@ -58,11 +59,18 @@ def loss_and_gradient(model: clip.Clip, images: Any) -> tuple[Any, clip.Clip]:
     return jax.value_and_grad(loss)(model)
 
 
-@pytest.mark.parametrize("kernel", ["xla", "einsum"])
+def arranged(model: clip.Clip, kernel: str) -> clip.Clip:
+    """For a TPU where no kernel is named."""
+    if kernel == "grouped":
+        return hardware.arrange_training(model, "tpu", "full")
+    return gpu.for_gpu(model, H100, attention=kernel)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "einsum", "grouped"])
 def test_an_arranged_model_has_the_stages_of_the_plain_one(kernel):
     with jax.enable_x64(True):
         plain = plain_model()
-        want, got = stages(plain), stages(gpu.for_gpu(plain, H100, attention=kernel))
+        want, got = stages(plain), stages(arranged(plain, kernel))
         assert got.keys() == want.keys()
         off = {name: departure(got[name], want[name]) for name in want}
     assert max(off.values()) < within(TOLERANCE[kernel]), off
@@ -76,14 +84,20 @@ def plain_gradient() -> Any:
 
 @pytest.mark.parametrize(
     ("kernel", "remat"),
-    [("einsum", "none"), ("xla", "none"), ("xla", "products_and_attention"), ("xla", "full")],
+    [
+        ("einsum", "none"),
+        ("xla", "none"),
+        ("xla", "products_and_attention"),
+        ("xla", "full"),
+        ("grouped", "full"),
+    ],
 )
 def test_an_arranged_model_has_the_gradient_of_the_plain_one(kernel, remat, plain_gradient):
     loss, want = plain_gradient
     with jax.enable_x64(True):
-        arranged = gpu.for_gpu(plain_model(remat=remat), H100, attention=kernel)
-        same, got = loss_and_gradient(arranged, IMAGES.astype(np.float64))
-        _, other = loss_and_gradient(arranged, IMAGES[::-1].astype(np.float64))
+        model = arranged(plain_model(remat=remat), kernel)
+        same, got = loss_and_gradient(model, IMAGES.astype(np.float64))
+        _, other = loss_and_gradient(model, IMAGES[::-1].astype(np.float64))
     want, got, other = (parameters.named_leaves(g) for g in (want, got, other))
     for gradient in (got, want, other):  # the temperature is not in this loss
         assert not np.asarray(gradient.pop("logit_scale", 0))
@@ -96,15 +110,15 @@ def test_bfloat16_stays_within_its_rounding_and_has_no_nan():
     exact = loss_and_gradient(plain_model(jnp.float32), IMAGES)
     narrow = plain_model(jnp.bfloat16)
     plain = loss_and_gradient(narrow, IMAGES)
-    arranged = loss_and_gradient(gpu.for_gpu(narrow, H100, attention="xla"), IMAGES)
-    for leaf in jax.tree.leaves(arranged):
+    fused = loss_and_gradient(arranged(narrow, "xla"), IMAGES)
+    for leaf in jax.tree.leaves(fused):
         assert np.isfinite(leaf).all()
 
     def off(found: Any) -> float:
         named, want = (parameters.named_leaves(x[1]) for x in (found, exact))
         return float(max(departure(named[k], want[k]) for k in named if k.endswith("kernel")))
 
-    assert off(arranged) < 1.5 * off(plain) < 1.5 * within("bfloat16 gradient")
+    assert off(fused) < 1.5 * off(plain) < 1.5 * within("bfloat16 gradient")
 
 
 # Attention ----------------------------------------------------------------------------------------
@@ -117,7 +131,7 @@ def one_attention(rows: Sequences) -> tuple[Attention, attention.FusedAttention,
     leaves, structure = jax.tree.flatten(abstract)
     drawn = [0.3 * RNG.normal(size=leaf.shape) for leaf in leaves]
     plain, fused = (jax.tree.unflatten(structure, drawn) for _ in range(2))
-    gpu.become(fused, attention.FusedAttention)
+    become(fused, attention.FusedAttention)
     return plain, fused, RNG.normal(size=(rows.count, rows.length, 24))
 
 
@@ -200,7 +214,7 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
         drawn = [RNG.normal(size=24), RNG.normal(size=24)]
         norm = jax.tree.unflatten(jax.tree.structure(norm), drawn)
         lean = jax.tree.unflatten(jax.tree.structure(norm), drawn)
-        gpu.become(lean, gpu.LeanLayerNorm)
+        become(lean, flat.LeanLayerNorm)
         want, got = gradient(norm, x), gradient(lean, x)
         for name in want:
             scale = max(1.0, float(np.abs(want[name]).max()))
@@ -209,7 +223,7 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
         if case == "drawn":
             assert departure(gradient(lean, x[::-1])["scale"], want["scale"]) > 0.1
     narrow = jax.tree.unflatten(jax.tree.structure(lean), [np.float32(d) for d in drawn])
-    gpu.become(narrow, gpu.LeanLayerNorm)
+    become(narrow, flat.LeanLayerNorm)
     found = gradient(narrow, jnp.asarray(x, jnp.bfloat16))
     assert all(np.isfinite(np.asarray(each, np.float32)).all() for each in found.values())
 
@@ -219,11 +233,13 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
 
 def test_every_leaf_keeps_its_name_and_shape():
     model = clip.abstract(VIT, numerics=Numerics(jnp.bfloat16))
-    arranged = hardware.arrange_training(model, "gpu", "none", device_kind=H100)
-    assert parameters.named_leaves(arranged) == parameters.named_leaves(model)
-    assert type(arranged.visual.transformer) is gpu.FlatTransformer
-    assert type(model.visual.transformer) is Transformer
-    assert nnx.graphdef(hardware.plain(arranged)) == nnx.graphdef(model)
+    for platform, remat in (("gpu", "none"), ("tpu", "full")):
+        other = hardware.arrange_training(model, platform, remat, device_kind=H100)
+        assert parameters.named_leaves(other) == parameters.named_leaves(model)
+        assert type(other.visual.transformer) is flat.FlatTransformer
+        assert type(model.visual.transformer) is Transformer
+        assert nnx.graphdef(hardware.plain(other)) == nnx.graphdef(model)
+    assert hardware.arrange_training(model, "tpu", "none") is model
 
 
 def test_float32_is_left_as_it_is_unless_a_kernel_is_named():
@@ -231,7 +247,7 @@ def test_float32_is_left_as_it_is_unless_a_kernel_is_named():
     assert hardware.arrange_training(model, "gpu", "none", device_kind=H100) is model
     assert hardware.arrange(model, "gpu") is model
     chosen = hardware.arrange(model, "gpu", attention="xla")
-    assert type(chosen.visual.transformer) is gpu.FlatTransformer
+    assert type(chosen.visual.transformer) is flat.FlatTransformer
 
 
 @pytest.mark.parametrize("remat", ["none", "products", "products_and_attention", "full"])
