@@ -20,6 +20,7 @@ from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import Run, SuiteFlags, say
 from experiments.bench.training import DTYPES, MODELS, ours
 from jaxclip.cli.usage import Positive
+from jaxclip.config import Remat
 from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.training import loop
@@ -38,7 +39,7 @@ class Flags(SuiteFlags):
     steps: Positive = 60
     """of each measurement"""
     precision: Literal[*DTYPES] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
     readers: Positive = 8
     """threads that read and decode"""
     pictures: Positive = 500

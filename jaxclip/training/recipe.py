@@ -10,6 +10,7 @@ from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig
 
 Dtype = Literal["float32", "bfloat16"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
+AttentionName = Literal["auto", "einsum", "xla", "cudnn", "triton"]
 
 MOST = 2**31 - 1  # steps are counted in 32 bits
 RANGES = {  # of whole numbers
@@ -81,7 +82,8 @@ class Recipe:
     dtype: Dtype = "float32"
     """Of matrix products; weights, norms, softmax and loss stay in float32."""
     remat: Remat = "none"
-    """What the backward pass rematerialises: "full" saves most memory for a third more work."""
+    """What the backward pass computes again, from nothing to whole blocks: "full" takes the least
+    memory and a third more work."""
     microbatches: int = 1
     """Microbatches that a batch passes the towers in (gradient caching), for less memory."""
     rates: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ class Recipe:
             data = {**json.loads(text)}
             if "parts" in data:  # its name in runs of version 0.1
                 data["microbatches"] = data.pop("parts")
+            if data.get("remat") == "dots":  # in runs of version 0.1 and 0.2
+                data["remat"] = "products"
             model = ClipConfig.from_json(json.dumps(data["model"]))
             return cls(**{**data, "model": model, "rates": tuple(data.get("rates", ()))})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
@@ -164,6 +168,8 @@ class Execution:
     """Devices that share parameters and moments."""
     tensor: int = 1
     """Devices that share a matrix product."""
+    attention: AttentionName = "auto"
+    """The kernel of attention: "auto" is the one that was measured on the chip, else "einsum"."""
     threads: int = 8
     """Threads a process that read and decode."""
     keep: int = 3
@@ -172,8 +178,9 @@ class Execution:
     def __post_init__(self) -> None:
         for name, high in (("fsdp", 2**20), ("tensor", 2**20), ("threads", 1024), ("keep", 2**20)):
             require_whole(name, getattr(self, name), 1, high)
-        known = get_args(LossName)
-        require(self.loss in known, f"loss: expected {', '.join(known)}, got {self.loss!r}")
+        for name, choices in (("loss", LossName), ("attention", AttentionName)):
+            value, known = getattr(self, name), get_args(choices)
+            require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
 
 
 # The paper's recipe (sections 2.4, 2.5 and tables 18 to 20): 400 million pairs, 32 epochs.
