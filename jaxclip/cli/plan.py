@@ -19,7 +19,7 @@ from jaxclip.cli.shared import (
     stderr,
 )
 from jaxclip.config import RELEASED, Remat
-from jaxclip.training.recipe import Execution, LossName, presets
+from jaxclip.training.recipe import AttentionName, Execution, LossName, presets
 
 PAIRS_A_GPU = 128  # of the default batch
 
@@ -33,6 +33,7 @@ def plan(
     tensor: int = 1,
     remat: Remat | None = None,
     microbatches: int = 1,
+    attention: AttentionName = "auto",
     buffers: int = 0,
     as_json: AsJson = False,
 ) -> int:
@@ -52,6 +53,7 @@ def plan(
         tensor: Devices that share a matrix product.
         remat: What the backward pass computes again. [TPUs: full; GPUs: none]
         microbatches: Of a batch, for gradient caching.
+        attention: The kernel of attention; "auto" is the one that training would take.
         buffers: List so many of the largest buffers.
         as_json: Print one JSON object instead of a table.
     """
@@ -73,7 +75,7 @@ def plan(
             remat=remat or ("none" if gpus else "full"),
             microbatches=microbatches,
         )
-        execution = Execution(loss or ("dense" if gpus == 1 else "ring"), fsdp, tensor)
+        execution = Execution(loss or ("dense" if gpus == 1 else "ring"), fsdp, tensor, attention)
     except ValueError as error:
         raise flag_error(error) from None
     found = {
