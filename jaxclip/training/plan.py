@@ -270,7 +270,7 @@ def report(
         "pairs a device": recipe.batch_size // (devices // execution.tensor),
         "remat": recipe.remat,
         "loss": execution.loss,
-        "model TFLOPs a step": round(model_flops(recipe.model, recipe.batch_size) / 1e12, 1),
+        "model TFLOPs a step": float(f"{model_flops(recipe.model, recipe.batch_size) / 1e12:.6g}"),
     }
     with progress(f"compiling for {topology}"):
         facts |= check(job, target, buffers=buffers)

@@ -152,6 +152,11 @@ def seconds(kernel: Kernel, card: Card) -> float:
     return kernel.times * max(computing, kernel.bytes / (BANDWIDTH * card.bandwidth))
 
 
+def _digits(number: float) -> float:
+    """Four digits of a number; more would claim too much."""
+    return float(f"{number:.4g}")
+
+
 def estimate(found: list[Kernel], card: Card, model_flops: float) -> dict[str, Any]:
     """The parts of a step's time in ms, its sum, and the utilisation that this allows.
 
@@ -166,10 +171,10 @@ def estimate(found: list[Kernel], card: Card, model_flops: float) -> dict[str, A
             spent[kernel.kind.partition(" ")[0]] += 1e3 * seconds(kernel, card)
     total = sum(spent.values())
     return {
-        "products ms": round(spent["product"], 1),
-        "attention ms": round(spent["attention"], 1),
-        "other kernels ms": round(spent["other"], 1),
-        "step ms": round(total, 1),
+        "products ms": _digits(spent["product"]),
+        "attention ms": _digits(spent["attention"]),
+        "other kernels ms": _digits(spent["other"]),
+        "step ms": _digits(total),
         "MFU": round(model_flops / (total / 1e3) / card.flops, 3),
     }
 
@@ -179,4 +184,4 @@ def moved(found: Iterable[Kernel]) -> dict[str, float]:
     total: dict[str, float] = defaultdict(float)
     for kernel in found:
         total[kernel.kind.partition(" ")[0]] += kernel.times * kernel.bytes
-    return {kind: round(total[kind] / 1e9, 1) for kind in sorted(total)}
+    return {kind: _digits(total[kind] / 1e9) for kind in sorted(total)}

@@ -18,7 +18,8 @@ GPU_EXTRA, TPU_EXTRA = "pip install 'jaxclip[gpu-plan]'", "pip install 'jaxclip[
 GPUS_A_HOST = 8  # as in NVIDIA's own servers
 CUDNN = 91200  # the oldest that jax's plugin for CUDA 13 installs; as in data_files/gpus
 CUDA_PLUGIN = "jax-cuda13-plugin"
-TPU_QUIET = {
+LIBTPU_ALONE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device to guard: several plans may run at once
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -138,10 +139,10 @@ def use_no_accelerator() -> None:
     """Keep jax on the CPU in this process; call it before jax looks for devices.
 
     Otherwise the CUDA plugin looks for a driver, and jax takes the memory of the devices it finds.
-    libtpu would ask the network which TPU this machine is, and print that it does not know.
+    libtpu would ask the network which TPU this machine is, and let one process in at a time.
     """
     jax.config.update("jax_platforms", "cpu")
-    for name, value in TPU_QUIET.items():
+    for name, value in LIBTPU_ALONE.items():
         os.environ.setdefault(name, value)
 
 
