@@ -78,10 +78,8 @@ def plan(
         execution = Execution(loss or ("dense" if gpus == 1 else "ring"), fsdp, tensor, attention)
     except ValueError as error:
         raise flag_error(error) from None
-    found = {
-        "model": model,
-        **report(recipe, execution, topology, buffers=buffers, progress=show_compiling),
-    }
+    found = report(recipe, execution, topology, buffers=buffers, progress=show_compiling)
+    found = {"model": model, **found}
     if as_json:
         print(json.dumps(found))
     else:

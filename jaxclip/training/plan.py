@@ -119,16 +119,15 @@ def check(job: Job, target: targets.Target, *, buffers: int = 0) -> Facts:
     recipe, execution = job
     mesh = data_mesh(target.devices, fsdp=execution.fsdp, tensor=execution.tensor)
     with targets.compiling_for(target) as options, tempfile.TemporaryDirectory() as folder:
-        traced = trace(recipe, execution, mesh)
-        facts = arithmetic(traced, loss_products(recipe, execution, mesh))
         if buffers:
             options = {**options, "xla_dump_to": folder}
+        facts: Facts = {}
         try:
+            traced = trace(recipe, execution, mesh)
+            facts = arithmetic(traced, loss_products(recipe, execution, mesh))
             compiled = traced.lower().compile(compiler_options=options or None)
-        except jax.errors.JaxRuntimeError as error:
-            if (because := targets.out_of_memory(error)) is None:
-                raise
-            return {"fits": False, "because": because, **facts}
+        except RuntimeError as error:  # of the compiler, and of kernels that refuse a shape
+            return {"fits": False, "because": targets.out_of_memory(error, target), **facts}
         facts |= _program_facts(compiled.as_text(), job, target)
         if buffers:
             facts["largest buffers"] = _largest_buffers(Path(folder), buffers)
@@ -262,12 +261,17 @@ def report(
     target = targets.find(topology)
     job = Job(recipe, execution)
     devices = len(target.devices)
+    rows = devices // execution.tensor
+    if recipe.batch_size % max(rows, 1):
+        raise ValueError(
+            f"batch_size: expected a multiple of {rows} devices, got {recipe.batch_size}"
+        )
     facts: Facts = {
         "topology": topology,
         "devices": devices,
         "kind": target.devices[0].device_kind,
         "batch": recipe.batch_size,
-        "pairs a device": recipe.batch_size // (devices // execution.tensor),
+        "pairs a device": recipe.batch_size // max(rows, 1),
         "remat": recipe.remat,
         "loss": execution.loss,
         "model TFLOPs a step": float(f"{model_flops(recipe.model, recipe.batch_size) / 1e12:.6g}"),

@@ -169,13 +169,19 @@ def compiling_for(target: Target) -> Iterator[dict[str, Any]]:
         fused.check_cudnn_version = before
 
 
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> str | None:
-    """What a compiler said of memory, in short; None where it failed for another reason."""
+def out_of_memory(error: RuntimeError, target: Target) -> str:
+    """What a compiler said of memory, in short.
+
+    Raises:
+      ValueError: it failed for another reason.
+    """
     message = str(error)
     if "No PTX compilation provider" in message:
         raise ValueError(f"expected ptxas, NVIDIA's assembler, got none; {GPU_EXTRA}") from None
     if "RESOURCE_EXHAUSTED" not in message:
-        return None
+        raise ValueError(
+            f"the step cannot be compiled for {target.name}: {_short(error)}"
+        ) from error
     found = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
     found = found or re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
     if found is None:

@@ -131,6 +131,13 @@ def test_the_first_step_that_fits_is_reported_as_compiled(monkeypatch, limit, fl
     assert "fits with" not in found and len(asked) == compiled + 1
 
 
+def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
+    target = targets.Target("h100:3", jax.devices()[:1] * 3, 1)
+    monkeypatch.setattr(plan.targets, "find", lambda name: target)
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of 3 devices, got 32"):
+        plan.report(SMALL, Execution("ring"), "h100:3")
+
+
 def test_the_policies_are_those_of_a_recipe():
     from typing import get_args
 

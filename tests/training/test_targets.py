@@ -11,6 +11,7 @@ from jaxclip.training import targets
 
 NO_PLUGIN = find_spec("jax_cuda13_plugin") is None
 NO_LIBTPU = find_spec("libtpu") is None
+TPU = targets.Target("v5e:2x2", [], None)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,8 @@ def test_the_version_of_cudnn_is_given_for_a_gpu_alone_and_taken_back():
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     before = fused.check_cudnn_version
-    gpu, tpu = (
-        targets.Target(name, [], memory) for name, memory in (("h100", 1), ("v5e:2x2", None))
-    )
-    with targets.compiling_for(tpu) as options:
+    gpu = targets.Target("h100", [], 1)
+    with targets.compiling_for(TPU) as options:
         assert options == {} and fused.check_cudnn_version is before
     with pytest.raises(RuntimeError, match="in here"), targets.compiling_for(gpu) as options:
         assert fused.check_cudnn_version() == targets.CUDNN
@@ -72,13 +71,17 @@ def test_the_memory_that_is_needed_is_said_in_short():
         (message, "needs 41.97 GiB, the chip has 15.75 GiB"),
         (other, "needs 16.9 GiB, the chip has 15.75 GiB"),
         ("RESOURCE_EXHAUSTED: otherwise\nmore", "RESOURCE_EXHAUSTED: otherwise"),
-        ("INTERNAL: a fault of the compiler", None),
     ):
-        assert targets.out_of_memory(jax.errors.JaxRuntimeError(text)) == expected
-    with pytest.raises(ValueError, match="expected ptxas"):
-        targets.out_of_memory(
-            jax.errors.JaxRuntimeError("UNAVAILABLE: No PTX compilation provider")
-        )
+        assert targets.out_of_memory(jax.errors.JaxRuntimeError(text), TPU) == expected
+    for text, expected in (
+        ("UNAVAILABLE: No PTX compilation provider", "expected ptxas"),
+        (
+            "INTERNAL: a fault\nof the compiler",
+            "cannot be compiled for v5e:2x2: INTERNAL: a fault of",
+        ),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            targets.out_of_memory(jax.errors.JaxRuntimeError(text), TPU)
 
 
 @pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
