@@ -88,6 +88,8 @@ class Recipe:
     """Microbatches that a batch passes the towers in (gradient caching), for less memory."""
     rates: tuple[str, ...] = ()
     """PATTERN=FACTOR on the rate of the parameters whose path has the pattern; 0 locks them."""
+    first_moment: Dtype = "float32"
+    """Number format in which AdamW keeps the mean of the gradients."""
     average: float = 0.0
     """Decay of the moving average of the weights, such as 0.9999; 0 keeps none."""
     model: ClipConfig = EMOJI
@@ -98,7 +100,7 @@ class Recipe:
             require_whole(name, getattr(self, name), low, high)
         for name, (least, most) in REAL_RANGES.items():
             _require_real(name, getattr(self, name), least, most)
-        for name, choices in (("remat", Remat), ("dtype", Dtype)):
+        for name, choices in (("remat", Remat), ("dtype", Dtype), ("first_moment", Dtype)):
             value, known = getattr(self, name), get_args(choices)
             require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
         require(self.learning_rate > 0, "learning_rate: expected more than 0, got 0")
