@@ -159,6 +159,7 @@ def _program_facts(text: str, job: Job, target: targets.Target) -> Facts:
         facts["logits held"] = sorted(held)
     if target.is_gpu:
         flops = model_flops(recipe.model, recipe.batch_size) / devices
+        facts["float32 share of kernels"] = round(roofline.float32_share(kernels), 5)
         facts["GB moved"] = roofline.moved(kernels)
         facts["roofline"] = roofline.estimate(kernels, roofline.CARDS[target.kind], flops)
     return facts

@@ -141,6 +141,16 @@ def attention_calls(found: Iterable[Kernel]) -> dict[str, dict[str, int]]:
     }
 
 
+def float32_share(found: Iterable[Kernel]) -> float:
+    """Share of the FLOPs of product kernels that take float32, whatever the program said."""
+    total = wide = 0.0
+    for kernel in found:
+        if kernel.kind == "product":
+            total += kernel.times * kernel.flops
+            wide += kernel.times * kernel.flops * kernel.float32
+    return wide / total if total else 0.0
+
+
 def seconds(kernel: Kernel, card: Card) -> float:
     """All runs of a kernel in one step."""
     rates = {

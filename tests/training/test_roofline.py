@@ -94,6 +94,8 @@ def test_a_float32_product_takes_twice_as_long_and_a_small_one_its_bytes():
     assert small == pytest.approx(kernel.bytes / (roofline.BANDWIDTH * card.bandwidth))
     large = kernel._replace(flops=1e12)
     wide = large._replace(float32=True)
+    assert roofline.float32_share([large, large, wide._replace(times=2)]) == 0.5
+    assert roofline.float32_share([]) == 0.0
     assert roofline.seconds(wide, card) == pytest.approx(2 * roofline.seconds(large, card))
     assert roofline.seconds(large._replace(times=3), card) == pytest.approx(
         3 * roofline.seconds(large, card)
