@@ -279,10 +279,12 @@ def work(flags: Flags) -> None:
     if flags.small:
         small()
         return
-    if not flags.rewrite:
-        GPU.make(flags)
-        TPU.make(flags)
-    rewrite()
+    try:
+        if not flags.rewrite:
+            GPU.make(flags)
+            TPU.make(flags)
+    finally:  # after Ctrl-C as well the page shows the rows that are there
+        rewrite()
 
 
 if __name__ == "__main__":
