@@ -10,7 +10,7 @@ from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig
 
 Dtype = Literal["float32", "bfloat16"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
-AttentionName = Literal["auto", "einsum", "xla", "cudnn", "triton"]
+AttentionName = Literal["auto", "einsum", "xla", "cudnn"]
 
 MOST = 2**31 - 1  # steps are counted in 32 bits
 RANGES = {  # of whole numbers

@@ -156,7 +156,7 @@ def a_row(part: str, settings: Mapping[str, Any], **measured: Any) -> dict[str, 
 
 def attention_rows(**changes: float) -> list[dict[str, Any]]:
     found = []
-    for kernel, ms in (("einsum", 9.0), ("cudnn", 2.0), ("triton", 3.0)):
+    for kernel, ms in (("einsum", 9.0), ("cudnn", 2.0), ("xla", 3.0)):
         settings = {"tokens": 257, "batch": 128, "heads": 16, "causal": False, "kernel": kernel}
         numbers = {"forward ms": 1.0, "forward and backward ms": ms}
         error = changes.get(kernel, 0.004)
@@ -168,9 +168,9 @@ def attention_rows(**changes: float) -> list[dict[str, Any]]:
 
 def test_the_attention_table_names_the_fastest_kernel_that_is_right() -> None:
     lines = page.attention_table(attention_rows()).splitlines()
-    assert lines[1] == '    ("H100", 257): "cudnn",  # ms: cudnn 2, triton 3, einsum 9'
+    assert lines[1] == '    ("H100", 257): "cudnn",  # ms: cudnn 2, xla 3, einsum 9'
     wrong = page.attention_table(attention_rows(cudnn=0.4)).splitlines()
-    assert wrong[1] == '    ("H100", 257): "triton",  # ms: triton 3, einsum 9'
+    assert wrong[1] == '    ("H100", 257): "xla",  # ms: xla 3, einsum 9'
     names: dict[str, Any] = {"Kernel": str}
     exec(page.attention_table(attention_rows()), names)
     assert names["MEASURED"] == {("H100", 257): "cudnn"}

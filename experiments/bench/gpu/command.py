@@ -108,10 +108,9 @@ def origins(card: str, peer: dict[str, str]) -> dict[str, Origin]:
     flags = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
     packages = child.versions(PACKAGES) | driver() | flags
     ours = Origin(card, packages, record.digest(*record.OURS))
-    attention = dataclasses.replace(ours, versions=packages | child.versions(["tokamax"]))
     theirs = Origin(card, peer | driver(), record.digest(*record.PEER))
-    parts = ("golden", "step", "kernels", "loss", "inference")
-    return {**dict.fromkeys(parts, ours), "attention": attention, "peer": theirs}
+    parts = ("golden", "step", "kernels", "attention", "loss", "inference")
+    return {**dict.fromkeys(parts, ours), "peer": theirs}
 
 
 class Session:

@@ -6,7 +6,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -167,10 +166,8 @@ def loss(loss: str, pairs: int, width: int) -> Measured:
 
 def attention(**settings: Any) -> Measured:
     """One kernel at one length."""
-    if settings["kernel"] == "triton":
-        import_module("tokamax")  # a row that is skipped where it is missing
-    if settings["kernel"] in ("cudnn", "triton") and jax.default_backend() != "gpu":
-        raise child.Skip(f"{settings['kernel']} needs a GPU")
+    if settings["kernel"] == "cudnn" and jax.default_backend() != "gpu":
+        raise child.Skip("cudnn needs a GPU")
     return measure_attention(**settings)
 
 
