@@ -11,8 +11,8 @@ Beside them
   bench              time and memory beside PyTorch, both in turn
   supervised         the same tower trained on labels, few labels, and zero-shot
   report             one HTML page of a run or an evaluation
-  proofs.parity_table, proofs.loss_memory, proofs.tpu_plan
-                     agreement with the official code; memory of the losses; what TPUs will need
+  proofs.parity_table, proofs.loss_memory, proofs.plan
+                     agreement with the official code; memory of the losses; what TPUs and GPUs need
   recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist
                      the embedded pictures, the embedded model, and Fashion-MNIST prepared
 """
@@ -30,7 +30,7 @@ EARLIER_NAMES = {
     "loss_memory": "proofs/loss_memory.py",
     "make_emoji": "recipes/make_emoji.py",
     "parity_table": "proofs/parity_table.py",
-    "plan": "proofs/tpu_plan.py",
+    "plan": "proofs/plan.py",
     "probe_speed": "bench/probe.py",
 }
 

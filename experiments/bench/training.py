@@ -19,10 +19,10 @@ from experiments.bench.pairs import SuiteFlags, compared, in_turn, peak_memory, 
 from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.training import from_recipe
+from jaxclip.training.flops import model_flops
 from jaxclip.training.pixels import as_given
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.tpu_plan import model_flops
 
 SMALL = {  # for a CPU
     "small ViT": ClipConfig(VisionConfig(96, 16, 192, 4, 3), TextConfig(128, 4, 2, 32, 4096), 128),

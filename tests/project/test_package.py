@@ -17,7 +17,8 @@ import pytest
 import jaxclip
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = {"test", "plots", "tfds", "tensorboard", "parity", "hub", "gpu", "tpu", "recipes"}
+EXTRAS = {"test", "plots", "tfds", "tensorboard", "parity", "hub", "gpu", "gpu-plan"}
+EXTRAS |= {"tpu", "recipes"}
 
 LIST_NEW_MODULES = """
 import sys

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.lib import pages
-from experiments.proofs import parity_table
-from experiments.proofs import tpu_plan as plan
+from experiments.proofs import parity_table, plan
 from jaxclip import cli
 from jaxclip.config import RELEASED
 from tests.support.counts import COUNTS
@@ -61,7 +60,7 @@ def test_continuous_integration_runs_what_the_readme_says() -> None:
 
 
 def test_extras_are_explained() -> None:
-    for extra in ("test", "parity", "tfds", "tensorboard", "gpu", "tpu", "recipes"):
+    for extra in ("test", "parity", "tfds", "tensorboard", "gpu", "gpu-plan", "tpu", "recipes"):
         assert f"`{extra}`" in README, extra
 
 
@@ -119,17 +118,26 @@ def test_a_parity_page_elsewhere_is_made_and_only_its_table_is_rewritten(tmp_pat
         parity_table.main([], page, 0)
 
 
-def test_the_table_of_the_tpus_is_what_the_command_writes() -> None:
-    """From its record, docs/tpu.json: three models on four kinds of TPU, one of 256 chips."""
+def test_the_tables_of_plans_are_what_the_command_writes(tmp_path: Path) -> None:
+    """From its records, docs/tpu.json and docs/gpu_plan.json."""
+    page = tmp_path / "scaling.md"
+    page.write_text(plan.PAGE.read_text())
+    plan.rewrite(page)
+    assert page.read_text() == plan.PAGE.read_text()
+
+
+def test_the_papers_models_are_planned_for_four_kinds_of_tpu() -> None:
+    """With everything computed again; one of the topologies has 256 chips."""
     record = json.loads((ROOT / "docs" / "tpu.json").read_text())
-    assert pages.table_in(plan.PAGE, plan.COMMAND) == plan.table(record)
-    rows = record["rows"]
+    rows = [row for row in record["rows"] if row["remat"] == "full"]
     assert {row["topology"].split(":")[0] for row in rows} == {"v4", "v5e", "v5p", "v6e"}
-    assert {row["model"] for row in rows} == {"ViT-B/32", "ViT-L/14", "RN50"} and len(rows) == 12
+    assert {row["model"] for row in rows} >= {"ViT-B/32", "ViT-L/14", "RN50"}
     assert max(row["devices"] for row in rows) == 256
-    for row in rows:
-        assert row["fits"] and row["logits held"] == [] and row["batch"] == 32768
-        assert row["collectives"]["collective-permute"]["count"] > 0
+    for row in record["rows"]:
+        assert row["batch"] == 32768
+        if row["fits"]:
+            assert row["logits held"] == []
+            assert row["collectives"]["collective-permute"]["count"] > 0
 
 
 def test_a_page_without_its_marks_is_left_alone(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from jaxclip.hardware.attention import choose
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.training import from_recipe
+from jaxclip.training.flops import model_flops
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
-from jaxclip.training.tpu_plan import model_flops
 
 GIB = 2**30
 ROOT = Path(__file__).parents[3]
