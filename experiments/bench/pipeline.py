@@ -82,7 +82,9 @@ def measured(recipe: Recipe, pictures: Path, readers: int, run: Path) -> dict[st
     """The three rates, and the share of a run that is waiting for data."""
     alone = _step_alone(recipe)
     stream = _stream(recipe, pictures, readers)
-    pipeline = _rate(recipe, lambda: sum(1 for _ in prefetch(stream, recipe.steps)))
+    pipeline = _rate(
+        recipe, lambda: sum(1 for _ in prefetch(stream, recipe.steps, lambda batch: batch))
+    )
     run.mkdir(parents=True)
     (run / "config.json").write_text(recipe.to_json())
     mesh = data_mesh(jax.devices()[:1])
