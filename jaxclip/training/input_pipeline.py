@@ -93,6 +93,7 @@ class PairStream:
         text_length: int,
         skips: Skips,
         weights: Sequence[float] | None = None,
+        decoder: str = "full",
         threads: int = 8,
     ) -> None:
         self.cutter = Cutter(text_length, "captions")
@@ -105,6 +106,7 @@ class PairStream:
             "seed": seed,
             "skips": skips,
             "weights": weights,
+            "decoder": decoder,
             "threads": threads,
         }
         self.sources = sources
