@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 TextKind = Literal["transformer", "cbow"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "products", "products_and_attention", "full"]
 
 
 def require(condition: bool, message: str) -> None:

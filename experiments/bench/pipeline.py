@@ -27,6 +27,7 @@ from experiments.bench import pictures as bench_pictures
 from experiments.bench.pairs import Run, SuiteFlags, in_turn, say, spread
 from experiments.bench.training import DTYPES, MODELS, ours
 from jaxclip.cli.usage import Positive
+from jaxclip.config import Remat
 from jaxclip.data.crops import SQUARES
 from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
@@ -49,7 +50,7 @@ class Flags(SuiteFlags):
     steps: Positive = 60
     """of each measurement"""
     precision: Literal[*DTYPES] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
     readers: Positive = 8
     """threads that read and decode"""
     pictures: Positive = 500
@@ -100,31 +101,39 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
 def batches_alone(flags: Flags) -> Iterator[dict[str, Any]]:
     """A row a size of picture, size of crop and decoder."""
     for photo in PHOTOS:
+        share = PHOTOS[0][0] * PHOTOS[0][1] / (photo[0] * photo[1])  # as many pixels of each size
+        count = max(BATCH, round(share * flags.pictures) // BATCH * BATCH)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "pictures"
-            smaller = PHOTOS[0][0] * PHOTOS[0][1] / (photo[0] * photo[1])  # as many pixels of each
-            count = max(BATCH, round(smaller * flags.pictures))
             files = bench_pictures.make_photographs(folder, count, photo, flags.photos)
             for path in files:
                 path.with_suffix(".txt").write_text(CAPTIONS[0])
             for size in flags.sizes:
                 say(f"{photo[0]} x {photo[1]} to {size}")
                 what = {"pictures": f"{photo[0]} x {photo[1]}", "crop": size}
-                count = BATCH * max(1, len(files) // BATCH)
-                sides = {
-                    name: functools.partial(_read, folder, size, name, flags.readers, count)
-                    for name in dict.fromkeys(("full", *flags.decoders))
-                }
-                seconds = in_turn(sides, flags.pairs)
-                for name, taken in seconds.items():
-                    ratios = [b.cpu / a.cpu for a, b in zip(taken, seconds["full"], strict=True)]
-                    found = {
-                        "images/s a core": round(count / statistics.median(s.cpu for s in taken)),
-                        "images/s": round(count / statistics.median(s.wall for s in taken)),
-                        "times the full decode": spread(ratios)["median"],
-                        **_pixel_error(files[:PICTURES_COMPARED], size, name),
-                    }
+                for name, found in _decoders_in_turn(folder, files, size, flags).items():
                     yield {**what, "decoder": name, "readers": flags.readers, "measured": found}
+
+
+def _decoders_in_turn(
+    folder: Path, files: Sequence[Path], size: int, flags: Flags
+) -> dict[str, dict[str, float]]:
+    """{decoder: what was measured}, the full one first."""
+    sides = {
+        name: functools.partial(_read, folder, size, name, flags.readers, len(files))
+        for name in dict.fromkeys(("full", *flags.decoders))
+    }
+    seconds = in_turn(sides, flags.pairs)
+    found = {}
+    for name, taken in seconds.items():
+        ratios = [full.cpu / own.cpu for full, own in zip(seconds["full"], taken, strict=True)]
+        found[name] = {
+            "images/s a core": round(len(files) / statistics.median(s.cpu for s in taken)),
+            "images/s": round(len(files) / statistics.median(s.wall for s in taken)),
+            "times the full decode": spread(ratios)["median"],
+            **_pixel_error(files[:PICTURES_COMPARED], size, name),
+        }
+    return found
 
 
 def _read(folder: Path, size: int, decoder: str, readers: int, count: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.bench import peers as bench_peers
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, peak_memory, say
 from jaxclip.cli.usage import Positive
-from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.training import from_recipe
 from jaxclip.training.pixels import as_given
 from jaxclip.training.recipe import Execution, Recipe
@@ -41,7 +41,7 @@ class Flags(SuiteFlags):
     models: tuple[Literal[*MODELS], ...] = tuple(SMALL)
     batches: tuple[Positive, ...] = (16,)
     precision: Literal[*DTYPES] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
     peak: float | None = None
     """of the chip, TFLOP/s: gives the utilisation"""
     largest: bool = False

@@ -36,7 +36,7 @@ from jaxclip.config import RELEASED
 from jaxclip.convert.conversion import to_layout
 from jaxclip.evaluation.results import name_processor
 from jaxclip.images.open import open_image
-from jaxclip.models.parameters import params_only, to_flat
+from jaxclip.models.parameters import count_parameters
 from jaxclip.terminal import complain, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def measure(name: str, seed: int = 0) -> dict[str, Any]:
         "logits": np.asarray(ours(images, tokens)[0], np.float64),
     }
     seconds = time.monotonic() - began
-    parameters = sum(x.size for x in to_flat(params_only(ours)).values())
+    parameters = count_parameters(ours)
     del ours, arrays
     gc.collect()
     single = official.run(model.float(), images, tokens)

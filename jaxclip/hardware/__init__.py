@@ -8,19 +8,33 @@ if TYPE_CHECKING:
     from jaxclip.models.clip import Clip
 
 
-def arrange(model: "Clip", platform: str | None = None) -> "Clip":
+def arrange(
+    model: "Clip",
+    platform: str | None = None,
+    *,
+    device_kind: str | None = None,
+    attention: str = "auto",
+) -> "Clip":
     """The model arranged for inference on a platform; itself where nothing is measured to gain.
 
     Args:
       model: plain, of arrays or of shapes; it is left unchanged.
       platform: "cpu", "gpu" or "tpu"; this machine's if not given.
+      device_kind: of the `jax.Device`; this machine's if not given.
+      attention: its kernel on a GPU; "auto" is the one measured on that device.
 
     Raises:
-      ValueError: another platform.
+      ValueError: another platform, or a kernel that is unknown or does not take the model's dtype.
     """
     if platform not in (None, "cpu", "gpu", "tpu"):
         raise ValueError(f"platform: expected cpu, gpu or tpu, got {platform!r}")
-    return for_cpu(model) if (platform or jax.default_backend()) == "cpu" else model
+    platform = platform or jax.default_backend()
+    if platform == "cpu":
+        return for_cpu(model)
+    if platform == "gpu":
+        kind = jax.devices()[0].device_kind if device_kind is None else device_kind
+        return for_gpu(model, kind, attention=attention)
+    return model
 
 
 def for_cpu(model: "Clip") -> "Clip":
@@ -30,15 +44,36 @@ def for_cpu(model: "Clip") -> "Clip":
     return cpu.for_cpu(model)
 
 
+def for_gpu(model: "Clip", device_kind: str, *, attention: str = "auto") -> "Clip":
+    """The model arranged for an NVIDIA GPU, in training as well; see `gpu.for_gpu`."""
+    from jaxclip.hardware import gpu
+
+    return gpu.for_gpu(model, device_kind, attention=attention)
+
+
 def plain(model: "Clip") -> "Clip":
     """The plain model that was arranged: to save, compare or train it."""
-    from jaxclip.hardware import cpu
+    from jaxclip.hardware import cpu, gpu
 
-    return cpu.plain(model) if isinstance(model, cpu.CpuClip) else model
+    return cpu.plain(model) if isinstance(model, cpu.CpuClip) else gpu.plain(model)
 
 
-def arrange_training(model: "Clip", platform: str, remat: str) -> "Clip":
-    """The model in modules that train faster on a platform; every leaf keeps its name and shape."""
-    from jaxclip.hardware import cpu
+def arrange_training(
+    model: "Clip", platform: str, remat: str, *, device_kind: str = "", attention: str = "auto"
+) -> "Clip":
+    """The model in modules that train faster on a platform; every leaf keeps its name and shape.
 
-    return cpu.for_training(model, remat) if platform == "cpu" else model
+    Args:
+      model: plain, of arrays or of shapes; it is left unchanged.
+      platform: "cpu", "gpu" ("cuda") or "tpu".
+      remat: the recipe's.
+      device_kind: of the `jax.Device`.
+      attention: its kernel; "auto" is the one measured on that device.
+    """
+    if platform == "cpu":
+        from jaxclip.hardware import cpu
+
+        return cpu.for_training(model, remat)
+    if platform in ("gpu", "cuda"):
+        return for_gpu(model, device_kind, attention=attention)
+    return model

@@ -4,7 +4,7 @@ Every swap is measured in docs/log/ and held equal to the plain module by a test
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import get_opaque_trace_state
 
+from jaxclip.hardware.modules import become, modules_of, unstack
 from jaxclip.hardware.padded import CpuNumerics, pad, unpad
 from jaxclip.hardware.winograd import WinogradConvolution
 from jaxclip.models.clip import Clip
-from jaxclip.models.layers import Numerics, Taps, Transformer
+from jaxclip.models.layers import Numerics, Taps, Transformer, rematerialise
 from jaxclip.models.parameters import PRODUCTS, copy_tree
 from jaxclip.models.resnet import AveragePool, BatchNorm, Convolution, ModifiedResNet
 
@@ -54,9 +55,10 @@ class UnrolledTransformer(Transformer):
     """
 
     def walk(self, visit: Callable[..., tuple[Array, Taps]], x: Array) -> tuple[Array, Taps]:
+        body = rematerialise(visit, self.remat)
         each = []
         for block in self.resblocks:
-            x, seen = visit(x, block)
+            x, seen = body(x, block)
             each.append(seen)
         return x, {name: jnp.stack([seen[name] for seen in each]) for name in each[0]}
 
@@ -151,21 +153,21 @@ def for_cpu(model: Clip) -> Clip:
     takes that back.
     """
     arranged = copy_tree(model)
-    for module in _modules(arranged):
-        _become(module, INFERENCE.get(type(module)))
+    for module in modules_of(arranged):
+        become(module, INFERENCE.get(type(module)))
         numerics = getattr(module, "numerics", None)
         if numerics is None:
             continue
         module.numerics = CpuNumerics(numerics.dtype, numerics.precision)
         if type(module) is Convolution:
             if numerics.dtype in (jnp.float32, jnp.bfloat16):
-                _become(module, WinogradConvolution)
+                become(module, WinogradConvolution)
         elif numerics.dtype == jnp.float32:
             _change_kernels(module, pad)
-    for module in _modules(arranged):
+    for module in modules_of(arranged):
         if isinstance(module, UnrolledTransformer):
-            module.resblocks = nnx.List(_unstack(module.resblocks))
-    _become(arranged, CpuClip)
+            module.resblocks = nnx.List(unstack(module.resblocks))
+    become(arranged, CpuClip)
     arranged.notes = model.notes
     return arranged
 
@@ -173,14 +175,14 @@ def for_cpu(model: Clip) -> Clip:
 def plain(model: Clip) -> Clip:
     """What `for_cpu` arranged, as a plain `Clip` again, of arrays."""
     restored = copy_tree(model)
-    for module in _modules(restored):
+    for module in modules_of(restored):
         if isinstance(module, UnrolledTransformer):
             blocks = list(module.resblocks)
             module.resblocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     own: Swaps = {arranged: plain for plain, arranged in INFERENCE.items()}
     own |= {WinogradConvolution: Convolution, CpuClip: Clip}
-    for module in _modules(restored):
-        _become(module, own.get(type(module)))
+    for module in modules_of(restored):
+        become(module, own.get(type(module)))
         if hasattr(module, "numerics"):
             module.numerics = Numerics(module.numerics.dtype, module.numerics.precision)
         _change_kernels(module, unpad)
@@ -198,7 +200,7 @@ class InlineTransformer(Transformer):
     """
 
     def walk(self, visit: Callable[..., tuple[Array, Taps]], x: Array) -> tuple[Array, Taps]:
-        return jax.lax.scan(visit, x, self.resblocks, unroll=True)
+        return jax.lax.scan(visit, x, self.resblocks, unroll=True)  # `remat` is "none"
 
 
 class BarrierBatchNorm(BatchNorm):
@@ -217,8 +219,8 @@ def for_training(model: Clip, remat: str) -> Clip:
     if remat == "none":  # outside of a loop XLA:CPU undoes rematerialisation
         swaps[Transformer] = InlineTransformer
     arranged = copy_tree(model)
-    for module in _modules(arranged):
-        _become(module, swaps.get(type(module)))
+    for module in modules_of(arranged):
+        become(module, swaps.get(type(module)))
         numerics = getattr(module, "numerics", None)
         if numerics is not None and numerics.dtype == jnp.bfloat16:
             # products that answer in bfloat16 gave NaN with the newer CPU kernels of jaxlib 0.12
@@ -226,36 +228,7 @@ def for_training(model: Clip, remat: str) -> Clip:
     return arranged
 
 
-# Module surgery -----------------------------------------------------------------------------------
-
-
-def _modules(module: Any) -> Iterator[Any]:
-    """The module and all modules below it; quicker than `nnx.iter_modules`."""
-    yield module
-    for value in list(module if isinstance(module, nnx.List) else vars(module).values()):
-        if isinstance(value, nnx.Module | nnx.List):
-            yield from _modules(value)
-
-
-def _become(module: Any, other: type | None) -> None:
-    """Give a module another class: the same attributes, other methods. None leaves it as it is."""
-    if other is not None:
-        object.__setattr__(module, "__class__", other)  # NNX would record an attribute
-
-
-def _unstack(stacked: Any) -> list[Any]:
-    """One module per layer of a stack, of arrays or of shapes."""
-    leaves, structure = jax.tree.flatten(stacked)
-
-    def layer(leaf: Any, i: int) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        return leaf[i]
-
-    return [
-        jax.tree.unflatten(structure, [layer(leaf, i) for leaf in leaves])
-        for i in range(leaves[0].shape[0])
-    ]
+# Kernels ------------------------------------------------------------------------------------------
 
 
 def _change_kernels(module: Any, change: Callable[[nnx.Param[Any]], nnx.Param[Any]]) -> None:

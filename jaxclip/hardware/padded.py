@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models.layers import Numerics
 
@@ -56,7 +57,8 @@ class CpuNumerics(Numerics):
         product = self.product(x, kernel[...].reshape(-1, kernel.shape[-1]))
         if isinstance(kernel, Padded):
             product = product[..., :-PADDING]
-        return (product if bias is None else product + bias[...]).astype(self.dtype)
+        y = (product if bias is None else product + bias[...]).astype(self.dtype)
+        return checkpoint_name(y, "product")
 
     def einsum(self, equation: str, x: Array, y: Array) -> Array:
         x, y = x.astype(self.dtype), y.astype(self.dtype)

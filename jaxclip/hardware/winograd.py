@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.hardware.padded import CpuNumerics
 from jaxclip.models.resnet import Convolution
@@ -110,4 +111,4 @@ class WinogradConvolution(Convolution):
             y = numerics.product(with_neighbours(x), kernel.reshape(-1, kernel.shape[-1]))
         else:
             return super().__call__(x)
-        return y.astype(numerics.dtype)
+        return checkpoint_name(y.astype(numerics.dtype), "product")

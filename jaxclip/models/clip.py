@@ -312,7 +312,8 @@ def create(
     Args:
       config: its architecture.
       key: of `jax.random.key`, or a seed.
-      remat: what each block saves for the backward pass: "none", "dots" or "full" (nothing).
+      remat: what the backward pass computes again: "full" (a whole block), "products" (all but the
+        products with a kernel), "products_and_attention" (all but these and attention) or "none".
       numerics: dtype and precision.
       placement: a tree like the model, of the shardings for its leaves.
 

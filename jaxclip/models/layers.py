@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.config import TextConfig, VisionConfig
 
@@ -43,10 +44,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-# What each block saves for the backward pass, by name.
-REMAT: dict[str, Any] = {
-    "full": None,  # its input only: the least memory
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # not attention's products
+# What each block saves for the backward pass beside its input, by names of `checkpoint_name`:
+# "product" is what a kernel and its bias give, "attention" the values that attention mixed.
+REMAT: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "products": ("product",),
+    "products_and_attention": ("product", "attention"),
 }
 
 
@@ -55,8 +58,9 @@ def rematerialise(body: Callable[..., Any], remat: str, **options: Any) -> Calla
     if remat == "none":
         return body
     if remat not in REMAT:
-        raise ValueError(f"remat: expected none, {' or '.join(REMAT)}, got {remat!r}")
-    return jax.checkpoint(body, policy=REMAT[remat], **options)
+        raise ValueError(f"remat: expected none, {', '.join(REMAT)}, got {remat!r}")
+    policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+    return jax.checkpoint(body, policy=policy, **options)
 
 
 # Parameters ---------------------------------------------------------------------------------------
@@ -140,7 +144,8 @@ class Numerics:
         """
         matrix = kernel[...].reshape(-1, kernel.shape[-1]).astype(self.dtype)
         y = jnp.matmul(x.astype(self.dtype), matrix, precision=self.precision)
-        return y if bias is None else y + bias[...].astype(self.dtype)
+        y = y if bias is None else y + bias[...].astype(self.dtype)
+        return checkpoint_name(y, "product")
 
     def einsum(self, equation: str, x: Array, y: Array) -> Array:
         """`jnp.einsum` of two activations."""
@@ -204,11 +209,19 @@ class Attention(nnx.Module):
         self.heads = heads
         self.numerics = numerics
 
-    def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
-        """x [n, l, d], mask additive [l, m] or None -> (y [n, l, d], weights [n, a, l, m])."""
-        n, l, d = x.shape
-        a, k = self.heads, d // self.heads
+    def __call__(self, x: Array, mask: Array | None, taps: Taps | None = None) -> Array:
+        """x [n, l, d], mask additive [l, m] or None -> [n, l, d].
+
+        Taps: `attention` [n, a, l, m], the weights.
+        """
         qkv = self.numerics.dot(x, self.in_proj_kernel, self.in_proj_bias)  # [n, l, 3d]
+        mixed = self.mix(qkv, mask, taps)
+        return self.out_proj(checkpoint_name(mixed, "attention"))
+
+    def mix(self, qkv: Array, mask: Array | None, taps: Taps | None) -> Array:
+        """[query; key; value] [n, l, 3d] -> the values, weighted [n, l, d]."""
+        n, l, _ = qkv.shape
+        a, k = self.heads, qkv.shape[-1] // 3 // self.heads
         query, key, value = qkv.reshape(n, l, 3, a, k).transpose(2, 0, 3, 1, 4)  # 3 x [n, a, l, k]
         scores = self.numerics.einsum("nalk,namk->nalm", query / math.sqrt(k), key)
         scores = at_least_float32(scores)
@@ -216,8 +229,9 @@ class Attention(nnx.Module):
             scores = scores + mask
         weights = jax.nn.softmax(scores, axis=-1)  # [n, a, l, m]
         mixed = self.numerics.einsum("nalm,namk->nalk", weights, value)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(n, l, d)
-        return self.out_proj(mixed), weights
+        if taps is not None:
+            taps["attention"] = weights
+        return mixed.transpose(0, 2, 1, 3).reshape(n, l, a * k)
 
 
 class Mlp(nnx.Module):
@@ -249,11 +263,16 @@ class ResidualAttentionBlock(nnx.Module):
         self.mlp = Mlp(d, layers, activation, numerics=numerics, init=init)
         self.ln_2 = LayerNorm(d, init=init)
 
-    def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
-        """x [n, l, d] -> (x [n, l, d], attention weights [n, a, l, m])."""
-        y, weights = self.attn(self.ln_1(x), mask)
-        x = x + y
-        return x + self.mlp(self.ln_2(x)), weights
+    def __call__(self, x: Array, mask: Array | None, taps: Taps | None = None) -> Array:
+        """x [n, l, d] -> [n, l, d].
+
+        Taps: `attention` [n, a, l, m] and `hidden`, what it returns.
+        """
+        x = x + self.attn(self.ln_1(x), mask, taps)
+        x = x + self.mlp(self.ln_2(x))
+        if taps is not None:
+            taps["hidden"] = x
+        return x
 
 
 class Transformer(nnx.Module):
@@ -286,14 +305,15 @@ class Transformer(nnx.Module):
         """
 
         def visit(x: Array, block: ResidualAttentionBlock) -> tuple[Array, Taps]:
-            x, weights = block(x, mask)
-            return x, ({} if taps is None else {"hidden": x, "attention": weights})
+            seen: Taps | None = None if taps is None else {}
+            return block(x, mask, seen), seen or {}
 
-        x, seen = self.walk(rematerialise(visit, self.remat, prevent_cse=False), x)
+        x, seen = self.walk(visit, x)
         if taps is not None:
             taps.update(seen)
         return x
 
     def walk(self, visit: Callable[..., tuple[Array, Taps]], x: Array) -> tuple[Array, Taps]:
         """One block after the other: (the last one's output, each one's taps stacked)."""
-        return jax.lax.scan(visit, x, self.resblocks)
+        body = rematerialise(visit, self.remat, prevent_cse=False)
+        return jax.lax.scan(body, x, self.resblocks)

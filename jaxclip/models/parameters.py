@@ -17,7 +17,6 @@ from jaxclip.config import RELEASED, ResNetConfig
 Array = jax.Array
 Tree = TypeVar("Tree")
 Put = Callable[[np.ndarray, Any], np.ndarray]  # (array, leaf with shape and dtype) -> its value
-Statistics = dict[str, Array]  # running mean and var of every BatchNorm, by dotted path
 Tower = Literal["image", "text"]
 TOWERS: dict[Tower, str] = {"image": "visual", "text": "text"}  # attribute of `Clip`, path prefix
 PRODUCTS = ("kernel", "proj", "text_projection")  # how the names end of what enters a product
@@ -168,34 +167,6 @@ def from_flat(flat: Mapping[str, np.ndarray], like: Tree, put: Put = copy_array)
 # Parameters and running statistics ----------------------------------------------------------------
 
 
-def params_only(model: Tree) -> Tree:
-    """The same tree with None for running statistics: what gradients and the optimiser are for.
-
-    A Vision Transformer has none and is returned whole.
-    """
-
-    def emptied(variable: Any) -> Any:
-        statistic = isinstance(variable, nnx.BatchStat)
-        return jax.tree.map(lambda _: None, variable) if statistic else variable
-
-    return jax.tree.map(emptied, model, is_leaf=lambda node: isinstance(node, nnx.Variable))
-
-
-def running_statistics(model: Any) -> Statistics:
-    """{dotted path: running mean or variance}; empty for a Vision Transformer."""
-    parameters = named_leaves(params_only(model))
-    return {path: leaf for path, leaf in named_leaves(model).items() if path not in parameters}
-
-
-def with_statistics(model: Tree, statistics: Mapping[str, Array]) -> Tree:
-    """The model, whole or `params_only`, with these running statistics; itself unchanged."""
-
-    def chosen(path: tuple[Any, ...], leaf: Any) -> Any:
-        return statistics.get(path_name(path), leaf)
-
-    return jax.tree_util.tree_map_with_path(chosen, model, is_leaf=lambda leaf: leaf is None)
-
-
 def split_statistics(model: Any) -> tuple[Any, Any, Any]:
     """(graphdef, params, stats) of a model; `nnx.merge` puts the three together again."""
     return nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[return-value]
@@ -203,4 +174,8 @@ def split_statistics(model: Any) -> tuple[Any, Any, Any]:
 
 def new_statistics(model: Any, statistics: Mapping[str, Array]) -> Any:
     """Running statistics by dotted path as the third part of `split_statistics(model)`."""
-    return with_statistics(split_statistics(model)[2], statistics)
+
+    def chosen(path: tuple[Any, ...], leaf: Any) -> Any:
+        return statistics.get(path_name(path), leaf)
+
+    return jax.tree_util.tree_map_with_path(chosen, split_statistics(model)[2])

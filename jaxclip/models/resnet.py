@@ -4,7 +4,7 @@ Three changes to ResNet-50 (He et al. 2015, arXiv 1512.03385): a stem of three c
 (ResNet-D), strides made by average pooling (anti-aliased), and a pooling by attention at the end.
 
 Running statistics are `nnx.BatchStat`, weights `nnx.Param`. In training the new statistics are
-returned beside the activations and never written in place (`parameters.with_statistics`).
+returned beside the activations and never written in place (`parameters.new_statistics`).
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.models.layers import (
@@ -75,7 +76,7 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [n, h, w, i] -> [n, ceil(h / stride), ceil(w / stride), o]."""
-        return jax.lax.conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             x.astype(self.numerics.dtype),
             self.kernel[...].astype(self.numerics.dtype),
             window_strides=(self.stride, self.stride),
@@ -83,6 +84,7 @@ class Convolution(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=self.numerics.precision,
         )
+        return checkpoint_name(y, "product")
 
 
 def _over_batch(x: Array, axis: str | None) -> Array:

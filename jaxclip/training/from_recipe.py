@@ -61,10 +61,19 @@ def _plain_model(recipe: Recipe, flat: dict[str, Any] | None, mesh: Mesh) -> Cli
     return clip.create(recipe.model, recipe.seed, placement=where, **options)
 
 
-def _split_for(model: Clip, recipe: Recipe, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Any]:
+def _split_for(
+    model: Clip, recipe: Recipe, mesh: Mesh, attention: str = "auto"
+) -> tuple[nnx.GraphDef, Any, Any]:
     """(graphdef, params, stats) of a model in the modules that train best on the mesh's devices."""
-    platform = mesh.devices.flat[0].platform
-    return split_statistics(hardware.arrange_training(model, platform, recipe.remat))
+    device = mesh.devices.flat[0]
+    arranged = hardware.arrange_training(
+        model,
+        device.platform,
+        recipe.remat,
+        device_kind=device.device_kind,
+        attention=attention,
+    )
+    return split_statistics(arranged)
 
 
 def _rest_of_state(recipe: Recipe, params: Any) -> tuple[Any, jax.Array, jax.Array]:
@@ -73,10 +82,12 @@ def _rest_of_state(recipe: Recipe, params: Any) -> tuple[Any, jax.Array, jax.Arr
     return make_optimizer(recipe).init(params), jnp.zeros((), jnp.int32), key
 
 
-def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-    """(graphdef, state) of shapes without arrays."""
+def abstract_state(
+    recipe: Recipe, mesh: Mesh, attention: str = "auto"
+) -> tuple[nnx.GraphDef, TrainState]:
+    """(graphdef, state) of shapes without arrays; `attention` as of `Execution`."""
     plain = clip.abstract(recipe.model, **_model_options(recipe))
-    graphdef, params, stats = _split_for(plain, recipe, mesh)
+    graphdef, params, stats = _split_for(plain, recipe, mesh, attention)
     rest = jax.eval_shape(functools.partial(_rest_of_state, recipe), params)
     return graphdef, TrainState(params, stats, *rest)
 
@@ -101,7 +112,7 @@ def compiled_step(
     recipe: Recipe, execution: Execution, mesh: Mesh, batch_to_pixels: BatchToPixels
 ) -> Any:
     """`step.sharded_step` for a recipe: (state, batch, key) -> (state, metrics)."""
-    graphdef, _ = abstract_state(recipe, mesh)
+    graphdef, _ = abstract_state(recipe, mesh, execution.attention)
     loss = choose_loss(recipe, execution, mesh)
     return sharded_step(
         mesh,

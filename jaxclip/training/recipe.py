@@ -11,6 +11,7 @@ from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig
 Dtype = Literal["float32", "bfloat16"]
 Decoder = Literal["full", "reduced", "fast"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
+AttentionName = Literal["auto", "einsum", "xla", "cudnn", "triton"]
 
 MOST = 2**31 - 1  # steps are counted in 32 bits
 RANGES = {  # of whole numbers
@@ -85,7 +86,8 @@ class Recipe:
     dtype: Dtype = "float32"
     """Of matrix products; weights, norms, softmax and loss stay in float32."""
     remat: Remat = "none"
-    """What the backward pass rematerialises: "full" saves most memory for a third more work."""
+    """What the backward pass computes again, from nothing to whole blocks: "full" takes the least
+    memory and a third more work."""
     microbatches: int = 1
     """Microbatches that a batch passes the towers in (gradient caching), for less memory."""
     rates: tuple[str, ...] = ()
@@ -130,6 +132,8 @@ class Recipe:
             if "parts" in data:  # its name in runs of version 0.1
                 data["microbatches"] = data.pop("parts")
             data.setdefault("decoder", "full")  # the only one of older runs
+            if data.get("remat") == "dots":  # in runs of version 0.1 and 0.2
+                data["remat"] = "products"
             model = ClipConfig.from_json(json.dumps(data["model"]))
             return cls(**{**data, "model": model, "rates": tuple(data.get("rates", ()))})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
@@ -169,6 +173,8 @@ class Execution:
     """Devices that share parameters and moments."""
     tensor: int = 1
     """Devices that share a matrix product."""
+    attention: AttentionName = "auto"
+    """The kernel of attention: "auto" is the one that was measured on the chip, else "einsum"."""
     threads: int = 8
     """Threads a process that read and decode."""
     keep: int = 3
@@ -177,8 +183,9 @@ class Execution:
     def __post_init__(self) -> None:
         for name, high in (("fsdp", 2**20), ("tensor", 2**20), ("threads", 1024), ("keep", 2**20)):
             require_whole(name, getattr(self, name), 1, high)
-        known = get_args(LossName)
-        require(self.loss in known, f"loss: expected {', '.join(known)}, got {self.loss!r}")
+        for name, choices in (("loss", LossName), ("attention", AttentionName)):
+            value, known = getattr(self, name), get_args(choices)
+            require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
 
 
 # The paper's recipe (sections 2.4, 2.5 and tables 18 to 20): 400 million pairs, 32 epochs.

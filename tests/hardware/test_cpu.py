@@ -18,6 +18,7 @@ from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from jaxclip.models.resnet import AveragePool, BatchNorm
 from tests.support import tiny
+from tests.support.statistics import params_only, running_statistics, with_statistics
 from tests.support.tolerances import departure, within, worst
 
 VIT = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 1, 2, 13, 101), 7)
@@ -83,7 +84,7 @@ def test_names_stay_and_shapes_can_be_arranged(config: ClipConfig) -> None:
 
 def test_other_platforms_get_the_model_as_it_is() -> None:
     model = clip.abstract(VIT)
-    for platform in ("gpu", "tpu"):
+    for platform in ("gpu", "tpu"):  # in float32
         assert hardware.arrange(model, platform) is model
         assert hardware.arrange_training(model, platform, "none") is model
     assert type(hardware.arrange(model, "cpu")) is cpu.CpuClip
@@ -123,11 +124,11 @@ def test_a_gradient_can_be_taken_of_an_arranged_model() -> None:
 @partial(jax.jit, compiler_options=QUICKLY)
 def compiled_gradient(model: clip.Clip, images: Any, tokens: Any) -> clip.Clip:
     def loss(params: clip.Clip) -> Any:
-        whole = parameters.with_statistics(params, parameters.running_statistics(model))
+        whole = with_statistics(params, running_statistics(model))
         I_e, T_e, *_ = whole.embed(images, tokens, train=True)
         return jnp.square(I_e @ T_e.T).sum() + (I_e[0] * T_e[1]).sum()
 
-    return jax.grad(loss)(parameters.params_only(model))
+    return jax.grad(loss)(params_only(model))
 
 
 def gradient(model: clip.Clip, images: Any, tokens: Any) -> checkpoint.Flat:

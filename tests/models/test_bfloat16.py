@@ -13,8 +13,9 @@ import pytest
 
 from jaxclip.config import RELEASED
 from jaxclip.losses import contrastive_loss
-from jaxclip.models import clip, parameters
+from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
+from tests.support.statistics import params_only, running_statistics, with_statistics
 
 BATCH = 256
 
@@ -61,13 +62,13 @@ def step(model: clip.Clip) -> Counter[tuple[str, ...]]:
     size, length = model.config.vision.image_size, model.config.text.context_length
 
     def loss(params: clip.Clip, old: Any, images: Any, tokens: Any) -> Any:
-        whole = parameters.with_statistics(params, old)
+        whole = with_statistics(params, old)
         I_e, T_e, *_ = whole.embed(images, tokens, train=True)
         return contrastive_loss(I_e, T_e, params.logit_scale[...])
 
     traced = jax.make_jaxpr(jax.value_and_grad(loss))(
-        parameters.params_only(model),
-        parameters.running_statistics(model),
+        params_only(model),
+        running_statistics(model),
         jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32),
         jax.ShapeDtypeStruct((BATCH, length), jnp.int32),
     )

@@ -21,15 +21,10 @@ from jaxclip.config import (
     VisionConfig,
 )
 from jaxclip.models import clip
-from jaxclip.models.parameters import (
-    from_flat,
-    named_leaves,
-    params_only,
-    running_statistics,
-    to_flat,
-)
+from jaxclip.models.parameters import from_flat, named_leaves, to_flat
 from tests.support import tiny
 from tests.support.counts import COUNTS
+from tests.support.statistics import params_only, running_statistics
 from tests.support.tolerances import departure, within
 
 START = ClipConfig(VisionConfig(24, 8, 96, 5, 3), TextConfig(64, 3, 2, 32, 999), 40)

@@ -26,14 +26,7 @@ from jaxclip.hardware import cpu
 from jaxclip.models import clip
 from jaxclip.models import resnet as clip_resnet
 from jaxclip.models.layers import Initialiser, Numerics
-from jaxclip.models.parameters import (
-    from_flat,
-    named_leaves,
-    params_only,
-    running_statistics,
-    to_flat,
-    with_statistics,
-)
+from jaxclip.models.parameters import from_flat, named_leaves, to_flat
 from jaxclip.training import optimizer
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
 from jaxclip.training.pixels import augment_drawings
@@ -41,6 +34,7 @@ from jaxclip.training.sharding import data_mesh, shardings
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import clip_loss_fn, sharded_step
 from tests.support import tiny
+from tests.support.statistics import params_only, running_statistics, with_statistics
 from tests.support.steps import loss_and_grads, state_of
 from tests.support.tolerances import departure, within, worst
 

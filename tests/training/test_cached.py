@@ -19,6 +19,7 @@ from jaxclip.training import step
 from jaxclip.training.global_losses import chunked_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh
 from tests.support import tiny
+from tests.support.statistics import params_only
 from tests.support.steps import KEEPING, loss_and_grads, noisy, state_of
 from tests.support.tolerances import departure, within, worst
 
@@ -135,7 +136,7 @@ def test_batch_norm_normalises_each_microbatch_by_itself():
             made, images, tokens
         )
         right, expected = jax.jit(jax.grad(by_hand, has_aux=True))(made)
-        right = parameters.params_only(right)
+        right = params_only(right)
     got, right = parameters.to_flat(got), parameters.to_flat(right)
     for grads in (got, right):  # it cancels in the softmax: its gradient is rounding alone
         assert np.abs(grads.pop("visual.attnpool.k_proj.bias")).max() < 1e-12
@@ -152,13 +153,15 @@ def test_remat_names_what_is_kept():
     """The fewer products are kept, the less memory; the gradient stays (test_parity.py)."""
     kept = {
         name: temporary(loss_and_grads, model(jnp.float32, remat=name), 64)
-        for name in ("full", "dots", "none")
+        for name in ("full", "products", "none")
     }
-    assert kept["full"] < kept["dots"] < kept["none"]
+    assert kept["full"] < kept["products"] < kept["none"]
 
 
 def test_an_unknown_remat_is_refused():
-    with pytest.raises(ValueError, match="remat: expected none, full or dots, got 'all'"):
+    with pytest.raises(
+        ValueError, match="remat: expected none, full, products, products_and_attention, got 'all'"
+    ):
         jax.eval_shape(lambda m: m.encode_image(IMAGES), model(jnp.float32, remat="all"))
 
 

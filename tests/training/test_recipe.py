@@ -79,8 +79,11 @@ def test_microbatches_are_read_under_their_old_name():
         ({"warmup": -1}, "warmup: expected"),
         ({"average": 1.0}, "average: expected"),
         ({"dtype": "float16"}, "dtype: expected float32, bfloat16, got 'float16'"),
-        ({"remat": "some"}, "remat: expected none, dots, full, got 'some'"),
         ({"decoder": "half"}, "decoder: expected full, reduced, fast, got 'half'"),
+        (
+            {"remat": "some"},
+            "remat: expected none, products, products_and_attention, full, got 'some'",
+        ),
         ({"text_length": 2}, "text_length: expected"),
         ({"text_length": 33}, "text_length: expected 3 to 32, the model's context length, got 33"),
         ({"rates": ("visual",)}, "rates: expected PATTERN=FACTOR"),

@@ -15,7 +15,7 @@ from jaxclip import checkpoint
 from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
 from jaxclip.models.layers import Initialiser, Numerics
-from jaxclip.models.parameters import named_leaves, params_only, to_flat
+from jaxclip.models.parameters import named_leaves, to_flat
 from jaxclip.models.resnet import Bottleneck
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh, shardings
@@ -26,6 +26,7 @@ from jaxclip.training.step import (
     shard_map_step,
     sharded_step,
 )
+from tests.support.statistics import params_only
 from tests.support.steps import BATCH_OF_16, CONFIG, KEEPING, noisy, state_of, tiny_model
 from tests.support.tolerances import departure, within, worst
 

@@ -1,0 +1,138 @@
+"""Attention by fused kernels, which hold no [n, a, l, l] array, and which kernel a chip gets.
+
+The definition is the einsum of `models/layers.py`: every kernel here equals it (test_attention.py),
+and it is what runs wherever nothing else was measured.
+"""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxclip.models.layers import Attention, Taps
+
+Array = jax.Array
+Kernel = Literal["einsum", "xla", "cudnn", "triton"]
+FUSED_DTYPES = (jnp.bfloat16, jnp.float16)  # what the kernels of GPUs take
+
+# (chip, tokens): the kernel. Each row is a measurement; `python -m experiments.bench gpu` makes
+# them. A chip's name is part of its `device_kind`. The rows so far are from one run: whole training
+# steps in bfloat16 on an H100 80GB (2026-11-26, jax 0.11.2), ViT-L/14 (257 tokens, and 77 of text)
+# at batch 128 and ViT-B/32 (50) at 1,024. With cuDNN attention took 25 ms of a step of 184 ms; the
+# einsum's step did not fit, or took 442 ms with every block computed again. H200: the same chip.
+# 197 and 577 tokens were not measured.
+MEASURED: dict[tuple[str, int], Kernel] = {
+    (chip, tokens): "cudnn" for chip in ("H100", "H200") for tokens in (50, 77, 257)
+}
+
+
+def choose(device_kind: str, tokens: int, dtype: Any) -> Kernel:
+    """The kernel that was measured to be the fastest there, or "einsum".
+
+    Args:
+      device_kind: of a `jax.Device`, such as "NVIDIA H100 80GB HBM3".
+      tokens: the sequence's length.
+      dtype: of queries, keys and values.
+
+    >>> choose("NVIDIA H100 80GB HBM3", 257, jnp.bfloat16)
+    'cudnn'
+    >>> choose("NVIDIA H100 80GB HBM3", 257, jnp.float32)
+    'einsum'
+    """
+    if dtype not in FUSED_DTYPES:
+        return "einsum"
+    found = (k for (chip, l), k in MEASURED.items() if chip in device_kind and l == tokens)
+    return next(found, "einsum")
+
+
+def require_kernel(kernel: str, dtype: Any) -> None:
+    """ValueError unless it is "auto" or a kernel that takes that dtype."""
+    known = ("auto", *get_args(Kernel))
+    if kernel not in known:
+        raise ValueError(f"attention: expected {', '.join(known)}, got {kernel!r}")
+    if kernel in ("cudnn", "triton") and dtype not in FUSED_DTYPES:
+        raise ValueError(f"attention: {kernel} takes bfloat16, got {jnp.dtype(dtype).name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """How the rows of a matrix [n * l, d] are tokens of n sequences of l tokens each."""
+
+    count: int
+    length: int
+    """l, padding included."""
+    true_length: int
+    """Tokens that are not padding; they are the first ones."""
+    causal: bool
+    kernel: Kernel
+
+
+def attend(query: Array, key: Array, value: Array, rows: Sequences) -> Array:
+    """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k], by `rows.kernel`.
+
+    No token sees padding. What a token of padding gets is finite and means nothing.
+    """
+    lengths = None
+    if rows.true_length < rows.length and not rows.causal:  # a causal mask hides what follows
+        lengths = jnp.full((rows.count,), rows.true_length, jnp.int32)
+    run = _triton_attention if rows.kernel == "triton" else jax.nn.dot_product_attention
+    return run(
+        query,
+        key,
+        value,
+        is_causal=rows.causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=rows.kernel,  # type: ignore[arg-type]
+    )
+
+
+def _triton_attention(*arrays: Array, **options: Any) -> Array:
+    try:
+        from tokamax import dot_product_attention  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise ValueError(
+            "attention: triton needs tokamax; pip install 'jaxclip[tokamax]', or choose cudnn"
+        ) from None
+    mixed: Array = dot_product_attention(*arrays, **options)
+    return mixed
+
+
+class FusedAttention(Attention):
+    """`Attention` by a fused kernel, of tokens as one matrix; `FlatTransformer` calls it."""
+
+    def __call__(self, x: Array, mask: Any, taps: Taps | None = None) -> Array:
+        """x [n l, d], mask `Sequences` -> [n l, d]; tap `attention` as of `Attention`."""
+        rows: Sequences = mask
+        n, l, a = rows.count, rows.length, self.heads
+        if rows.kernel == "einsum" or taps is not None:
+            qkv = self.numerics.dot(x, self.in_proj_kernel, self.in_proj_bias)  # [n l, 3d]
+            mixed = self.mix(qkv.reshape(n, l, -1), _mask(rows), taps)
+        if rows.kernel != "einsum":
+            query, key, value = (y.reshape(n, l, a, -1) for y in self._projections(x))
+            mixed = attend(query, key, value, rows)
+        mixed = checkpoint_name(mixed.reshape(n * l, -1), "attention")
+        return self.out_proj(mixed)
+
+    def _projections(self, x: Array) -> list[Array]:
+        """Query, key and value [n l, d], by a product each.
+
+        A kernel takes each as an array of its own: out of one product XLA would copy them, and
+        their gradients back into one.
+        """
+        kernels = jnp.split(self.in_proj_kernel[...], 3, axis=1)
+        biases = jnp.split(self.in_proj_bias[...], 3)
+        both = zip(kernels, biases, strict=True)
+        return [self.numerics.dot(x, nnx.Param(k), nnx.Param(b)) for k, b in both]
+
+
+def _mask(rows: Sequences) -> Array | None:
+    """The additive mask of the einsum; None where no key is hidden."""
+    if rows.causal:
+        return jnp.triu(jnp.full((rows.length, rows.length), -jnp.inf), k=1)
+    if rows.true_length == rows.length:
+        return None
+    return jnp.where(jnp.arange(rows.length) < rows.true_length, 0.0, -jnp.inf)

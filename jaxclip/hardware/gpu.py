@@ -1,0 +1,206 @@
+"""Models arranged for NVIDIA GPUs: the same functions and official names, other arithmetic.
+
+Which arithmetic follows from what XLA's programs for an H100 read and write (docs/log/); on the
+card itself it is not measured yet, but for cuDNN's attention and unrolled blocks.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip.hardware.attention import (
+    FUSED_DTYPES,
+    FusedAttention,
+    Sequences,
+    choose,
+    require_kernel,
+)
+from jaxclip.hardware.modules import become, modules_of
+from jaxclip.models.clip import Clip
+from jaxclip.models.layers import (
+    LAYER_NORM_EPSILON,
+    Attention,
+    LayerNorm,
+    Taps,
+    Transformer,
+    at_least_float32,
+    rematerialise,
+)
+from jaxclip.models.parameters import PRODUCTS, copy_tree, path_name
+
+Array = jax.Array
+Tree = TypeVar("Tree")
+EVEN = 2  # cuDNN takes an even number of tokens
+
+
+# Layer norm ---------------------------------------------------------------------------------------
+
+
+def _normalise(x: Array) -> tuple[Array, Array]:
+    """x [n, d] with mean 0 and variance 1 along d, and the factor [n, 1] that gave the latter."""
+    wide = at_least_float32(x)
+    centred = wide - wide.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+    return centred * factor, factor
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean and `_normalise`'s factor [n, 1] of each row in one pass over x [n, d].
+
+    About the row's first number, so that the difference of the two sums stays exact enough.
+    """
+    first = at_least_float32(x[:, :1])
+    shifted = at_least_float32(x) - first
+    mean = shifted.mean(-1, keepdims=True)
+    variance = jnp.square(shifted).mean(-1, keepdims=True) - jnp.square(mean)
+    return first + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + LAYER_NORM_EPSILON)
+
+
+@jax.custom_vjp
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """x [n, d] normalised along d as `LayerNorm` does; keeps x and scale for the backward pass."""
+    return (_normalise(x)[0] * scale + bias).astype(x.dtype)
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
+    return layer_norm(x, scale, bias), (x, scale)
+
+
+def _layer_norm_backward(kept: Any, dy: Array) -> tuple[Array, Array, Array]:
+    x, scale = kept
+    normalised, factor = _normalise(x)
+    dy = at_least_float32(dy)
+    g = dy * scale
+    dx = g - g.mean(-1, keepdims=True) - normalised * (g * normalised).mean(-1, keepdims=True)
+    # Sums over the rows are another kernel. Out of `normalised` XLA would write all of it in
+    # float32 for them; with two numbers a row at hand they read x and dy.
+    mean, again = jax.lax.optimization_barrier(_moments(jax.lax.optimization_barrier(x)))
+    dscale = (dy * (at_least_float32(x) - mean) * again).sum(0)
+    return (factor * dx).astype(x.dtype), dscale, dy.sum(0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LeanLayerNorm(LayerNorm):
+    """`LayerNorm` that keeps x alone for the backward pass, in its own format."""
+
+    def __call__(self, x: Array) -> Array:
+        flat = x.reshape(-1, x.shape[-1])
+        return layer_norm(flat, self.scale[...], self.bias[...]).reshape(x.shape)
+
+
+# Transformer --------------------------------------------------------------------------------------
+
+
+class FlatTransformer(Transformer):
+    """`Transformer` on tokens as one matrix [n l, d], padded once at the entrance.
+
+    With three axes XLA keeps some activations token by token and others picture by picture, and
+    copies between the two: a third of what a step's elementwise kernels move.
+    """
+
+    device_kind: str = ""
+    attention: str = "auto"
+    unrolled: bool = False
+
+    def __call__(self, x: Array, mask: Array | None = None, taps: Taps | None = None) -> Array:
+        n, true_length, d = x.shape
+        kernel: Any = self.attention
+        if kernel == "auto":
+            kernel = choose(self.device_kind, true_length, x.dtype)
+        length = true_length if kernel == "einsum" else -(-true_length // EVEN) * EVEN
+        rows: Any = Sequences(n, length, true_length, mask is not None, kernel)
+        x = jnp.pad(x, ((0, 0), (0, length - true_length), (0, 0)))
+        x = super().__call__(x.reshape(n * length, d), rows, taps)
+        if taps is not None:
+            hidden = taps["hidden"].reshape(-1, n, length, d)
+            taps["hidden"] = hidden[:, :, :true_length]
+            taps["attention"] = taps["attention"][..., :true_length, :true_length]
+        return x.reshape(n, length, d)[:, :true_length]
+
+    def walk(self, visit: Callable[..., tuple[Array, Taps]], x: Array) -> tuple[Array, Taps]:
+        blocks = narrow_kernels(self.resblocks, x.dtype)
+        body = self._rematerialise(visit)
+        return jax.lax.scan(body, x, blocks, unroll=self.unrolled)
+
+    def _rematerialise(self, visit: Callable[..., Any]) -> Callable[..., Any]:
+        """`visit` that saves what `remat` names.
+
+        A fused kernel's backward pass takes a number a row beside its result. Under a name the
+        result alone would be saved, and the kernel would run again for that number.
+        """
+        if self.remat != "products_and_attention":
+            return rematerialise(visit, self.remat, prevent_cse=self.unrolled)
+        products = jax.checkpoint_policies.save_only_these_names("product")
+
+        def saved(primitive: Any, *operands: Any, **how: Any) -> bool:
+            fused = "attention_fwd" in primitive.name
+            return fused or products(primitive, *operands, **how)
+
+        return jax.checkpoint(visit, policy=saved, prevent_cse=self.unrolled)
+
+
+def narrow_kernels(blocks: Tree, dtype: Any) -> Tree:
+    """Blocks whose kernels are converted to `dtype` once, not in each block and again in reverse.
+
+    Their gradients are stacked in `dtype` as well, in which the products answer anyway.
+    """
+
+    def narrowed(path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf.astype(dtype) if path_name(path).endswith(PRODUCTS) else leaf
+
+    return jax.tree_util.tree_map_with_path(narrowed, blocks)
+
+
+SWAPS: dict[type, type] = {
+    LayerNorm: LeanLayerNorm,
+    Transformer: FlatTransformer,
+    Attention: FusedAttention,
+}
+
+
+def for_gpu(model: Clip, device_kind: str, *, attention: str = "auto") -> Clip:
+    """The same tree in modules for a GPU, for inference and training; the model is unchanged.
+
+    With "auto" a model that does not compute in a dtype of the kernels is returned as it is.
+
+    Args:
+      model: plain, of arrays or of shapes.
+      device_kind: of the `jax.Device`.
+      attention: "auto" or a kernel of `attention.Kernel`.
+
+    Raises:
+      ValueError: a kernel that is unknown or does not take the model's dtype.
+    """
+    tower = model.visual if hasattr(model, "visual") else model.text
+    dtype = tower.numerics.dtype
+    require_kernel(attention, dtype)
+    if attention == "auto" and dtype not in FUSED_DTYPES:
+        return model
+    arranged = copy_tree(model)
+    for module in modules_of(arranged):
+        become(module, SWAPS.get(type(module)))
+        if isinstance(module, FlatTransformer):
+            # a loop copies what it keeps for the backward pass into a stack, and out of it
+            options = {"unrolled": module.remat != "full", "device_kind": device_kind}
+            vars(module).update(options, attention=attention)
+    arranged.notes = model.notes
+    return arranged
+
+
+def plain(model: Clip) -> Clip:
+    """What `for_gpu` arranged, in plain modules again; a plain model itself."""
+    if not any(isinstance(module, FlatTransformer) for module in modules_of(model)):
+        return model
+    restored = copy_tree(model)
+    own: dict[type, type] = {arranged: plain for plain, arranged in SWAPS.items()}
+    for module in modules_of(restored):
+        if isinstance(module, FlatTransformer):
+            for name in ("unrolled", "device_kind", "attention"):
+                del vars(module)[name]
+        become(module, own.get(type(module)))
+    restored.notes = model.notes
+    return restored
