@@ -31,6 +31,7 @@ from jaxclip.config import Remat
 from jaxclip.data.crops import SQUARES
 from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
+from jaxclip.tokenizer import VOCAB_SIZE
 from jaxclip.training import loop
 from jaxclip.training.input_pipeline import PairStream, prefetch
 from jaxclip.training.recipe import Decoder, Execution, Recipe
@@ -75,6 +76,8 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
         for name in flags.models:
             for batch in flags.batches:
                 say(f"{name}, batch {batch}")
+                text = dataclasses.replace(MODELS[name].text, vocab_size=VOCAB_SIZE)
+                model = dataclasses.replace(MODELS[name], text=text)  # that reads real captions
                 recipe = Recipe(
                     steps=flags.steps,
                     batch_size=batch,
@@ -84,8 +87,8 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
                     evaluate_every=flags.steps,
                     dtype=flags.precision,
                     remat=flags.remat,
-                    text_length=MODELS[name].text.context_length,
-                    model=MODELS[name],
+                    text_length=model.text.context_length,
+                    model=model,
                 )
                 turns = [
                     measured(
@@ -95,7 +98,8 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
                 ]
                 middle = sorted(turns, key=lambda found: found[RUN])[len(turns) // 2]
                 what = {"model": name, "batch": batch, "precision": flags.precision}
-                yield {**what, "readers": flags.readers, "measured": middle}
+                what |= {"decoder": recipe.decoder, "readers": flags.readers}
+                yield {**what, "measured": middle}
 
 
 def batches_alone(flags: Flags) -> Iterator[dict[str, Any]]:

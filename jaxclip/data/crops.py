@@ -1,10 +1,9 @@
-"""The random square of a training picture, by three decoders.
+"""The random square of a training picture, by two decoders.
 
 "A random square crop from resized images is the only data augmentation" (section 2.3). Which square
 it is depends on the picture's size in the file and the random numbers, not on the decoder.
 """
 
-import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +12,6 @@ from PIL import Image
 from jaxclip.images.open import decode_image, to_rgb
 from jaxclip.images.reduced import decode_reduced
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-Resize = Callable[[Image.Image, int, Box], Image.Image]
 RandomSquare = Callable[[bytes, int, np.random.Generator], np.ndarray]
 
 
@@ -40,60 +37,14 @@ def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.nda
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _from_reduced(
-    content: bytes, size: int, rng: np.random.Generator, resize: Resize
-) -> np.ndarray:
-    """The square of `random_square` from a picture that is decoded no larger than it must be."""
-    picture = decode_reduced(content, size)
-    width, height, left, top = _draw_square(picture.size, size, rng)
-    x, y, right, bottom = picture.box
+def reduced_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+    """`random_square` with a JPEG decoded no larger than it must be: nearly the same pixels."""
+    image, picture, (x, y, right, bottom) = decode_reduced(content, size)
+    width, height, left, top = _draw_square(picture, size, rng)
     across, down = (right - x) / width, (bottom - y) / height  # decoded pixels to one of the square
     x, y = x + left * across, y + top * down
-    right, bottom = min(x + size * across, right), min(y + size * down, bottom)  # but for rounding
-    return np.asarray(resize(picture.image, size, (x, y, right, bottom)))
+    box = x, y, min(x + size * across, right), min(y + size * down, bottom)  # min: rounding
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def reduced_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
-    """`random_square` with a JPEG decoded at 1, 1/2, 1/4 or 1/8: other pixels, nearly the same."""
-
-    def resize(image: Image.Image, size: int, box: Box) -> Image.Image:
-        return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-
-    return _from_reduced(content, size, rng, resize)
-
-
-def fast_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
-    """`reduced_square`, resized by the processor's vector instructions: the extra `fast-pictures`.
-
-    The filter is Pillow's; its weights are rounded to fewer bits, so a value may differ by a few.
-    """
-    import cykooz_resizer as resizer
-
-    bicubic = resizer.ResizeAlg.convolution(resizer.FilterType.catmull_rom)
-
-    def resize(image: Image.Image, size: int, box: Box) -> Image.Image:
-        left, top, right, bottom = box
-        crop = resizer.CropBox(left, top, right - left, bottom - top)
-        square = Image.new("RGB", (size, size))
-        options = resizer.ResizeOptions(resize_alg=bicubic, crop_box=crop, use_alpha=False)
-        resizer.Resizer().resize_pil(image, square, options)  # one resizer is for one thread
-        return square
-
-    return _from_reduced(content, size, rng, resize)
-
-
-SQUARES: dict[str, RandomSquare] = {
-    "full": random_square,
-    "reduced": reduced_square,
-    "fast": fast_square,
-}
-
-
-def choose_square(decoder: str) -> RandomSquare:
-    """The function of that name in SQUARES; ValueError where its package is missing."""
-    if decoder == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
-        raise ValueError(
-            "decoder: fast: expected the package cykooz-resizer, got none; "
-            "pip install 'jaxclip[fast-pictures]', or take reduced"
-        )
-    return SQUARES[decoder]
+SQUARES: dict[str, RandomSquare] = {"full": random_square, "reduced": reduced_square}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data.crops import RandomSquare, choose_square, random_square
+from jaxclip.data.crops import SQUARES, RandomSquare, random_square
 from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
 
@@ -156,7 +156,7 @@ def batches(
         [len(source) for source in sources], weights or [1.0] * len(sources), batch_size, seed
     )
     skips.lengths = order.lengths
-    square = choose_square(decoder)
+    square = SQUARES[decoder]
     if not start:
         _warn_of_repeats(order)
 

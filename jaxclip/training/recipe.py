@@ -9,7 +9,7 @@ from typing import Literal, Self, get_args
 from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, require
 
 Dtype = Literal["float32", "bfloat16"]
-Decoder = Literal["full", "reduced", "fast"]
+Decoder = Literal["full", "reduced"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
 AttentionName = Literal["auto", "einsum", "xla", "cudnn", "triton"]
 
@@ -76,7 +76,7 @@ class Recipe:
     """Tokens of a caption that are kept in training; 77 is all that the released models take."""
     decoder: Decoder = "reduced"
     """Of pictures in files: "full" as evaluation decodes them; "reduced" decodes a JPEG at 1/2, 1/4
-    or 1/8 where the crop needs no more; "fast" also resizes faster (extra fast-pictures)."""
+    or 1/8 where the crop needs no more."""
     log_every: int = 10
     """Steps from one line of metrics.jsonl to the next."""
     evaluate_every: int = 200

@@ -1,11 +1,10 @@
-"""Training's square by three decoders: the same square of nearly the same pixels, and by no other.
+"""Training's square by two decoders: the same square of nearly the same pixels, and by no other.
 
 The photographs are smooth fields with some noise on them, as a JPEG of a camera is.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 import jaxclip
 from jaxclip.data import crops
-from jaxclip.data.crops import SQUARES, choose_square, random_square, reduced_square
+from jaxclip.data.crops import SQUARES, random_square, reduced_square
 from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips
 from jaxclip.images import reduced
@@ -30,12 +29,6 @@ from jaxclip.training.recipe import Decoder
 from tests.support.pictures import KINDS, encoded
 from tests.support.sources import Memory
 
-FAST = pytest.param(
-    "fast",
-    marks=pytest.mark.skipif(
-        importlib.util.find_spec("cykooz_resizer") is None, reason="needs the extra fast-pictures"
-    ),
-)
 ROOT = Path(jaxclip.__file__).parent
 # Mean over a square of |reduced - full| in steps of 8 bits. Measured: 0.76 at most; a box that is
 # off by one decoded pixel 3.5, a picture not turned 66.
@@ -67,16 +60,13 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 SIZES = [(640, 427), (333, 501), (1000, 700), (257, 255), (131, 900), (90, 61)]
 
 
-@pytest.mark.parametrize("name", ["reduced", FAST])
 @pytest.mark.parametrize("size", [32, 64, 96])
 @pytest.mark.parametrize("shape", SIZES)
-def test_the_square_is_nearly_that_of_the_full_decode(
-    name: str, size: int, shape: tuple[int, int]
-) -> None:
+def test_the_square_is_nearly_that_of_the_full_decode(size: int, shape: tuple[int, int]) -> None:
     content = jpeg(*shape)
     for seed in range(3):
         full = square("full", content, size, seed)
-        assert difference(full, square(name, content, size, seed)) < NEARLY
+        assert difference(full, square("reduced", content, size, seed)) < NEARLY
 
 
 def test_a_box_that_is_off_by_a_pixel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,14 +94,13 @@ def test_a_turned_picture_gives_the_same_square(orientation: int) -> None:
             assert difference(full, unturned) > NEARLY
 
 
-@pytest.mark.parametrize("name", ["reduced", FAST])
-def test_the_decoder_changes_no_random_number(name: str) -> None:
+def test_the_decoder_changes_no_random_number() -> None:
     """So captions, other pictures and a resumed run are the same but for the pixels."""
     one, other = np.random.default_rng(7), np.random.default_rng(7)
     for shape in SIZES:
         content = jpeg(*shape)
         SQUARES["full"](content, 32, one)
-        SQUARES[name](content, 32, other)
+        SQUARES["reduced"](content, 32, other)
     assert one.bit_generator.state == other.bit_generator.state
 
 
@@ -144,25 +133,6 @@ def test_damage_is_noticed() -> None:
     for broken in (content[: len(content) // 2], content[:-200], b"", content[:40]):
         with pytest.raises(ValueError, match="expected a picture"):
             reduced_square(broken, 32, np.random.default_rng(0))
-
-
-def test_the_resizers_agree() -> None:
-    pytest.importorskip("cykooz_resizer")
-    for shape in SIZES:
-        content = jpeg(*shape)
-        for size in (32, 96, 200):
-            pillow, fast = (square(name, content, size) for name in ("reduced", "fast"))
-            # weights of fewer bits: 0.22 and 2 were measured; the square of another seed: 28
-            assert difference(pillow, fast) < 0.5 and np.abs(pillow - fast).max() <= 4
-            if shape != (257, 255):  # which is nearly square itself
-                assert difference(pillow, square("fast", content, size, seed=5)) > 20
-
-
-def test_a_missing_resizer_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"decoder: .*pip install 'jaxclip\[fast-pictures\]'"):
-        choose_square("fast")
-    assert choose_square("reduced") is reduced_square
 
 
 def test_there_is_a_square_for_every_decoder_of_a_recipe() -> None:

@@ -18,7 +18,6 @@ import jaxclip
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {"test", "plots", "tfds", "tensorboard", "parity", "hub", "gpu", "tpu", "recipes"}
-EXTRAS |= {"fast-pictures"}
 
 LIST_NEW_MODULES = """
 import sys

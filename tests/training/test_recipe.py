@@ -79,7 +79,7 @@ def test_microbatches_are_read_under_their_old_name():
         ({"warmup": -1}, "warmup: expected"),
         ({"average": 1.0}, "average: expected"),
         ({"dtype": "float16"}, "dtype: expected float32, bfloat16, got 'float16'"),
-        ({"decoder": "half"}, "decoder: expected full, reduced, fast, got 'half'"),
+        ({"decoder": "half"}, "decoder: expected full, reduced, got 'half'"),
         (
             {"remat": "some"},
             "remat: expected none, products, products_and_attention, full, got 'some'",
