@@ -33,6 +33,7 @@ SUITES = {
     "pipeline": "does training wait for its pictures",
     "embed": "a folder of pictures to embeddings",
     "growth": "time and memory against batch, resolution and devices",
+    "gpu": "everything that a GPU has to show; its record is docs/gpu.json",
 }
 
 
@@ -73,8 +74,12 @@ def measure(suite: str, arguments: Sequence[str]) -> None:
 def write_tables() -> None:
     """Write the tables from the record; nothing is measured."""
     from experiments.bench import tables
+    from experiments.bench.gpu import command as gpu_command
+    from experiments.bench.gpu import page as gpu_page
+    from experiments.bench.gpu import record as gpu_record
 
     tables.write(json.loads(RECORD.read_text()), ROOT)
+    gpu_page.write(gpu_record.read(gpu_command.OUT), ROOT)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,6 +96,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] == "tables":
             write_tables()
+        elif arguments[0] == "gpu":
+            from experiments.bench.gpu import command
+
+            return command.main(arguments[1:])
         else:
             measure(arguments[0], arguments[1:])
     except ImportError as error:

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench import peers as bench_peers
+from experiments.bench.batches import arrays
+from experiments.bench.open_clip_training import DECAY, RATE
 from experiments.bench.pairs import SuiteFlags, say, timed
-from experiments.bench.training import DECAY, RATE, SMALL
+from experiments.bench.training import SMALL
 from jaxclip.cli.usage import Positive
 from jaxclip.config import ClipConfig
 from jaxclip.models import clip
@@ -62,7 +63,7 @@ def _row(config: ClipConfig, batch: int, devices: int, runs: int) -> dict[str, A
     optimizer = adamw(RATE, 10, 1000, DECAY)
     graphdef, state = TrainState.create(clip.create(config), optimizer, jax.random.key(0))
     step = sharded_step(mesh, clip_loss_fn(graphdef), optimizer)
-    images, tokens = bench_peers.arrays(config, batch)
+    images, tokens = arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
     whole = (state, data, jax.random.key(0))
     compiled = step.lower(*whole).compile()

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.bench.batches import arrays
+from experiments.bench.open_clip_training import new_open_clip
 from experiments.lib.peers import official
-from experiments.lib.peers.parity_support import torchvision_transforms
 from jaxclip import convert
 from jaxclip.config import ClipConfig, ResNetConfig
 
@@ -34,25 +35,6 @@ def _official(config: ClipConfig, state: dict[str, Any]) -> Any:
     from experiments.lib.peers.parity_support import official_module
 
     return official_module("model").build_model(dict(state)).float().eval()
-
-
-def new_open_clip(config: ClipConfig) -> Any:
-    """open_clip's model of these shapes, with fresh random weights."""
-    torchvision_transforms()
-    import open_clip
-
-    v, t = config.vision, config.text
-    vision = {"image_size": v.image_size, "layers": v.layers, "width": v.width}
-    if not isinstance(v, ResNetConfig):
-        vision |= {"patch_size": v.patch_size}
-    text = {
-        "context_length": t.context_length,
-        "vocab_size": t.vocab_size,
-        "width": t.width,
-        "heads": t.heads,
-        "layers": t.layers,
-    }
-    return open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=True).float()
 
 
 def _open_clip(config: ClipConfig, state: dict[str, Any]) -> Any:
@@ -103,16 +85,6 @@ def encoders(config: ClipConfig, path: Path, dtype: str, *, compiled: bool) -> d
             make = functools.partial(torch.compile, dynamic=False)
             found[f"{name}, compiled"] = {"image": make(image), "text": make(text)}
     return found
-
-
-def arrays(config: ClipConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images [n, h, w, c] float32 and tokens [n, l] int32, each with its end mark."""
-    rng = np.random.default_rng(0)
-    size, t = config.vision.image_size, config.text
-    images = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
-    tokens = rng.integers(1, t.vocab_size - 2, size=(batch, t.context_length)).astype(np.int32)
-    tokens[:, 0], tokens[:, t.context_length // 2] = t.vocab_size - 2, t.vocab_size - 1
-    return images, tokens
 
 
 def inputs(config: ClipConfig, batch: int, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:

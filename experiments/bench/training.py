@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.bench import peers as bench_peers
+from experiments.bench import open_clip_training
+from experiments.bench.batches import arrays
+from experiments.bench.open_clip_training import DECAY, RATE
 from experiments.bench.pairs import SuiteFlags, compared, in_turn, peak_memory, say
 from jaxclip.cli.usage import Positive
 from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, VisionConfig
@@ -32,7 +33,6 @@ SMALL = {  # for a CPU
 MODELS = {**SMALL, **RELEASED}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LOSSES = ("dense", "ring", "chunked")
-RATE, DECAY = 1e-4, 0.2
 Step = Callable[[], object]
 
 
@@ -49,7 +49,12 @@ class Flags(SuiteFlags):
 
 
 def ours(
-    config: ClipConfig, batch: int, precision: str, remat: str, loss: str = "dense"
+    config: ClipConfig,
+    batch: int,
+    precision: str,
+    remat: str,
+    loss: str = "dense",
+    attention: str = "auto",
 ) -> Callable[[], float]:
     """A function that makes one step and returns its loss; state donated, batch on the device."""
     mesh = data_mesh(jax.devices()[:1])
@@ -64,10 +69,10 @@ def ours(
         text_length=config.text.context_length,
         model=config,
     )
-    execution = Execution(loss)  # type: ignore[arg-type]
+    execution = Execution(loss, attention=attention)  # type: ignore[arg-type]
     step = from_recipe.compiled_step(recipe, execution, mesh, as_given)
     state = from_recipe.first_state(recipe, mesh)
-    images, tokens = bench_peers.arrays(config, batch)
+    images, tokens = arrays(config, batch)
     data = {"image": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
     key = jax.random.key(0)
 
@@ -75,41 +80,6 @@ def ours(
         nonlocal state
         state, metrics = step(state, data, key)
         return float(metrics["loss"])
-
-    return run
-
-
-def theirs(config: ClipConfig, batch: int, precision: str) -> Callable[[], float]:
-    """The same step of open_clip: AdamW with two groups, compiled on a GPU."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = bench_peers.new_open_clip(config).to(device).train()
-    if isinstance(config.vision, ResNetConfig):
-        model = model.to(memory_format=torch.channels_last)
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": DECAY},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
-    forward = torch.compile(model) if device == "cuda" else model
-    images, tokens = bench_peers.arrays(config, batch)
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
-    if isinstance(config.vision, ResNetConfig):
-        pixels = pixels.to(memory_format=torch.channels_last)
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
-    own = torch.arange(batch, device=device)
-
-    def run() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            image, text, scale = forward(pixels, ids)[:3]
-            logits = scale * image @ text.T
-        cross_entropy = torch.nn.functional.cross_entropy
-        loss = (cross_entropy(logits.float(), own) + cross_entropy(logits.T.float(), own)) / 2
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())  # waits for the device
 
     return run
 
@@ -125,7 +95,7 @@ def rows(flags: Flags) -> Iterator[dict[str, Any]]:
             say(f"{name}, batch {batch}")
             sides: dict[str, Step] = {
                 "jaxclip": ours(config, batch, flags.precision, flags.remat),
-                "open_clip": theirs(config, batch, flags.precision),
+                "open_clip": open_clip_training.step(config, batch, flags.precision),
             }
             for run in sides.values():
                 run()

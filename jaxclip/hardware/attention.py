@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxclip.models.layers import Attention, Taps
 
 Array = jax.Array
-Kernel = Literal["einsum", "xla", "cudnn", "triton"]
+Kernel = Literal["einsum", "xla", "cudnn"]
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)  # what the kernels of GPUs take
 
 # (chip, tokens): the kernel. Each row is a measurement; `python -m experiments.bench gpu` makes
@@ -53,8 +53,8 @@ def require_kernel(kernel: str, dtype: Any) -> None:
     known = ("auto", *get_args(Kernel))
     if kernel not in known:
         raise ValueError(f"attention: expected {', '.join(known)}, got {kernel!r}")
-    if kernel in ("cudnn", "triton") and dtype not in FUSED_DTYPES:
-        raise ValueError(f"attention: {kernel} takes bfloat16, got {jnp.dtype(dtype).name}")
+    if kernel == "cudnn" and dtype not in FUSED_DTYPES:
+        raise ValueError(f"attention: cudnn takes bfloat16, got {jnp.dtype(dtype).name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,7 @@ def attend(query: Array, key: Array, value: Array, rows: Sequences) -> Array:
     lengths = None
     if rows.true_length < rows.length and not rows.causal:  # a causal mask hides what follows
         lengths = jnp.full((rows.count,), rows.true_length, jnp.int32)
-    run = _triton_attention if rows.kernel == "triton" else jax.nn.dot_product_attention
-    return run(
+    return jax.nn.dot_product_attention(
         query,
         key,
         value,
@@ -88,17 +87,6 @@ def attend(query: Array, key: Array, value: Array, rows: Sequences) -> Array:
         key_value_seq_lengths=lengths,
         implementation=rows.kernel,  # type: ignore[arg-type]
     )
-
-
-def _triton_attention(*arrays: Array, **options: Any) -> Array:
-    try:
-        from tokamax import dot_product_attention  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise ValueError(
-            "attention: triton needs tokamax; pip install 'jaxclip[tokamax]', or choose cudnn"
-        ) from None
-    mixed: Array = dot_product_attention(*arrays, **options)
-    return mixed
 
 
 class FusedAttention(Attention):

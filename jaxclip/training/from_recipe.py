@@ -41,6 +41,7 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         recipe.steps,
         recipe.weight_decay,
         tower=type(recipe.model.vision),
+        first_moment=jnp.bfloat16 if recipe.first_moment == "bfloat16" else None,
     )
     if recipe.rates:
         optimizer = at_rates(optimizer, parse_rates(recipe.rates))

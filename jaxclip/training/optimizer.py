@@ -42,14 +42,20 @@ def adamw(
     weight_decay: float = 0.2,
     *,
     tower: type[VisionConfig | ResNetConfig] = VisionConfig,
+    first_moment: Any = None,
 ) -> optax.GradientTransformation:
-    """AdamW with the paper's constants for the kind of image tower (section 2.5)."""
+    """AdamW with the paper's constants for the kind of image tower (section 2.5).
+
+    `first_moment` is the dtype in which the mean of the gradients is kept between steps; the
+    parameters' if not given.
+    """
     beta2, epsilon = CONSTANTS[tower]
     return optax.adamw(
         schedule(learning_rate, warmup, steps),
         b1=0.9,
         b2=beta2,
         eps=epsilon,
+        mu_dtype=first_moment,
         weight_decay=weight_decay,
         mask=decay_mask,
     )

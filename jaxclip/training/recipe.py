@@ -11,7 +11,7 @@ from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig
 Dtype = Literal["float32", "bfloat16"]
 Decoder = Literal["full", "reduced"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
-AttentionName = Literal["auto", "einsum", "xla", "cudnn", "triton"]
+AttentionName = Literal["auto", "einsum", "xla", "cudnn"]
 
 MOST = 2**31 - 1  # steps are counted in 32 bits
 RANGES = {  # of whole numbers
@@ -92,6 +92,8 @@ class Recipe:
     """Microbatches that a batch passes the towers in (gradient caching), for less memory."""
     rates: tuple[str, ...] = ()
     """PATTERN=FACTOR on the rate of the parameters whose path has the pattern; 0 locks them."""
+    first_moment: Dtype = "float32"
+    """Number format in which AdamW keeps the mean of the gradients."""
     average: float = 0.0
     """Decay of the moving average of the weights, such as 0.9999; 0 keeps none."""
     model: ClipConfig = EMOJI
@@ -102,7 +104,8 @@ class Recipe:
             require_whole(name, getattr(self, name), low, high)
         for name, (least, most) in REAL_RANGES.items():
             _require_real(name, getattr(self, name), least, most)
-        for name, choices in (("remat", Remat), ("dtype", Dtype), ("decoder", Decoder)):
+        choices_of = {"remat": Remat, "dtype": Dtype, "first_moment": Dtype, "decoder": Decoder}
+        for name, choices in choices_of.items():
             value, known = getattr(self, name), get_args(choices)
             require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
         require(self.learning_rate > 0, "learning_rate: expected more than 0, got 0")

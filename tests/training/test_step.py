@@ -249,6 +249,22 @@ def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
         assert name in DECAYED or (after[name] == before[name]).all()
 
 
+def test_a_narrow_first_moment_takes_half_and_moves_the_update_by_its_rounding():
+    wide, narrow = (optimizer.adamw(0.1, 0, 10, first_moment=f) for f in (None, jnp.bfloat16))
+    params = {"kernel": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}
+    grads = jax.tree.map(lambda x: jnp.sin(9 * x), params)
+    updates = {}
+    for name, adamw in (("wide", wide), ("narrow", narrow)):
+        state = adamw.init(params)
+        for _ in range(3):
+            updates[name], state = adamw.update(grads, state, params)
+        kept = jnp.float32 if name == "wide" else jnp.bfloat16
+        assert state[0].mu["kernel"].dtype == kept
+        assert state[0].nu["kernel"].dtype == jnp.float32
+    off = departure(updates["narrow"]["kernel"], updates["wide"]["kernel"])
+    assert 0 < off < 2**-8
+
+
 def test_the_first_update_is_adam_s():
     """One parameter, by hand: decoupled decay, bias correction, epsilon outside the root."""
     params, grads = {"kernel": jnp.array([3.0])}, {"kernel": jnp.array([1e-5])}

@@ -6,8 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-
 
 def official_module(name: str) -> ModuleType:
     """Load one module of the package `clip` by its file, skipping the test where it is missing.
@@ -20,6 +18,8 @@ def official_module(name: str) -> ModuleType:
         return sys.modules[full_name]
     package = importlib.util.find_spec("clip")
     if package is None or not package.submodule_search_locations:
+        import pytest
+
         pytest.skip("needs the official code: pip install clip-anytorch==2.6.0")
     path = Path(package.submodule_search_locations[0]) / f"{name}.py"
     spec = importlib.util.spec_from_file_location(full_name, path)
@@ -30,13 +30,25 @@ def official_module(name: str) -> ModuleType:
     return module
 
 
+def _import_or_skip(name: str) -> ModuleType:
+    """The module; skips the test where it is missing. Outside of tests pytest is not needed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if "pytest" not in sys.modules:
+            raise
+        import pytest
+
+        pytest.skip(f"could not import {name}")
+
+
 def torchvision_transforms() -> ModuleType:
     """Import `torchvision.transforms`, skipping the test where it is missing.
 
     The wheel is built for CUDA. On a CPU torch its operators do not exist, and the import fails
     where it describes them to the compiler; the transforms need neither, so that step is left out.
     """
-    torch = pytest.importorskip("torch")
+    torch = _import_or_skip("torch")
     register_fake = torch.library.register_fake
 
     def register_if_present(op: Any, *args: Any, **options: Any) -> Any:
@@ -46,7 +58,7 @@ def torchvision_transforms() -> ModuleType:
 
     torch.library.register_fake = register_if_present
     try:
-        return pytest.importorskip("torchvision.transforms")
+        return _import_or_skip("torchvision.transforms")
     finally:
         torch.library.register_fake = register_fake
 
