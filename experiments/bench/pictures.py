@@ -1,11 +1,11 @@
-"""JPEG files to measure with: pieces of real photographs, of the sizes that collections have."""
+"""JPEG files to measure with, of the sizes that collections have."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jaxclip.images.open import open_image
+from jaxclip.images.open import is_picture, open_image
 
 ROOT = Path(__file__).parents[2]
 SIDES = (300, 600)  # pixels, shortest and longest side
@@ -35,4 +35,33 @@ def make(folder: Path, count: int, photos: Path | None = None, seed: int = 0) ->
         path = folder / f"{i:05d}.jpg"
         image.resize((wide, high), Image.Resampling.BICUBIC, box=box).save(path, quality=QUALITY)
         made.append(path)
+    return made
+
+
+def make_photographs(
+    folder: Path, count: int, size: tuple[int, int], photos: Path | None = None
+) -> list[Path]:
+    """`count` files of one size, width and height: pieces of photographs at their own resolution.
+
+    A photograph that is smaller goes on as its mirror image: enlarged, it would have less detail,
+    and a decoder less to do. Those of scikit-learn, unless `photos` is a folder of them.
+    """
+    if photos is None:
+        from sklearn.datasets import load_sample_images
+
+        sources = [np.asarray(image) for image in load_sample_images().images]
+    else:
+        files = sorted(path for path in photos.iterdir() if is_picture(path))
+        sources = [np.asarray(open_image(path).convert("RGB")) for path in files]
+    rng = np.random.default_rng(0)
+    width, height = size
+    folder.mkdir(parents=True)
+    made = []
+    for i in range(count):
+        pixels = sources[i % len(sources)]  # [h, w, c]
+        left, top = (int(rng.integers(side)) for side in (pixels.shape[1], pixels.shape[0]))
+        grown = np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="symmetric")
+        made.append(folder / f"{i:05d}.jpg")
+        piece = grown[top : top + height, left : left + width]
+        Image.fromarray(piece).save(made[-1], quality=QUALITY)
     return made

@@ -89,6 +89,7 @@ def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: 
             sources,
             skips=skips,
             weights=inputs.weights or None,
+            decoder=recipe.decoder,
             threads=execution.threads,
             **common,
         )

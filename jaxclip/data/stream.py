@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from jaxclip.data.crops import SQUARES, RandomSquare, random_square
 from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
-from jaxclip.images.open import decode_image, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -72,31 +71,18 @@ class Skips:
             )
 
 
-def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
-    """An encoded picture -> uint8 [size, size, 3]: resized, then a random square of it.
-
-    "A random square crop from resized images is the only data augmentation" (section 2.3).
-    Pictures are decoded as by evaluation's policy `safe` (`images.open.to_rgb`).
-    ValueError if the picture cannot be decoded or is beyond the limits of `images.open.check_size`.
-    """
-    image = to_rgb(decode_image(content))
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (int(rng.integers(side - size + 1)) for side in (width, height))
-    return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
 def crop_and_caption(
     pair: Pair,
     size: int,
     rng: np.random.Generator,
     skips: Skips,
     key: tuple[int, int] | None = None,
+    square: RandomSquare = random_square,
 ) -> Any:
     """(image uint8 [size, size, 3], one of the captions); None for an unusable pair, counted.
 
     key: of the record, for `Skips.add`.
+    square: one of `data.crops`.
     """
     if pair.fault is not None:
         skips.add(pair.fault.kind, f"{pair.where}: {pair.fault.detail}", key)
@@ -106,7 +92,7 @@ def crop_and_caption(
         skips.add("empty caption", pair.where, key)
         return None
     try:
-        image = random_square(pair.image, size, rng)
+        image = square(pair.image, size, rng)
     except ValueError as error:
         skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}", key)
         return None
@@ -138,6 +124,7 @@ def batches(
     seed: int,
     skips: Skips,
     weights: Sequence[float] | None = None,
+    decoder: str = "full",
     threads: int = 8,
     start: int = 0,
 ) -> Any:
@@ -153,6 +140,7 @@ def batches(
       seed: of the order, the crops and the choice among captions.
       skips: counts the unusable pairs.
       weights: of the sources, in examples; equal unless given.
+      decoder: of the pictures, one of `data.crops.SQUARES`.
       threads: for reading and decoding.
       start: how many of its own positions this process has read before.
 
@@ -168,6 +156,7 @@ def batches(
         [len(source) for source in sources], weights or [1.0] * len(sources), batch_size, seed
     )
     skips.lengths = order.lengths
+    square = SQUARES[decoder]
     if not start:
         _warn_of_repeats(order)
 
@@ -176,7 +165,7 @@ def batches(
     def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
         position, source, index = item
         rng = np.random.default_rng([seed, position])
-        found = crop_and_caption(sources[source][index], size, rng, skips, (source, index))
+        found = crop_and_caption(sources[source][index], size, rng, skips, (source, index), square)
         if found is None:
             if next(warn_once, False):
                 logger.warning(

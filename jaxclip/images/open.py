@@ -163,19 +163,23 @@ def load_pixels(image: Image.Image) -> None:
     check_size(*image.size)  # an ICO's true size is known only now
 
 
-def _decode(file: BinaryIO) -> Image.Image:
-    """The picture in an open file, decoded in full."""
+def identify(file: BinaryIO) -> Image.Image:
+    """The picture in an open file, its pixels not decoded yet."""
     head = file.read(64)
     size = file.seek(0, io.SEEK_END)
     if not head:
         raise _refusal("an empty file", "fetch it again")
     try:
         with _pillow_unheard():
-            image = Image.open(file, formats=_readable())
+            return Image.open(file, formats=_readable())
     except UnidentifiedImageError as error:
         raise _refusal(*file_kinds.describe(head, size, _readable())) from error
     except Exception as error:
         raise _damage(error, file_kinds.picture_format(head) or "picture") from error
+
+
+def _decode(file: BinaryIO) -> Image.Image:
+    image = identify(file)
     load_pixels(image)
     return image
 
@@ -204,9 +208,6 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Args:
         path: a regular file; a named pipe or a device is refused without waiting for it.
-
-    Returns:
-        The decoded picture in its own mode; the file is closed.
 
     Raises:
         ValueError: one line with the path, what was expected, what it got and what to do.
@@ -255,7 +256,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -266,7 +267,8 @@ def _as_seen(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
     try:
         found = image.getexif().get(_ORIENTATION)
     except Exception:  # damaged EXIF raises all kinds; the picture is good

@@ -5,8 +5,8 @@ counts what this process has read up to the newest batch; `seek` takes the count
 `batch_to_pixels` makes the images of a batch, inside the compiled step.
 """
 
-from collections.abc import Generator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jaxclip.training.distributed import own_rows
 from jaxclip.training.pixels import augment_drawings, normalize_image
 
 HostBatch = dict[str, np.ndarray]
+Batch = TypeVar("Batch")
 
 
 class Stream(Protocol):
@@ -92,6 +93,7 @@ class PairStream:
         text_length: int,
         skips: Skips,
         weights: Sequence[float] | None = None,
+        decoder: str = "full",
         threads: int = 8,
     ) -> None:
         self.cutter = Cutter(text_length, "captions")
@@ -104,6 +106,7 @@ class PairStream:
             "seed": seed,
             "skips": skips,
             "weights": weights,
+            "decoder": decoder,
             "threads": threads,
         }
         self.sources = sources
@@ -133,6 +136,13 @@ class PairStream:
             self._open(min(positions) // share * own)
 
 
-def prefetch(stream: Stream, steps: int, depth: int = 2) -> Generator[tuple[HostBatch, int]]:
-    """(batch, position after it), `steps` times, produced in a thread while the caller computes."""
-    return read_ahead(((next(stream), stream.position) for _ in range(steps)), depth)
+def prefetch(
+    stream: Stream, steps: int, place: Callable[[HostBatch], Batch]
+) -> Generator[tuple[Batch, int]]:
+    """(placed batch, position after it), `steps` times, made while the caller computes.
+
+    One thread waits for the stream and another calls `place`, each one batch ahead: so a batch is
+    on the devices before its step begins, and the devices hold one batch more than their steps use.
+    """
+    read = read_ahead((next(stream), stream.position) for _ in range(steps))
+    return read_ahead((place(batch), position) for batch, position in read)

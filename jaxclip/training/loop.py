@@ -8,9 +8,15 @@ A run folder holds
   average.safetensors  the moving average of the weights, if the recipe has one
 
 Every process of a run calls `train`; process 0 writes the files, and each its part of the state.
+
+The devices do not wait for the host: while one step runs, the next is dispatched and the batch
+after it is placed; only then are the metrics of the first one read. At most two steps are in
+flight. A save copies the state to the host before the next step overwrites it. Its files are
+written while the run goes on; the loop waits for them at the next save and at the end only.
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +34,7 @@ from jaxclip.models.parameters import to_flat
 from jaxclip.tokenizer import check_vocabulary
 from jaxclip.training import distributed, from_recipe
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
-from jaxclip.training.input_pipeline import Stream, prefetch
+from jaxclip.training.input_pipeline import HostBatch, Stream, prefetch
 from jaxclip.training.metrics_log import Metrics, MetricsLog, open_log
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
@@ -91,6 +97,12 @@ def _write_models(recipe: Recipe, run: Path, snapshot: Snapshot, mesh: Mesh) -> 
     return model
 
 
+def _place(recipe: Recipe, mesh: Mesh, batch: HostBatch) -> dict[str, jax.Array]:
+    """A process's rows on its devices; ValueError where the model has no such token."""
+    check_vocabulary(batch["tokens"], recipe.model.text.vocab_size)
+    return distributed.global_batch(mesh, batch)
+
+
 # The loop -----------------------------------------------------------------------------------------
 
 
@@ -141,13 +153,12 @@ def train(
         if begun:
             stream.seek(snapshot.position)
         lines = open_(open_log(run / METRICS, begun))
-        batches = open_(contextlib.closing(prefetch(stream, recipe.steps - begun)))
+        place = functools.partial(_place, recipe, mesh)
+        batches = open_(contextlib.closing(prefetch(stream, recipe.steps - begun, place)))
         trace = open_(_trace(run / "profile", begun + 1 if profile else None))
         log = MetricsLog(recipe, run / STATE, (lines, *sinks), progress)
-        for step, (host_batch, position) in enumerate(log.time_data(batches), start=begun + 1):
+        for step, (batch, position) in enumerate(log.time_data(batches), start=begun + 1):
             trace(step - 1)
-            check_vocabulary(host_batch["tokens"], recipe.model.text.vocab_size)
-            batch = distributed.global_batch(mesh, host_batch)
             key = jax.random.fold_in(state.key, step - 1)
             state, metrics = step_fn(state, batch, key)
             log.log_step(step, metrics)

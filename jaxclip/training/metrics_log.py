@@ -88,6 +88,8 @@ class MetricsLog:
 
     def log_step(self, step: int, metrics: Metrics) -> None:
         """Remember the metrics of a step that has just begun; log those of the one before."""
+        for value in metrics.values():
+            value.copy_to_host_async()  # once the step ends, all of them; `flush` finds them here
         self.flush()
         self.pending = step, metrics
 

@@ -9,6 +9,7 @@ from typing import Literal, Self, get_args
 from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, require
 
 Dtype = Literal["float32", "bfloat16"]
+Decoder = Literal["full", "reduced"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
 AttentionName = Literal["auto", "einsum", "xla", "cudnn"]
 
@@ -73,6 +74,9 @@ class Recipe:
     """Of the weights, the order of the data and the augmentation."""
     text_length: int = 20
     """Tokens of a caption that are kept in training; 77 is all that the released models take."""
+    decoder: Decoder = "reduced"
+    """Of pictures in files: "full" as evaluation decodes them; "reduced" decodes a JPEG at 1/2, 1/4
+    or 1/8 where the crop needs no more."""
     log_every: int = 10
     """Steps from one line of metrics.jsonl to the next."""
     evaluate_every: int = 200
@@ -100,7 +104,8 @@ class Recipe:
             require_whole(name, getattr(self, name), low, high)
         for name, (least, most) in REAL_RANGES.items():
             _require_real(name, getattr(self, name), least, most)
-        for name, choices in (("remat", Remat), ("dtype", Dtype), ("first_moment", Dtype)):
+        choices_of = {"remat": Remat, "dtype": Dtype, "first_moment": Dtype, "decoder": Decoder}
+        for name, choices in choices_of.items():
             value, known = getattr(self, name), get_args(choices)
             require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
         require(self.learning_rate > 0, "learning_rate: expected more than 0, got 0")
@@ -129,6 +134,7 @@ class Recipe:
             data = {**json.loads(text)}
             if "parts" in data:  # its name in runs of version 0.1
                 data["microbatches"] = data.pop("parts")
+            data.setdefault("decoder", "full")  # the only one of older runs
             if data.get("remat") == "dots":  # in runs of version 0.1 and 0.2
                 data["remat"] = "products"
             model = ClipConfig.from_json(json.dumps(data["model"]))

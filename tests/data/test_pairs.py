@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from jaxclip.data import pairs
+from jaxclip.data.crops import random_square
 from jaxclip.data.pairs import Pair, TarShards
 from jaxclip.data.records import Fault
-from jaxclip.data.stream import Skips, TooManySkipped, batches, crop_and_caption, random_square
+from jaxclip.data.stream import Skips, TooManySkipped, batches, crop_and_caption
 from tests.support.pictures import png
 from tests.support.sources import Memory
 
@@ -374,7 +375,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from jaxclip.data.pairs import TfdsPairs
-from jaxclip.data.stream import random_square
+from jaxclip.data.crops import random_square
 from made import Tiny
 
 folder = Path(sys.argv[1])

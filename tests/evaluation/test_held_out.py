@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.data.crops import random_square
 from jaxclip.data.labelled import open_labelled
 from jaxclip.data.pairs import open_pairs
 from jaxclip.data.spec import parse_spec
-from jaxclip.data.stream import random_square
 from jaxclip.evaluation.held_out import HeldOut
 from jaxclip.images.open import decode_image
 from jaxclip.images.preprocess import Preprocess

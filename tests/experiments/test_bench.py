@@ -133,11 +133,25 @@ def test_growth_runs_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["measured"]["temporaries, MiB a device"] >= 0 for row in rows)
 
 
+def test_batches_alone_by_every_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_pipeline, "PHOTOS", ((90, 70),))
+    flags = bench_pipeline.Flags(
+        pairs=2, pictures=40, sizes=(16,), decoders=("reduced",), readers=2, alone=True
+    )
+    full, reduced = bench_pipeline.rows(flags)
+    assert (full["decoder"], reduced["decoder"]) == ("full", "reduced")
+    assert full["measured"]["times the full decode"] == 1
+    errors = "mean error, of 255", "greatest error"
+    assert [full["measured"][name] for name in errors] == [0, 0]
+    assert all(reduced["measured"][name] > 0 for name in errors)
+
+
 @pytest.mark.slow  # one program is compiled for the step alone and one for the run
 def test_a_run_beside_its_pipeline_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_pipeline, "MODELS", {"tiny": TINY})
     options: dict[str, Any] = {"models": ["tiny"], "batches": [4, 8], "steps": 6, "pairs": 1}
     options |= {"precision": "float32", "remat": "none", "readers": 2, "pictures": 10}
+    monkeypatch.setattr(bench_pipeline, "batches_alone", lambda flags: ())
     rows = list(bench_pipeline.rows(bench_pipeline.Flags(**options)))
     assert [row["batch"] for row in rows] == [4, 8]
     for row in rows:

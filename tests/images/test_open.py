@@ -20,8 +20,9 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 from experiments import zero_shot
 from jaxclip import cli
+from jaxclip.data.crops import random_square, reduced_square
 from jaxclip.data.pairs import Pair
-from jaxclip.data.stream import Skips, crop_and_caption, random_square
+from jaxclip.data.stream import Skips, crop_and_caption
 from jaxclip.images import open as pictures
 from jaxclip.images.open import (
     MOST_PIXELS,
@@ -327,6 +328,7 @@ def test_a_picture_too_long_is_refused_before_it_is_decoded(
         lambda: decode_image(content),
         lambda: open_image(tmp_path / "long"),
         lambda: random_square(content, 224, rng),
+        lambda: reduced_square(content, 224, rng),
     ):
         with pytest.raises(ValueError, match=got):
             read()

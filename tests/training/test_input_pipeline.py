@@ -126,14 +126,18 @@ class Counting:
         self.position = min(positions)
 
 
+def unchanged(batch: int) -> int:
+    return batch
+
+
 def test_reading_ahead_keeps_order_and_the_position_of_each_batch():
     stream = Counting()
     stream.seek([1])
-    assert list(prefetch(stream, 4)) == [(4, 2), (9, 3), (16, 4), (25, 5)]
+    assert list(prefetch(stream, 4, unchanged)) == [(4, 2), (9, 3), (16, 4), (25, 5)]
 
 
 def test_reading_ahead_passes_errors_on():
-    results = prefetch(Counting(broken_at=2), 5)
+    results = prefetch(Counting(broken_at=2), 5, unchanged)
     assert next(results) == (1, 1)
     with pytest.raises(OSError, match="disk gone"):
         next(results)

@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -309,10 +310,10 @@ def test_waiting_for_data_is_told_apart_from_the_rest(
     """By a clock on which a batch takes 2 s, and telling a step 5."""
     clock = [0.0]
 
-    def reading(stream: DrawingStream, steps: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    def reading(stream: DrawingStream, steps: int, place: Callable) -> Iterator[tuple[Any, int]]:
         for _ in range(steps):
             clock[0] += 2
-            yield next(stream), stream.position
+            yield place(next(stream)), stream.position
 
     def show(_: object) -> None:
         clock[0] += 5

@@ -95,7 +95,7 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_state_of_an_old_run_is_read_to_the_bit(old_run: Path) -> None:
     recipe = Recipe.from_json((old_run / "config.json").read_text())
-    assert recipe.microbatches == 2
+    assert recipe.microbatches == 2 and recipe.decoder == "full"
     mesh = data_mesh(jax.devices()[:1])
     _, like = from_recipe.abstract_state(recipe, mesh)
     where = from_recipe.state_shardings(recipe, mesh)

@@ -46,6 +46,12 @@ def test_a_config_of_an_older_version_gets_the_defaults():
     assert Recipe.from_json(json.dumps(data)) == Recipe(seed=3)
 
 
+def test_a_run_of_before_goes_on_with_the_full_decode():
+    data = json.loads(Recipe().to_json())
+    assert data.pop("decoder") == "reduced"
+    assert Recipe.from_json(json.dumps(data)) == Recipe(decoder="full")
+
+
 def test_microbatches_are_read_under_their_old_name():
     data = json.loads(Recipe(microbatches=4).to_json())
     data["parts"] = data.pop("microbatches")
@@ -73,6 +79,7 @@ def test_microbatches_are_read_under_their_old_name():
         ({"warmup": -1}, "warmup: expected"),
         ({"average": 1.0}, "average: expected"),
         ({"dtype": "float16"}, "dtype: expected float32, bfloat16, got 'float16'"),
+        ({"decoder": "half"}, "decoder: expected full, reduced, got 'half'"),
         (
             {"remat": "some"},
             "remat: expected none, products, products_and_attention, full, got 'some'",

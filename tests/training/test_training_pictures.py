@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.data.stream import random_square
+from jaxclip.data.crops import random_square
 from jaxclip.images.open import decode_image, to_rgb
 from jaxclip.images.preprocess import Preprocess
 from tests.support.pictures import NOISE, deep, encoded

@@ -1,0 +1,50 @@
+"""The random square of a training picture, by two decoders.
+
+"A random square crop from resized images is the only data augmentation" (section 2.3). Which square
+it is depends on the picture's size in the file and the random numbers, not on the decoder.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from jaxclip.images.open import decode_image, to_rgb
+from jaxclip.images.reduced import decode_reduced
+
+RandomSquare = Callable[[bytes, int, np.random.Generator], np.ndarray]
+
+
+def _draw_square(
+    picture: tuple[int, int], size: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(width, height) of the resized picture, and (left, top) of the square in it."""
+    scale = size / min(picture)
+    width, height = (max(size, round(side * scale)) for side in picture)
+    left, top = (int(rng.integers(side - size + 1)) for side in (width, height))
+    return width, height, left, top
+
+
+def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+    """An encoded picture -> uint8 [size, size, 3]: resized, then a random square of it.
+
+    Pictures are decoded as by evaluation's policy `safe` (`images.open.to_rgb`).
+    ValueError if the picture cannot be decoded or is beyond the limits of `images.open.check_size`.
+    """
+    image = to_rgb(decode_image(content))
+    width, height, left, top = _draw_square(image.size, size, rng)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def reduced_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+    """`random_square` with a JPEG decoded no larger than it must be: nearly the same pixels."""
+    image, picture, (x, y, right, bottom) = decode_reduced(content, size)
+    width, height, left, top = _draw_square(picture, size, rng)
+    across, down = (right - x) / width, (bottom - y) / height  # decoded pixels to one of the square
+    x, y = x + left * across, y + top * down
+    box = x, y, min(x + size * across, right), min(y + size * down, bottom)  # min: rounding
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+SQUARES: dict[str, RandomSquare] = {"full": random_square, "reduced": reduced_square}
