@@ -70,3 +70,17 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         for path, leaf in zip(named_leaves(tree), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, found)
+
+
+def gather(params: Any, mesh: Mesh) -> Any:
+    """Parameters put together along `fsdp`, still cut along `tensor`; inside of jit.
+
+    Left alone, XLA multiplies by the cut kernels and sums activations over the devices, which are
+    larger than the kernels.
+    """
+
+    def whole(leaf: Any, sharding: NamedSharding) -> Any:
+        spec = P(*(None if axis == "fsdp" else axis for axis in sharding.spec))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(whole, params, shardings(params, mesh))

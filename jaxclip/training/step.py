@@ -26,7 +26,7 @@ from jaxclip.models.parameters import named_leaves
 from jaxclip.training.cached import embed_in_microbatches
 from jaxclip.training.optimizer import hold_logit_scale
 from jaxclip.training.pixels import BatchToPixels, as_given
-from jaxclip.training.sharding import BATCH
+from jaxclip.training.sharding import BATCH, gather
 from jaxclip.training.state import TrainState
 
 Array = jax.Array
@@ -157,9 +157,13 @@ def sharded_step(
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
     state_shardings = state_shardings or replicated
 
+    def whole_loss_fn(params: Any, *rest: Any) -> Any:
+        return loss_fn(gather(params, mesh), *rest)
+
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         batch = _with_pixels(batch, key, batch_to_pixels)
-        return train_step(state, batch, key, loss_fn=loss_fn, optimizer=optimizer)
+        whole = whole_loss_fn if mesh.shape.get("fsdp", 1) > 1 else loss_fn
+        return train_step(state, batch, key, loss_fn=whole, optimizer=optimizer)
 
     return jax.jit(
         step,
