@@ -171,7 +171,7 @@ def _first_weights(recipe: Recipe, start: str) -> dict[str, Any] | None:
 
 
 def require_execution(recipe: Recipe, execution: Execution, mesh: Mesh) -> None:
-    """UsageError where a mesh cannot divide the batch or compute the loss as asked."""
+    """UsageError where a mesh cannot divide the batch, or compute loss or attention as asked."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     if recipe.batch_size % shares:
         raise UsageError(
@@ -180,6 +180,8 @@ def require_execution(recipe: Recipe, execution: Execution, mesh: Mesh) -> None:
         )
     try:
         from_recipe.choose_loss(recipe, execution, mesh)
+        if execution.attention != "auto":
+            from_recipe.abstract_state(recipe, mesh, execution.attention)
     except ValueError as error:
         raise flag_error(error) from None
 

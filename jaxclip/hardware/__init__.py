@@ -29,12 +29,12 @@ def arrange(
     if platform not in (None, "cpu", "gpu", "tpu"):
         raise ValueError(f"platform: expected cpu, gpu or tpu, got {platform!r}")
     platform = platform or jax.default_backend()
-    if platform == "cpu":
-        return for_cpu(model)
     if platform == "gpu":
         kind = jax.devices()[0].device_kind if device_kind is None else device_kind
         return for_gpu(model, kind, attention=attention)
-    return model
+    if attention not in ("auto", "einsum"):
+        raise ValueError(f"attention: expected auto or einsum on a {platform}, got {attention!r}")
+    return for_cpu(model) if platform == "cpu" else model
 
 
 def for_cpu(model: "Clip") -> "Clip":
@@ -69,14 +69,19 @@ def arrange_training(
       remat: the recipe's.
       device_kind: of the `jax.Device`.
       attention: its kernel; "auto" is the one measured on that device.
+
+    Raises:
+      ValueError: a kernel that is unknown, or that the platform or the model's dtype does not take.
     """
+    if platform in ("gpu", "cuda"):
+        return for_gpu(model, device_kind, attention=attention)
+    if attention not in ("auto", "einsum"):
+        raise ValueError(f"attention: expected auto or einsum on a {platform}, got {attention!r}")
     if platform == "cpu":
         from jaxclip.hardware import cpu
 
         return cpu.for_training(model, remat)
-    if platform in ("gpu", "cuda"):
-        return for_gpu(model, device_kind, attention=attention)
-    if platform == "tpu" and attention in ("auto", "einsum"):
+    if platform == "tpu":
         from jaxclip.hardware import tpu
 
         return tpu.for_training(model, remat)

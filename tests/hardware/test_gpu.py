@@ -191,6 +191,12 @@ def test_a_kernel_that_cannot_be_is_refused_in_one_line():
         gpu.for_gpu(model, H100, attention="flash")
     with pytest.raises(ValueError, match="attention: cudnn takes bfloat16, got float32"):
         gpu.for_gpu(model, H100, attention="cudnn")
+    for platform in ("cpu", "tpu"):
+        told = f"attention: expected auto or einsum on a {platform}, got 'cudnn'"
+        with pytest.raises(ValueError, match=told):
+            hardware.arrange_training(model, platform, "none", attention="cudnn")
+        with pytest.raises(ValueError, match=told):
+            hardware.arrange(model, platform, attention="cudnn")
 
 
 # Layer norm ---------------------------------------------------------------------------------------
