@@ -61,6 +61,8 @@ def plan(
         raise UsageError(f"--model: expected one of {', '.join(RELEASED)}, got {model!r}")
     if batch is not None:
         require_whole_flag("--batch", batch, 2, 2**20)
+    for name, value in (("fsdp", fsdp), ("tensor", tensor), ("microbatches", microbatches)):
+        require_whole_flag(f"--{name}", value, 1, 2**20)
     require_whole_flag("--buffers", buffers, 0, 1000)
     from jaxclip.training import targets
     from jaxclip.training.plan import report

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.hardware.attention import Kernel, Sequences, attend
-from jaxclip.hardware.gpu import EVEN
+from jaxclip.hardware.flat import EVEN
 from jaxclip.models.layers import Attention, Numerics, Shapes
 
 Array = jax.Array
