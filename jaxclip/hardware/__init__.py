@@ -32,9 +32,14 @@ def arrange(
     if platform == "gpu":
         kind = jax.devices()[0].device_kind if device_kind is None else device_kind
         return for_gpu(model, kind, attention=attention)
+    _require_einsum(attention, platform)
+    return for_cpu(model) if platform == "cpu" else model
+
+
+def _require_einsum(attention: str, platform: str) -> None:
+    """ValueError for a kernel that only GPUs have."""
     if attention not in ("auto", "einsum"):
         raise ValueError(f"attention: expected auto or einsum on a {platform}, got {attention!r}")
-    return for_cpu(model) if platform == "cpu" else model
 
 
 def for_cpu(model: "Clip") -> "Clip":
@@ -75,8 +80,7 @@ def arrange_training(
     """
     if platform in ("gpu", "cuda"):
         return for_gpu(model, device_kind, attention=attention)
-    if attention not in ("auto", "einsum"):
-        raise ValueError(f"attention: expected auto or einsum on a {platform}, got {attention!r}")
+    _require_einsum(attention, platform)
     if platform == "cpu":
         from jaxclip.hardware import cpu
 

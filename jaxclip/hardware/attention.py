@@ -1,6 +1,6 @@
 """Attention by fused kernels, which hold no [n, a, l, l] array, and which kernel a chip gets.
 
-The definition is the einsum of `models/layers.py`: every kernel here equals it (test_attention.py),
+The definition is the einsum of `models/layers.py`: every kernel here equals it (tests/hardware),
 and it is what runs wherever nothing else was measured.
 """
 
@@ -18,19 +18,20 @@ Array = jax.Array
 Kernel = Literal["einsum", "xla", "cudnn"]
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)  # what the kernels of GPUs take
 
-# (chip, tokens): the kernel. Each row is a measurement; `python -m experiments.bench gpu` makes
-# them. A chip's name is part of its `device_kind`. The rows so far are from one run: whole training
-# steps in bfloat16 on an H100 80GB (2026-11-26, jax 0.11.2), ViT-L/14 (257 tokens, and 77 of text)
-# at batch 128 and ViT-B/32 (50) at 1,024. With cuDNN attention took 25 ms of a step of 184 ms; the
-# einsum's step did not fit, or took 442 ms with every block computed again. H200: the same chip.
-# 197 and 577 tokens were not measured.
+# (chip, tokens): the kernel. What was not measured is not here; `python -m experiments.bench gpu`
+# makes rows. A chip's name is part of its `device_kind`. The rows so far are from one run: whole
+# training steps in bfloat16 on an H100 80GB (2026-11-26, jax 0.11.2), ViT-L/14 (257 tokens, and 77
+# of text) at batch 128 and ViT-B/32 (50) at 1,024. With cuDNN attention took 25 ms of a step of 184
+# ms; the einsum's step did not fit, or took 442 ms with every block computed again.
 MEASURED: dict[tuple[str, int], Kernel] = {
-    (chip, tokens): "cudnn" for chip in ("H100", "H200") for tokens in (50, 77, 257)
+    ("H100", 50): "cudnn",
+    ("H100", 77): "cudnn",
+    ("H100", 257): "cudnn",
 }
 
 
 def choose(device_kind: str, tokens: int, dtype: Any) -> Kernel:
-    """The kernel that was measured to be the fastest there, or "einsum".
+    """The kernel that was measured there, or "einsum".
 
     Args:
       device_kind: of a `jax.Device`, such as "NVIDIA H100 80GB HBM3".
@@ -54,7 +55,7 @@ def require_kernel(kernel: str, dtype: Any) -> None:
     if kernel not in known:
         raise ValueError(f"attention: expected {', '.join(known)}, got {kernel!r}")
     if kernel == "cudnn" and dtype not in FUSED_DTYPES:
-        raise ValueError(f"attention: cudnn takes bfloat16, got {jnp.dtype(dtype).name}")
+        raise ValueError(f"attention: expected bfloat16 for cudnn, got {jnp.dtype(dtype).name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Sequences:
     kernel: Kernel
 
 
-def attend(query: Array, key: Array, value: Array, rows: Sequences) -> Array:
+def run_kernel(query: Array, key: Array, value: Array, rows: Sequences) -> Array:
     """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k], by `rows.kernel`.
 
     No token sees padding. What a token of padding gets is finite and means nothing.
@@ -101,7 +102,7 @@ class FusedAttention(Attention):
             mixed = self.mix(qkv.reshape(n, l, -1), _mask(rows), taps)
         if rows.kernel != "einsum":
             query, key, value = (y.reshape(n, l, a, -1) for y in self._projections(x))
-            mixed = attend(query, key, value, rows)
+            mixed = run_kernel(query, key, value, rows)
         mixed = checkpoint_name(mixed.reshape(n * l, -1), "attention")
         return self.out_proj(mixed)
 

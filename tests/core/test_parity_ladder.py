@@ -220,9 +220,9 @@ def test_a_recorded_ladder_comes_back(tmp_path: Path) -> None:
     rungs: dict[str, Any] = {"tokens": np.eye(2, dtype=np.int32), "pixels": np.ones((1, 2, 2, 3))}
     path = tmp_path / "ladder.safetensors"
     parity.record(path, rungs, {"model": "tiny"})
-    came, notes = parity.recorded(path)
-    assert notes == {"model": "tiny"} and came.keys() == rungs.keys()
-    assert all(np.array_equal(came[name], rungs[name]) for name in rungs)
+    read, notes = parity.recorded(path)
+    assert notes == {"model": "tiny"} and read.keys() == rungs.keys()
+    assert all(np.array_equal(read[name], rungs[name]) for name in rungs)
     parity.record(path, {"logits": np.ones(1)}, {})
     with pytest.raises(ValueError, match="expected pixels and tokens"):
         parity.recorded(path)

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import attention, flat, gpu
-from jaxclip.hardware.attention import Sequences, attend, choose
+from jaxclip.hardware.attention import Sequences, choose, run_kernel
 from jaxclip.hardware.modules import become
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Attention, LayerNorm, Numerics, Shapes, Transformer
@@ -172,14 +172,15 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
 
     with jax.enable_x64(True):
         query, key, value = RNG.normal(size=(3, 2, 14, 3, 8))
-        want = attend(query, key, value, rows)
+        want = run_kernel(query, key, value, rows)
         monkeypatch.setattr(jax.nn, "dot_product_attention", wrong)
-        assert departure(attend(query, key, value, rows), want) > 1e-2
+        assert departure(run_kernel(query, key, value, rows), want) > 1e-2
 
 
 def test_the_kernel_follows_from_what_was_measured():
     assert [choose(H100, l, jnp.bfloat16) for l in (50, 77, 257)] == ["cudnn"] * 3
     assert [choose(H100, l, jnp.bfloat16) for l in (20, 197, 577)] == ["einsum"] * 3
+    assert choose("NVIDIA H200", 257, jnp.bfloat16) == "einsum"
     assert choose("NVIDIA A100-SXM4-80GB", 257, jnp.bfloat16) == "einsum"
     assert choose("TPU v5 lite", 257, jnp.bfloat16) == "einsum"
     assert choose(H100, 257, jnp.float32) == "einsum"
@@ -189,7 +190,7 @@ def test_a_kernel_that_cannot_be_is_refused_in_one_line():
     model = clip.abstract(VIT)
     with pytest.raises(ValueError, match=r"attention: expected auto, einsum, .* got 'flash'"):
         gpu.for_gpu(model, H100, attention="flash")
-    with pytest.raises(ValueError, match="attention: cudnn takes bfloat16, got float32"):
+    with pytest.raises(ValueError, match="attention: expected bfloat16 for cudnn, got float32"):
         gpu.for_gpu(model, H100, attention="cudnn")
     for platform in ("cpu", "tpu"):
         told = f"attention: expected auto or einsum on a {platform}, got 'cudnn'"

@@ -213,7 +213,7 @@ def departure(got: Any, expected: Any) -> float:
     0.5
     """
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-    assert got.shape == expected.shape, f"{got.shape} came, {expected.shape} expected"
+    assert got.shape == expected.shape, f"expected {expected.shape}, got {got.shape}"
     value = np.abs(got - expected).max() / np.abs(expected).max()
     return float(value) if np.isfinite(value) else np.inf
 

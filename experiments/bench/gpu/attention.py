@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.hardware.attention import Kernel, Sequences, attend
+from jaxclip.hardware.attention import Kernel, Sequences, run_kernel
 from jaxclip.hardware.flat import EVEN
 from jaxclip.models.layers import Attention, Numerics, Shapes
 
@@ -36,7 +36,7 @@ def by_einsum(heads: int, causal: bool, numerics: Numerics) -> Mix:
 
 def by_kernel(rows: Sequences) -> Mix:
     """The same by a fused kernel, of three arrays [n, l, a, k], as its tower makes them."""
-    return lambda query, key, value: attend(query, key, value, rows)
+    return lambda query, key, value: run_kernel(query, key, value, rows)
 
 
 def with_gradient(mix: Mix) -> Callable[..., tuple[Array, tuple[Array, ...]]]:
