@@ -33,19 +33,31 @@ ARTISTS = {  # the folder of the embedded file: what NOTICE calls it; the last i
     "fluent-emoji-flat": "Fluent Emoji, flat",
 }
 GROUPS = {
-    "Animals": "cat face, dog face, rabbit face, mouse face, tiger face, monkey face, pig face, fox, "
-    "koala, elephant, penguin, turtle, whale, fish, crab, lady beetle",
-    "Fruit and food": "red apple, green apple, lemon, tangerine, pear, peach, cherries, strawberry, "
-    "watermelon, grapes, pineapple, tomato, avocado, eggplant, bread, hamburger",
-    "Faces": "grinning face, face with tears of joy, smiling face with heart-eyes, winking face, "
-    "loudly crying face, sleeping face, nauseated face, face with medical mask, nerd face, "
-    "clown face, skull, ghost, alien monster, smiling face with horns, Santa Claus, moai",
-    "Travel": "automobile, taxi, police car, tractor, bicycle, locomotive, tram, airplane, "
-    "helicopter, rocket, speedboat, canoe, motor scooter, racing car, minibus, tent",
-    "Sky and plants": "rainbow, cloud, cloud with rain, star, full moon face, crescent moon, fire, "
-    "droplet, umbrella, snowman, sunflower, rose, cactus, palm tree, evergreen tree, deciduous tree",
-    "Things": "red heart, green heart, yellow heart, soccer ball, guitar, trumpet, drum, hammer, "
-    "scissors, bell, locked, telephone, camera, trophy, balloon, crown",
+    "Animals": (
+        "cat face, dog face, rabbit face, mouse face, tiger face, monkey face, pig face, fox, "
+        "koala, elephant, penguin, turtle, whale, fish, crab, lady beetle"
+    ),
+    "Fruit and food": (
+        "red apple, green apple, lemon, tangerine, pear, peach, cherries, strawberry, "
+        "watermelon, grapes, pineapple, tomato, avocado, eggplant, bread, hamburger"
+    ),
+    "Faces": (
+        "grinning face, face with tears of joy, smiling face with heart-eyes, winking face, "
+        "loudly crying face, sleeping face, nauseated face, face with medical mask, nerd face, "
+        "clown face, skull, ghost, alien monster, smiling face with horns, Santa Claus, moai"
+    ),
+    "Travel": (
+        "automobile, taxi, police car, tractor, bicycle, locomotive, tram, airplane, "
+        "helicopter, rocket, speedboat, canoe, motor scooter, racing car, minibus, tent"
+    ),
+    "Sky and plants": (
+        "rainbow, cloud, cloud with rain, star, full moon face, crescent moon, fire, droplet, "
+        "umbrella, snowman, sunflower, rose, cactus, palm tree, evergreen tree, deciduous tree"
+    ),
+    "Things": (
+        "red heart, green heart, yellow heart, soccer ball, guitar, trumpet, drum, hammer, "
+        "scissors, bell, locked, telephone, camera, trophy, balloon, crown"
+    ),
 }
 NAMES = [name for group in GROUPS.values() for name in group.split(", ")]
 

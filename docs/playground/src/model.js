@@ -77,7 +77,7 @@ export function putPatches(bytes, patch, into) {
 }
 
 /** One block, of which only the first `rows` tokens go on. */
-function block(tape, weights, name, x, { n, l, d, heads, rows, epsilon }) {
+function transformerBlock(tape, weights, name, x, { n, l, d, heads, rows, epsilon }) {
   const at = (part) => weights[`${name}.${part}`];
   const norm = (y, part) => layerNorm(tape, y, at(`${part}.scale`), at(`${part}.bias`), epsilon);
   const map = (y, part, i, o) => linear(tape, y, at(`${part}.kernel`), at(`${part}.bias`), i, o);
@@ -107,7 +107,7 @@ export function encodeImages(tape, weights, config, drawings) {
   for (let i = 0; i < layers; i++) {
     // Only the class token is projected, so the last block need not compute the others.
     const sizes = { n, l, d, heads, epsilon, rows: i === layers - 1 ? 1 : l };
-    ({ x, seen } = block(tape, weights, `visual.transformer.resblocks.${i}`, x, sizes));
+    ({ x, seen } = transformerBlock(tape, weights, `visual.transformer.resblocks.${i}`, x, sizes));
   }
   const features = linear(tape, norm(x, "ln_post"), at("proj"), null, d, e);
   return { embeds: l2Normalize(tape, features, e), seen };

@@ -11,7 +11,7 @@ const ADD = 0x6a;
 const SUB = 0x6b;
 const MUL = 0x6c;
 const LESS_OR_EQUAL = 0x4c; // signed
-const memory = (opcode, offset) => [0xfd, ...unsigned(opcode), 2, ...unsigned(offset)];
+const access = (opcode, offset) => [0xfd, ...unsigned(opcode), 2, ...unsigned(offset)];
 const LOAD = 0x00; // four floats
 const SPLAT = 0x09; // one float, four times
 const STORE = 0x0b;
@@ -72,10 +72,10 @@ function block(rows, columns) {
   };
   const step = [];
   for (let c = 0; c < columns; c++) {
-    step.push(...get(COLUMN), ...memory(LOAD, 16 * c), ...set(c ? B1 : B0));
+    step.push(...get(COLUMN), ...access(LOAD, 16 * c), ...set(c ? B1 : B0));
   }
   for (let r = 0; r < rows; r++) {
-    step.push(...rowAddress(ROW, RA, r), ...memory(SPLAT, 0), ...set(A0));
+    step.push(...rowAddress(ROW, RA, r), ...access(SPLAT, 0), ...set(A0));
     for (let c = 0; c < columns; c++) {
       step.push(...get(accumulator(r, c)), ...get(A0), ...get(c ? B1 : B0));
       step.push(...F32X4_MUL, ...F32X4_ADD, ...set(accumulator(r, c)));
@@ -87,14 +87,14 @@ function block(rows, columns) {
     ...get(B), ...get(J), ...constant(4), MUL, ADD, ...set(COLUMN),
     ...get(C), ...get(I), ...get(RC), MUL, ADD, ...get(J), ...constant(4), MUL, ADD, ...set(TARGET),
     ...each((r, c) => [
-      ...rowAddress(TARGET, RC, r), ...memory(LOAD, 16 * c), ...set(accumulator(r, c)),
+      ...rowAddress(TARGET, RC, r), ...access(LOAD, 16 * c), ...set(accumulator(r, c)),
     ]),
     ...constant(0), ...set(P),
     ...loop(P, 1, K, [
       ...step, ...increase(ROW, get(CA)), ...increase(COLUMN, get(RB)), ...increase(P, constant(1)),
     ]),
     ...each((r, c) => [
-      ...rowAddress(TARGET, RC, r), ...get(accumulator(r, c)), ...memory(STORE, 16 * c),
+      ...rowAddress(TARGET, RC, r), ...get(accumulator(r, c)), ...access(STORE, 16 * c),
     ]),
   ];
 }

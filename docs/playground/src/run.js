@@ -37,11 +37,16 @@ export class Run {
     return loss;
   }
 
-  /** {embeds, attention of the class token [n, a, l]} of drawings. */
+  /** {embeds [n, e], seen [n, a, l]: the class token's attention} of drawings, some at a time. */
   look(drawings) {
-    this.tape.clear();
-    const { embeds, seen } = encodeImages(this.tape, this.weights, this.config, drawings);
-    return { embeds: embeds.value.slice(), seen };
+    const embeds = [], seen = [];
+    for (let i = 0; i < drawings.length; i += 16) {
+      this.tape.clear();
+      const some = encodeImages(this.tape, this.weights, this.config, drawings.slice(i, i + 16));
+      embeds.push(...some.embeds.value);
+      seen.push(...some.seen);
+    }
+    return { embeds: Float32Array.from(embeds), seen: Float32Array.from(seen) };
   }
 
   /** Embeddings [n, e] of captions. */
