@@ -2,7 +2,18 @@
 
 import { drawing } from "./data.js";
 
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const colours = new Map();
+
+/** A variable of the style sheet, looked up once until `forgetColours`. */
+function css(name) {
+  if (!colours.has(name)) {
+    const style = getComputedStyle(document.documentElement);
+    colours.set(name, style.getPropertyValue(`--${name}`).trim());
+  }
+  return colours.get(name);
+}
+
+export const forgetColours = () => colours.clear();
 
 /** {context, width, height} of a cleared canvas, sharp on any screen. */
 export function prepare(canvas, height) {
@@ -43,7 +54,7 @@ export function tile(data, name, artist) {
 /** Lines [{points: [[x, y]], colour, width, dash}] over axes; y from 0 to `top`, x from 0 to `end`. */
 export function lineChart(canvas, height, { lines, top, end, format, guide }) {
   const { context: c, width } = prepare(canvas, height);
-  const box = { left: 40, right: width - 10, top: 10, bottom: height - 22 };
+  const box = { left: 46, right: width - 10, top: 10, bottom: height - 22 };
   const x = (value) => box.left + (value / end) * (box.right - box.left);
   const y = (value) => box.bottom - (Math.min(value, top) / top) * (box.bottom - box.top);
   c.lineWidth = 1;
@@ -158,6 +169,7 @@ function globe(c, middle, radius, angles, flat) {
 /** Both sets of embeddings: drawings as themselves, captions as orange squares, pairs joined. */
 export function sphere(canvas, { points, texts, images, captions, selected, angles, flat }) {
   const size = Math.min(canvas.clientWidth, 460);
+  if (size < 80) return; // not laid out yet
   const { context: c, width } = prepare(canvas, size);
   c.translate((width - size) / 2, 0);
   const middle = size / 2;

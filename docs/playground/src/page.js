@@ -1,6 +1,6 @@
 // The page: controls to options, the worker's frames to pictures and numbers.
 
-import { lineChart, matrix, prepare, sphere, spotlight, tile } from "./charts.js";
+import { forgetColours, lineChart, matrix, prepare, sphere, spotlight, tile } from "./charts.js";
 import { unpack } from "./data.js";
 
 const $ = (id) => document.getElementById(id);
@@ -373,7 +373,7 @@ function listenToSphere() {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let before = 0;
   const spin = (now) => {
-    if (view.playing && !still.matches && now - before > 40) {
+    if (view.playing && !still.matches && now - before > 50) {
       turnSphere(0.006, 0);
       before = now;
     }
@@ -412,7 +412,10 @@ function listen() {
   $("ask").addEventListener("input", () => view.worker.postMessage(["ask", $("ask").value]));
   for (const radio of document.querySelectorAll("[name=set]")) radio.addEventListener("change", draw);
   addEventListener("resize", draw);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    forgetColours();
+    draw();
+  });
   $("matrix").addEventListener("click", (event) => {
     const row = Math.floor((event.offsetY - view.place.top) / view.place.side);
     if (row >= 0 && row < Math.min(SHOWN, view.options.chosen.length)) view.selected = row;
