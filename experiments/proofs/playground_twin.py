@@ -242,14 +242,17 @@ def losses_in_python(
 
 
 def losses_in_javascript(
-    options: dict[str, Any], seeds: Sequence[int], steps: int
+    options: dict[str, Any], seeds: Sequence[int], steps: int, *, plain: bool = False
 ) -> dict[int, list[float]]:
-    """The same by the page's code, run by Node. ValueError without it, or where it fails."""
+    """The same by the page's code, run by Node; `plain` without WebAssembly.
+
+    ValueError where there is no Node, or it fails.
+    """
     node = shutil.which("node")
     if node is None:
         raise ValueError("expected node on the PATH, got none; install Node.js 20 or newer")
     runs = [DEFAULTS | options | {"seed": seed} for seed in seeds]
-    command = [node, PAGE / "losses_of.js", json.dumps(runs), str(steps)]
+    command = [node, PAGE / "losses_of.js", json.dumps(runs), str(steps), "plain" * plain]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"expected losses from node, got: {done.stderr.strip()[-500:]}")
