@@ -56,7 +56,7 @@ export function lineChart(canvas, height, { lines, top, end, format, guide }) {
   const { context: c, width } = prepare(canvas, height);
   const box = { left: 46, right: width - 10, top: 10, bottom: height - 22 };
   const x = (value) => box.left + (value / end) * (box.right - box.left);
-  const y = (value) => box.bottom - (Math.min(value, top) / top) * (box.bottom - box.top);
+  const y = (value) => box.bottom - (value / top) * (box.bottom - box.top);
   c.lineWidth = 1;
   c.textBaseline = "middle";
   for (let i = 0; i <= 4; i++) {

@@ -16,6 +16,7 @@ const view = {
 view.chosen = new Set(view.defaults.chosen);
 
 const percent = (share) => `${Math.round(100 * share)} %`;
+const describe = (id, text) => $(id).setAttribute("aria-label", text);
 const say = (text) => { $("said").textContent = text; };
 
 // Options ---------------------------------------------------------------------------------------
@@ -109,8 +110,9 @@ function takeFrame(frame) {
   let at = frame.step - frame.losses.length;
   for (const loss of frame.losses) {
     const before = view.smooth.length ? view.smooth.at(-1)[1] : loss;
+    const weight = Math.max(0.06, 2 / (view.losses.length + 2)); // the first losses fall fast
     view.losses.push([at, loss]);
-    view.smooth.push([at++, 0.95 * before + 0.05 * loss]);
+    view.smooth.push([at++, before + weight * (loss - before)]);
   }
   const { trained, unseen } = frame.sets;
   if (view.accuracy.at(-1)?.[0] !== frame.step) {
@@ -127,7 +129,8 @@ function thin(points) {
 
 function drawCharts() {
   const guess = guessing();
-  const end = Math.max(50, Math.min(view.options.steps, Math.ceil((view.frame.step * 1.1) / 50) * 50));
+  const round = view.frame.step > 1500 ? 1000 : 200; // so that every fourth is a round number
+  const end = Math.min(view.options.steps, Math.ceil((view.frame.step + 20) / round) * round);
   const across = (value) => [[0, value], [end, value]];
   const most = Math.max(...view.losses.slice(0, 5).map(([, loss]) => loss), 0);
   const top = Math.min(Math.max(1.35 * guess, 1.05 * most), 2.2 * guess);
@@ -141,6 +144,11 @@ function drawCharts() {
       { points: thin(view.smooth), colour: "loss", thick: 2.5 },
     ],
   });
+  const { step, sets: { trained, unseen } } = view.frame;
+  const loss = $("n-loss").textContent;
+  describe("loss-chart", `Loss ${loss} at step ${step}; guessing costs ${guess.toFixed(2)}`);
+  describe("accuracy-chart", `Names right at step ${step}: ${percent(trained.accuracy)} of an artist it `
+    + `trains on, ${percent(unseen.accuracy)} of the artist it has not seen`);
   const chance = 1 / view.options.chosen.length;
   lineChart($("accuracy-chart"), 150, {
     end, top: 1, format: percent,
@@ -216,6 +224,8 @@ function markUnseen() {
     if (button.title !== label) button.title = label;
     button.setAttribute("aria-label", label);
   });
+  describe("matrix", `Cosines of drawings and captions; ${percent(accuracy)} of the unseen artist's drawings lie `
+    + "nearest to their own caption");
   $("unseen-score").textContent = `${percent(accuracy)} right, guessing ${percent(1 / words.length)}`;
 }
 
