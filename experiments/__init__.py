@@ -14,9 +14,9 @@ Beside them
   proofs.parity_table, proofs.loss_memory, proofs.plan
                      agreement with the official code; memory of the losses; what TPUs and GPUs need
   proofs.playground_twin
-                     the page that trains in a browser (docs/playground/) against the project's towers
+                     docs/playground/, a CLIP in the browser, against the project's towers
   recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings
-                     the embedded pictures, the embedded model, Fashion-MNIST and the page's drawings
+                     embedded pictures and model, Fashion-MNIST, docs/playground/'s drawings
 """
 
 import importlib.util
