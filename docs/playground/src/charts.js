@@ -51,6 +51,12 @@ export function tile(data, name, artist) {
   return tiles.get(key);
 }
 
+/** Put a drawing into a canvas of its own. */
+export function copyTile(canvas, image) {
+  canvas.width = canvas.height = 32;
+  canvas.getContext("2d").drawImage(image, 0, 0);
+}
+
 /** Lines [{points: [[x, y]], colour, width, dash}] over axes; y from 0 to `top`, x from 0 to `end`. */
 export function lineChart(canvas, height, { lines, top, end, format, guide }) {
   const { context: c, width } = prepare(canvas, height);
