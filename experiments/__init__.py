@@ -13,8 +13,10 @@ Beside them
   report             one HTML page of a run or an evaluation
   proofs.parity_table, proofs.loss_memory, proofs.plan
                      agreement with the official code; memory of the losses; what TPUs and GPUs need
-  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist
-                     the embedded pictures, the embedded model, and Fashion-MNIST prepared
+  proofs.playground_twin
+                     docs/playground/, a CLIP in the browser, against the project's towers
+  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings
+                     embedded pictures and model, Fashion-MNIST, docs/playground/'s drawings
 """
 
 import importlib.util
