@@ -128,7 +128,7 @@ def check(job: Job, target: targets.Target, *, buffers: int = 0) -> Facts:
             compiled = traced.lower().compile(compiler_options=options or None)
         except RuntimeError as error:  # of the compiler, and of kernels that refuse a shape
             return {"fits": False, "because": targets.out_of_memory(error, target), **facts}
-        facts |= _program_facts(compiled.as_text(), job, target)
+        facts |= _program_facts(targets.program_text(compiled, target), job, target)
         if buffers:
             facts["largest buffers"] = _largest_buffers(Path(folder), buffers)
     return {**_memory_facts(compiled.memory_analysis(), target), **facts}

@@ -189,5 +189,21 @@ def out_of_memory(error: RuntimeError, target: Target) -> str:
     return f"needs {found[1]} GiB, the chip has {found[2]} GiB"
 
 
+def program_text(compiled: Any, target: Target) -> str:
+    """The HLO of a compiled program.
+
+    Raises:
+      ValueError: jaxlib cannot read what a newer compiler wrote.
+    """
+    try:
+        return str(compiled.as_text())
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected a program for {target.name} that jaxlib {jax.lib.__version__} can read, got "
+            f"one of another compiler's version; pip install -U 'jax[tpu]=={jax.__version__}' "
+            f"({_short(error)})"
+        ) from error
+
+
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

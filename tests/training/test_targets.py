@@ -84,6 +84,17 @@ def test_the_memory_that_is_needed_is_said_in_short():
             targets.out_of_memory(jax.errors.JaxRuntimeError(text), TPU)
 
 
+def test_a_program_that_jaxlib_cannot_read_is_refused():
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update")
+
+    with pytest.raises(
+        ValueError, match=r"v5e:2x2 that jaxlib .* can read.*jax\[tpu\]==.*RET_CHECK"
+    ):
+        targets.program_text(Unreadable(), TPU)
+
+
 @pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
 @pytest.mark.parametrize(
     ("topology", "kind", "gib"),
