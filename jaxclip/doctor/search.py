@@ -1,0 +1,241 @@
+"""The smallest set of faults that turns our arrays of one side into theirs."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxclip.config import ClipConfig
+from jaxclip.doctor.evidence import Side
+from jaxclip.doctor.knobs import Tower, Walk, turn
+from jaxclip.doctor.variants import Fault, Variant, join, single_variants
+
+Array = np.ndarray
+Tell = Callable[[str], object]
+# float16 keeps 13 bits less than float32: what rounding to it changes, over 2^13, is about what
+# float32 changes. Sums in another order cost some times as much.
+FLOAT32_SHARE, FLOAT32_TIMES, FLOAT32_FLOOR = 2.0**-13, 12.0, 6e-7
+HALF_TIMES = 3.0  # another program rounds at other places than we do
+EXPLAINS = 0.9  # of the squared difference: less is a coincidence or one fault of several
+NEARLY = 1.25  # residuals this close are the same
+PAIR_GAIN = 0.25  # a second fault must leave at most this share of what one leaves
+BUDGET = 8e11  # multiplications of a search for pairs
+ALL_PAIRS = 1e8  # multiplications of a prediction up to which all pairs are tried
+BEST, FEW = 10, 3  # singles that pairs are built on
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How far a prediction is from theirs, stage by stage: relative root mean squares."""
+
+    residuals: tuple[float, ...]
+
+    @property
+    def squared(self) -> float:
+        """The sum of the squared residuals."""
+        return float(sum(r * r for r in self.residuals))
+
+    def within(self, levels: Sequence[float]) -> bool:
+        """Whether every stage is within its rounding."""
+        return all(r <= level for r, level in zip(self.residuals, levels, strict=True))
+
+    def prefix(self, levels: Sequence[float]) -> int:
+        """How many stages from the first on are within their rounding."""
+        held = [r <= level for r, level in zip(self.residuals, levels, strict=True)]
+        return held.index(False) if False in held else len(held)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a side says."""
+
+    side: Side
+    verdict: str  # "agrees", "faults", "unknown"
+    before: Score
+    after: Score
+    rounding: str  # "float32", "float16", "bfloat16": what is left is within it; "" beyond
+    variant: Variant | None = None
+    others: tuple[str, ...] = ()  # names of faults that explain it as well
+    first_stage: str | None = None
+
+    @property
+    def explained(self) -> float:
+        """The share of the squared difference that the faults explain."""
+        before = self.before.squared
+        return max(0.0, 1 - self.after.squared / before) if before > 0 else 1.0
+
+
+def distance(theirs: Array, ours: Array, exact: bool) -> float:
+    """How far apart two arrays are, relative to theirs; 1 where their shapes differ."""
+    if exact:
+        columns = max(theirs.shape[1], ours.shape[1])
+        same = min(theirs.shape[1], ours.shape[1])
+        unequal = (theirs[:, :same] != ours[:, :same]).sum() + len(theirs) * (columns - same)
+        return float((unequal / (len(theirs) * columns)) ** 0.5)
+    if theirs.shape != ours.shape:
+        return 1.0
+    a = np.asarray(theirs, np.float64)
+    with np.errstate(all="ignore"):
+        off = float(np.linalg.norm(a - ours)) / max(float(np.linalg.norm(a)), 1e-30)
+    return off if np.isfinite(off) else 1e6
+
+
+class Search:
+    """Tries variants of a walk on one side."""
+
+    def __init__(self, side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> None:
+        self.side, self.walk, self.tell = side, walk, tell
+        self.singles = single_variants(config, walk, side.knobs)
+        self.levels = {name: self._level(name) for name in ("float32", "float16", "bfloat16")}
+
+    def score(self, variant: Variant | None, *, whole: bool = False) -> Score:
+        """How far the walk with a variant's knobs is from theirs, in the search's rows or all."""
+        rows = None if whole else self.side.rows
+        walk = self.walk if variant is None else turn(self.walk, variant.changes)
+        ours = list(self.side.predict(walk, rows))
+        theirs = [x[:rows] for x in self.side.theirs]
+        if len(ours) != len(theirs):  # a block is missing: stages pair from the first on
+            end = ours[-1:] if self.side.stages[-1].endswith("features") else []
+            ours = [*ours[: len(ours) - len(end)], *[np.zeros(0)] * len(theirs)]
+            ours = [*ours[: len(theirs) - len(end)], *end]
+        return Score(
+            tuple(distance(a, b, self.side.exact) for a, b in zip(theirs, ours, strict=True))
+        )
+
+    # Rounding --------------------------------------------------------------------------------
+
+    def _rounded(self, rounding: str) -> list[float]:
+        """How far our own stages move when every step is rounded."""
+        if self.side.exact:
+            return [0.0] * len(self.side.stages)
+        right = self.side.predict(self.walk, self.side.rows)
+        if self.side.name == "pixels":
+            step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[rounding]
+            return [0.4 * step] * len(right)
+        towers = {s: {"rounding": rounding} for s in ("image", "text")}
+        wrong = self.side.predict(turn(self.walk, towers), self.side.rows)
+        return [distance(a, b, False) for a, b in zip(right, wrong, strict=True)]
+
+    def _level(self, rounding: str) -> tuple[float, ...]:
+        stages = len(self.side.stages)
+        if self.side.exact:
+            return (0.0,) * stages
+        if rounding == "float32":
+            share = FLOAT32_SHARE * FLOAT32_TIMES
+            levels = [share * r + FLOAT32_FLOOR for r in self._rounded("float16")]
+        else:
+            step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[rounding]
+            levels = [HALF_TIMES * r + step for r in self._rounded(rounding)]
+        return tuple([*levels, *levels[-1:] * stages][:stages])
+
+    def rounding_of(self, score: Score) -> str:
+        """The narrowest rounding that a score is within: "float32", "float16", "bfloat16" or ""."""
+        return next((name for name in self.levels if score.within(self.levels[name])), "")
+
+    # The search ------------------------------------------------------------------------------
+
+    def rank(self, score: Score) -> tuple[int, float]:
+        """Better is larger."""
+        return score.prefix(self.levels["float32"]), -score.squared
+
+    def try_all(self, variants: Sequence[Variant]) -> list[tuple[Variant, Score]]:
+        """(variant, score), best first; among equals the earlier."""
+        scored = [(variant, self.score(variant)) for variant in variants]
+        return sorted(scored, key=lambda pair: self.rank(pair[1]), reverse=True)
+
+    def pairs(self, singles: Sequence[tuple[Variant, Score]]) -> list[Variant]:
+        """Pairs worth trying: on the best singles, and all usual ones where that is cheap."""
+        cheap = self.side.cost <= ALL_PAIRS
+        best = [variant for variant, _ in singles]
+        usual = [variant for variant in best if variant.first]
+        few = BEST
+        if not cheap:
+            few = int(np.clip(BUDGET / (self.side.cost * max(1, len(usual))), FEW, BEST))
+        tops = best[:few]
+        found = [(a, b) for a in tops for b in (best if cheap else usual)]
+        found += itertools.combinations(usual, 2) if cheap else ()
+        joined: dict[Any, Variant] = {}
+        for a, b in found:
+            pair = join(a, b) if a is not b else None
+            key = frozenset((id(a), id(b)))
+            if pair is not None and key not in joined:
+                joined[key] = pair
+        return list(joined.values())
+
+    def ties(self, scored: Sequence[tuple[Variant, Score]]) -> tuple[Variant, Score, tuple[str, ...]]:
+        """(the first in the table's order of those that fit best, its score, the others' names)."""
+        least = scored[0][1].squared
+        near = [
+            (variant, score) for variant, score in scored if score.squared <= NEARLY**2 * least
+        ]
+        order = {id(variant): i for i, variant in enumerate(self.singles)}
+        near.sort(key=lambda pair: order.get(id(pair[0]), 0))
+        variant, score = near[0]
+        names = dict.fromkeys(" and ".join(v.names) for v, _ in near)
+        others = tuple(name for name in names if name != " and ".join(variant.names))
+        return variant, score, others[:3]
+
+
+def _improves(before: Score, after: Score) -> bool:
+    return after.squared <= (1 - EXPLAINS) * before.squared
+
+
+def search(side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> Finding:
+    """What is wrong on one side, given a walk that is right elsewhere."""
+    found = Search(side, config, walk, tell)
+    base = found.score(None)
+    float32 = found.levels["float32"]
+
+    def agrees(rounding: str) -> Finding:
+        return Finding(side, "agrees", base, base, rounding)
+
+    if all(r <= level / 3 for r, level in zip(base.residuals, float32, strict=True)):
+        return agrees("float32")
+    tell(f"{side.name}: trying {len(found.singles)} faults ...")
+    singles = found.try_all(found.singles)
+    if singles and singles[0][1].within(float32) and _improves(base, singles[0][1]):
+        return _named(found, base, singles)
+    rounding = found.rounding_of(base)
+    convinced = bool(singles) and _improves(base, singles[0][1])
+    if rounding and (rounding == "float32" or not convinced):
+        return agrees(rounding)
+    candidates = found.pairs(singles)
+    within = bool(singles) and bool(found.rounding_of(singles[0][1])) and convinced
+    if candidates and not (within and side.cost > 1e8):
+        tell(f"{side.name}: trying {len(candidates)} pairs of faults ...")
+        pairs = found.try_all(candidates)
+        if _better_pair(found, base, singles, pairs):
+            return _named(found, base, pairs)
+    if singles and convinced:
+        return _named(found, base, singles)
+    return _unknown(found, base, singles)
+
+
+def _better_pair(found: Search, base: Score, singles: Any, pairs: Any) -> bool:
+    """Whether the best pair explains the difference, and much better than the best single."""
+    single, pair = singles[0][1], pairs[0][1]
+    return _improves(base, pair) and (
+        pair.squared <= PAIR_GAIN * single.squared
+        or pair.prefix(found.levels["float32"]) > single.prefix(found.levels["float32"])
+    )
+
+
+def _named(found: Search, base: Score, scored: Sequence[tuple[Variant, Score]]) -> Finding:
+    variant, score, others = found.ties(scored)
+    if found.side.rows is not None:
+        base, score = found.score(None, whole=True), found.score(variant, whole=True)
+    first = _departs(found, base)
+    rounding = found.rounding_of(score)
+    return Finding(found.side, "faults", base, score, rounding, variant, others, first)
+
+
+def _departs(found: Search, score: Score) -> str | None:
+    """The first stage beyond float32's rounding."""
+    held = score.prefix(found.levels["float32"])
+    return found.side.stages[held] if held < len(found.side.stages) else found.side.stages[-1]
+
+
+def _unknown(found: Search, base: Score, singles: Any) -> Finding:
+    return Finding(found.side, "unknown", base, base, "", None, (), _departs(found, base))
