@@ -9,10 +9,11 @@ import numpy as np
 from jaxclip.config import ClipConfig
 from jaxclip.doctor.checks import check_probe, check_theirs
 from jaxclip.doctor.evidence import Evidence, Side
+from jaxclip.doctor.faults import BY_NAME
 from jaxclip.doctor.knobs import Walk, right_walk, turn
 from jaxclip.doctor.network import Network
 from jaxclip.doctor.search import Finding, Tell, search
-from jaxclip.doctor.variants import Fault
+from jaxclip.doctor.variants import Fault, Variant
 from jaxclip.models.clip import Clip
 from jaxclip.models.parameters import to_flat
 
@@ -178,16 +179,24 @@ def _examine(evidence: Evidence, config: ClipConfig, tell: Tell) -> list[Finding
         if f"{name} tower" not in known and not any(k.startswith(f"{name}_feat") for k in given)
     )
     look(evidence.logits_side(("logits", *towers), walk))
-    return findings
+    return _other_weights(findings)
 
 
-def _cosine(a: Array, b: Array) -> float:
-    """Mean cosine between rows of two arrays [n, e], each less the mean over rows."""
-    if a.shape != b.shape or len(a) < 2:
-        return 0.0
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)))
+def _other_weights(findings: list[Finding]) -> list[Finding]:
+    """The findings, with other weights named where neither tower's features resemble ours.
+
+    One tower that does so may have any fault: it stays unknown.
+    """
+    towers = [f for f in findings if f.side.name in ("image tower", "text tower")]
+    lost = [f for f in towers if f.verdict == "unknown" and abs(f.resemblance) < UNRELATED]
+    if len(lost) < 2:
+        return findings
+    fault = Fault("other-weights", BY_NAME["other-weights"].sentence)
+    named = Variant((fault,), {}, True)
+    return [
+        dataclasses.replace(f, verdict="faults", variant=named) if f in lost else f
+        for f in findings
+    ]
 
 
 def _summarise(findings: list[Finding]) -> Diagnosis:

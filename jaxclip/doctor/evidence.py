@@ -9,14 +9,14 @@ import numpy as np
 
 from jaxclip.config import ClipConfig
 from jaxclip.doctor import preprocessing
-from jaxclip.doctor.knobs import Tower, Walk, turn
+from jaxclip.doctor.knobs import Logits, Tower, Walk, turn
 from jaxclip.doctor.network import Network
+from jaxclip.doctor.variants import Variant, fitted_scale
 
 Array = np.ndarray
-Rows = int | None  # the first so many, or all
+Rows = tuple[int, ...] | None  # some, or all
 Predict = Callable[[Walk, Rows], list[Array]]
-SEARCH_ROWS = {"image": 2, "text": 3}  # of a large model, for the search
-LARGE = 2e9  # multiplications of a run over all rows from which the search takes fewer
+SEARCH_ROWS = {"image": 2, "text": 3}  # pictures or texts that the search runs
 PADDED = ("last", "mean", "after", "last word")  # pooling that reads what follows the end
 
 
@@ -29,9 +29,15 @@ class Side:
     theirs: tuple[Array, ...]
     knobs: tuple[str, ...]  # the stages of a walk that may be wrong here
     predict: Predict
-    rows: Rows = None  # of the search
+    few: int = 0  # rows that a search takes; 0: all
     exact: bool = False  # tokens: no rounding
     cost: float = 0.0  # multiplications of one prediction in the search
+    more: tuple[Variant, ...] = ()  # made from these arrays, beside those of the table
+
+
+def take(array: Array, rows: Rows) -> Array:
+    """Some rows of an array, or all."""
+    return array if rows is None else array[list(rows)]
 
 
 def _hidden(given: Mapping[str, Array], side: str) -> tuple[list[str], list[Array]]:
@@ -81,7 +87,7 @@ class Evidence:
         else:
             given = self._their_inputs(side) if source == "theirs" else self.inputs[side]
             inputs, key = given, source
-        inputs = inputs[:rows]
+        inputs = take(inputs, rows)
         if side == "text":
             inputs = self._cut(inputs, knobs)
         return self.network.run(side, inputs, knobs, (key, rows, inputs.shape))
@@ -110,7 +116,7 @@ class Evidence:
                     ("pixels",),
                     (self.theirs["pixels"],),
                     ("pixels",),
-                    lambda walk, rows: [self.pixels(walk["pixels"])[:rows]],
+                    lambda walk, rows: [take(self.pixels(walk["pixels"]), rows)],
                 )
             )
         if "tokens" in self.theirs and any(self.texts):
@@ -120,7 +126,7 @@ class Evidence:
                     ("tokens",),
                     (self.theirs["tokens"],),
                     ("tokens",),
-                    lambda walk, rows: [self.tokens(walk["tokens"])[:rows]],
+                    lambda walk, rows: [take(self.tokens(walk["tokens"]), rows)],
                     exact=True,
                 )
             )
@@ -140,9 +146,9 @@ class Evidence:
             found = list(ours.hidden) if f"{side}_hidden" in self.theirs else []
             return [*found, ours.features] if features is not None else found
 
-        rows = self._search_rows(side)
-        cost = self._cost(side, rows)
-        return Side(f"{side} tower", tuple(names), tuple(arrays), (side,), predict, rows, cost=cost)
+        few = self._few(side)
+        cost = self.network.cost(side, few or len(self.inputs[side]))
+        return Side(f"{side} tower", tuple(names), tuple(arrays), (side,), predict, few, cost=cost)
 
     def whole_side(self, side: str, open_knobs: tuple[str, ...]) -> Side | None:
         """Their features from pictures or texts, preprocessing and tower together."""
@@ -155,9 +161,9 @@ class Evidence:
         def predict(walk: Walk, rows: Rows) -> list[Array]:
             return [self.tower(side, walk, rows, source).features]
 
-        rows = self._search_rows(side)
-        cost = self._cost(side, rows)
-        return Side(key, (key,), (self.theirs[key],), open_knobs, predict, rows, cost=cost)
+        few = self._few(side)
+        cost = self.network.cost(side, few or len(self.inputs[side]))
+        return Side(key, (key,), (self.theirs[key],), open_knobs, predict, few, cost=cost)
 
     def logits_side(self, open_knobs: tuple[str, ...], walk: Walk) -> Side | None:
         """Their logits, from their own features where they gave them."""
@@ -181,20 +187,24 @@ class Evidence:
             both = features("image", walk), features("text", walk)
             return [self.network.logits(*both, walk["logits"])]
 
-        cost = sum(self._cost(side, None) for side in ("image", "text") if side in open_knobs)
-        return Side(
-            "logits", ("logits_per_image",), (logits,), open_knobs, predict, cost=cost
-        )
+        towers = [side for side in ("image", "text") if side in open_knobs]
+        cost = sum(self.network.cost(side, len(self.inputs[side])) for side in towers)
+        names = ("logits_per_image",)
+        more = self._fit_scale(logits, predict(walk, None)[0])
+        return Side("logits", names, (logits,), open_knobs, predict, cost=cost, more=more)
 
-    def _search_rows(self, side: str) -> Rows:
-        large = self._cost(side, None) > LARGE
-        return SEARCH_ROWS[side] if large and not self._is_resnet(side) else None
+    def _fit_scale(self, theirs: Array, ours: Array) -> tuple[Variant, ...]:
+        """The factor that turns our cosines into their logits best, where one can be fitted."""
+        if theirs.shape != ours.shape or not np.square(ours).sum() > 0:
+            return ()
+        right = self.network.factor(Logits())
+        factor = right * float((theirs * ours).sum() / np.square(ours).sum())
+        return (fitted_scale(factor, right),)
 
-    def _is_resnet(self, side: str) -> bool:
-        return side == "image" and self.network.is_resnet
-
-    def _cost(self, side: str, rows: Rows) -> float:
-        return self.network.cost(side, len(self.inputs[side][:rows]))
+    def _few(self, side: str) -> int:
+        """Rows of a search; BatchNorm in training mode needs the whole batch."""
+        whole = side == "image" and self.network.is_resnet
+        return 0 if whole else SEARCH_ROWS[side]
 
 
 FROM = {"image": "image_features_from_pictures", "text": "text_features_from_texts"}

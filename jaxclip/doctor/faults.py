@@ -11,5 +11,5 @@ def pitfall_of(name: str) -> Pitfall:
     """The row of a fault by its name, also of a family's member such as heads-3."""
     if name in BY_NAME:
         return BY_NAME[name]
-    families = {"heads-": "heads-of-64", "qkv-order-": "qkv-order-kqv", "layers-": "layers-swapped"}
+    families = {"heads-": "heads-of-64", "qkv-order-": "qkv-order-kqv"}
     return next(BY_NAME[row] for start, row in families.items() if name.startswith(start))

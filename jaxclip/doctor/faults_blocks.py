@@ -80,7 +80,7 @@ def _swaps(place: Place) -> Iterable[Member]:
     if by_name != place.right.order:
         yield Member(
             {"order": by_name},
-            "layers-by-name",
+            "",
             "the blocks are in the order of their names, 0, 1, 10, 11, 2, ...",
         )
     if layers > 24:
@@ -324,10 +324,9 @@ FAULTS = (
     Pitfall(
         "layers-swapped",
         TRANSFORMERS,
-        "two blocks are swapped",
+        "blocks are in the wrong order",
         _swaps,
-        sees="Features that resemble the right ones. In the order of names it is called "
-        "`layers-by-name`.",
+        sees="Features that resemble the right ones.",
         why="Sorted as text, `10` and `11` come before `2`; a dict of blocks loses the order.",
         fix="Sort by number.",
         test="Twelve blocks or more, each with weights of its own.",

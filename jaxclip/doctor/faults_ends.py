@@ -1,9 +1,29 @@
 """The table of faults, part 2: what enters the blocks, what is read from them, and the logits."""
 
+import math
 from collections.abc import Iterable
 
 from jaxclip.doctor.faults_blocks import TOWERS, TRANSFORMERS
 from jaxclip.doctor.pitfall import Member, Pitfall, Place
+
+
+MEANS = {
+    "vit": ("mean", "mean of patches"),
+    "resnet": ("mean", "mean of queries", "mean of patches"),
+    "text": ("mean", "mean of text"),
+    "bag": ("mean",),
+}
+
+
+def _means(place: Place) -> Iterable[Member]:
+    return [Member({"pooled": pooled}) for pooled in MEANS[place.kind]]
+
+
+def _clips(place: Place) -> Iterable[Member]:
+    yield Member({"scale": "clipped", "clip": 100.0}, "", "the scale is clipped at 100")
+    yield Member(
+        {"scale": "clipped", "clip": math.log(100.0)}, "", "the scale is clipped at ln 100"
+    )
 
 
 def _projection(place: Place) -> Iterable[Member]:
@@ -108,8 +128,7 @@ FAULTS = (
         "pooled-mean",
         ("vit", "text", "resnet"),
         "the mean over tokens is read",
-        ({"pooled": "mean"}, {"pooled": "mean of patches"}, {"pooled": "mean of text"},
-         {"pooled": "mean of queries"}),  # fmt: skip
+        _means,
         sees="Smooth features that work a little.",
         why="Sentence encoders and global average pooling do it so.",
         fix="Image: the class token. Text: the row of the first end-of-text token.",
@@ -188,10 +207,10 @@ FAULTS = (
         "positions-interpolated",
         ("vit",),
         "the positional embedding is resized where it fits",
-        ({"positions": "shrunk"}, {"positions": "stretched"}, {"positions": "transposed"}),
+        ({"positions": "stretched"}, {"positions": "shrunk"}, {"positions": "aligned corners"}),
         sees="Features that resemble the right ones.",
         why="Code for other resolutions runs always, or with a scale factor that rounds "
-        "(`(w + 0.1) / w`), or takes the grid's columns for rows.",
+        "(`(w + 0.1) / w`, as DINO's code does).",
         fix="Resize only when the grid differs; give the size, not a factor.",
         test="The input of the first block at the trained size.",
     ),
@@ -233,6 +252,7 @@ FAULTS = (
         (
             {"patches": "columns"},
             {"patches": "images"},
+            {"positions": "transposed"},
             {"patches": "inside"},
             {"patches": "channels first"},
             {"patches": "kernel upside down"},
@@ -276,7 +296,7 @@ FAULTS = (
         "scale-clipped",
         ("logits",),
         "the scale is clipped to another value",
-        (),
+        _clips,
         sees="Logits in proportion to the right ones.",
         why="Training clips the factor at 100 (section 2.5); the clip belongs to training, and to "
         "the factor, not to its logarithm.",

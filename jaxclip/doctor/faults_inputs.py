@@ -1,11 +1,26 @@
 """The table of faults, part 3: pictures to pixels, texts to tokens, and whole checkpoints."""
 
-from jaxclip.doctor.pitfall import Pitfall
+from collections.abc import Iterable
+
+from jaxclip.doctor.pitfall import Member, Pitfall, Place
 from jaxclip.tokenizer import END_OF_TEXT
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+USUAL_CONTEXTS = (76, 78, 75, 79, 64, 32, 16, 50, 52, 40, 48, 128, 256, 512)
+
+
+def _contexts(place: Place) -> Iterable[Member]:
+    right = place.config.text.context_length
+    lengths = (right - 1, right + 1, *USUAL_CONTEXTS, right // 2)
+    return [
+        Member({"context": n}, "", f"the context is {n} tokens where the model has {right}")
+        for n in dict.fromkeys(lengths)
+        if n not in (right, 0)
+    ]
+
 
 FAULTS = (
     Pitfall(
@@ -111,7 +126,7 @@ FAULTS = (
         "crop-before-resize",
         ("pixels",),
         "the square is cut out before the picture is resized",
-        ({"order": "crop, resize"},),
+        ({"order": "crop, resize"}, {"order": "crop, resize", "offset": "down"}),
         sees="Pixels differ a little at every edge.",
         why="It saves time and is nearly the same.",
         fix="Resize the short side first, then cut the middle.",
@@ -209,7 +224,7 @@ FAULTS = (
         "no-end-token",
         ("tokens",),
         "the end token is missing",
-        ({"end": False}, {"end": False, "start": False}),
+        ({"end": False},),
         sees="The features are read at the start token, whose id is then the largest: all equal.",
         why="`add_special_tokens=False`, or a text cut to the context afterwards.",
         fix="49406, the text, 49407.",
@@ -239,7 +254,7 @@ FAULTS = (
         "context-off",
         ("tokens",),
         "the context has another length",
-        ({"context": -1}, {"context": 1}, {"context": -2}, {"context": 2}),
+        _contexts,
         sees="Long texts are cut at another place; the others are right.",
         why="The paper says 76, the code 77; other tokenizers have 64, 512 or none.",
         fix="77 ids, both marks included.",

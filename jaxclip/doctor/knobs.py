@@ -36,7 +36,7 @@ class Words:
     end: bool = True
     end_if_cut: bool = True
     padding: int = 0
-    context: int = 0  # added to the context length
+    context: int = 0  # another length than the model's
     marks: str = "as words"  # "kept apart"
 
 
@@ -81,9 +81,9 @@ class Logits:
     softmax: str = "none"  # "texts", "images"
     transposed: bool = False
     bias: bool = True
+    rounding: str = ""  # of embeds and logits
 
 
-STAGES = ("pixels", "tokens", "image", "text", "logits")
 Walk = Mapping[str, Any]  # stage -> its knobs
 
 

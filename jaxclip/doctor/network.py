@@ -100,9 +100,10 @@ class Network:
         stem = ("text", *towers.chosen(t, (*towers.STEM, "rounding")), key)
         x = self.memory.get_or(stem, lambda: towers.text_stem(tokens, params, t))
         hidden = self._blocks(x.astype(params["text_projection"].dtype), params, t, stem)
-        x = towers.pool_text(hidden[-1], tokens, t)
-        if t.ln_post:
+        x = hidden[-1]
+        if t.ln_post:  # on all tokens: a mean over them is another one after it than before
             x = reference.layer_norm(x, **params["ln_final"], eps=t.epsilon)
+        x = towers.pool_text(x, tokens, t)
         return Features(hidden, towers.finish(x, params["text_projection"], t))
 
     def _blocks(self, x: Array, params: Params, t: Tower, stem: Hashable) -> tuple[Array, ...]:
@@ -140,7 +141,8 @@ class Network:
         I_e, T_e = image_features.astype(np.float64), text_features.astype(np.float64)
         if knobs.normalised:
             I_e, T_e = reference.l2_normalize(I_e), reference.l2_normalize(T_e)
-        found = I_e @ T_e.T * self.factor(knobs)
+        I_e, T_e = (towers.round_to(x, knobs.rounding) for x in (I_e, T_e))
+        found = towers.round_to(I_e @ T_e.T, knobs.rounding) * self.factor(knobs)
         found = found + self.logit_bias if knobs.bias else found
         if knobs.softmax != "none":
             found = reference.softmax(found, axis=1 if knobs.softmax == "texts" else 0)

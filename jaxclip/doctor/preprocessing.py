@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip import tokenizer
+from jaxclip.convert.layouts.positions import cubic
 from jaxclip.doctor.knobs import Pixels, Words
 
 Array = np.ndarray
@@ -25,19 +26,11 @@ LARGER = 256 / 224  # of torchvision's ImageNet recipe: resize to 256, crop 224
 # Pictures -----------------------------------------------------------------------------------------
 
 
-def cubic(x: Array, a: float) -> Array:
-    """The cubic convolution kernel (Keys 1981) with its free parameter."""
-    x = np.abs(x)
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def resize_matrix(before: int, after: int, resample: str, a: float) -> Array:
-    """[after, before]: how each new pixel is mixed from the old ones, without antialiasing."""
-    centres = (np.arange(after) + 0.5) * before / after - 0.5
-    if resample == "nearest":
-        taps = np.floor((np.arange(after) * before) / after).astype(int)[:, None]
+def resize_matrix(before: int, centres: Array, resample: str, a: float) -> Array:
+    """[after, before]: how the pixels at `centres` are mixed from old ones, not antialiased."""
+    after = len(centres)
+    if resample == "nearest":  # torch's: the pixel that holds the left edge of the new one
+        taps = np.floor(np.arange(after) * before / after).astype(int)[:, None]
         weights = np.ones((after, 1))
     elif resample == "bilinear":
         first = np.floor(centres).astype(int)
@@ -59,8 +52,10 @@ def resize(picture: Array, width: int, height: int, knobs: Pixels) -> Array:
         size = (width, height)
         return np.asarray(Image.fromarray(picture).resize(size, FILTERS[knobs.resample]))
     a = -0.5 if "-0.5" in knobs.antialias else -0.75
-    down = resize_matrix(picture.shape[0], height, knobs.resample, a)
-    across = resize_matrix(picture.shape[1], width, knobs.resample, a)
+    down, across = (
+        resize_matrix(old, (np.arange(new) + 0.5) * old / new - 0.5, knobs.resample, a)
+        for old, new in zip(picture.shape, (height, width), strict=False)
+    )
     x = np.einsum("ij,jkc->ikc", down, picture.astype(np.float64), optimize=True)
     x = np.einsum("ij,kjc->kic", across, x, optimize=True)  # [height, width, 3]
     return x if "unclipped" in knobs.antialias else _settle(x, "rounded" in knobs.antialias)
@@ -152,7 +147,7 @@ def _encode(text: str, knobs: Words) -> list[int]:
 
 def make_tokens(texts: Sequence[str], context: int, knobs: Words) -> Array:
     """[m, l] int32, one row a text."""
-    length = context + knobs.context
+    length = knobs.context or context
     tokens = np.full((len(texts), length), knobs.padding, np.int32)
     for row, text in zip(tokens, texts, strict=True):
         ids = [tokenizer.START_OF_TEXT] * knobs.start + _encode(text, knobs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.config import ClipConfig
-from jaxclip.doctor.evidence import Side
+from jaxclip.doctor.evidence import Rows, Side, take
 from jaxclip.doctor.knobs import Tower, Walk, turn
 from jaxclip.doctor.variants import Fault, Variant, join, single_variants
 
@@ -17,6 +17,7 @@ Tell = Callable[[str], object]
 # float16 keeps 13 bits less than float32: what rounding to it changes, over 2^13, is about what
 # float32 changes. Sums in another order cost some times as much.
 FLOAT32_SHARE, FLOAT32_TIMES, FLOAT32_FLOOR = 2.0**-13, 12.0, 6e-7
+STEPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest relative error of one rounding
 HALF_TIMES = 3.0  # another program rounds at other places than we do
 EXPLAINS = 0.9  # of the squared difference: less is a coincidence or one fault of several
 NEARLY = 1.25  # residuals this close are the same
@@ -59,6 +60,7 @@ class Finding:
     variant: Variant | None = None
     others: tuple[str, ...] = ()  # names of faults that explain it as well
     first_stage: str | None = None
+    resemblance: float = 1.0  # of the last stage, where nothing explains the difference
 
     @property
     def explained(self) -> float:
@@ -82,20 +84,42 @@ def distance(theirs: Array, ours: Array, exact: bool) -> float:
     return off if np.isfinite(off) else 1e6
 
 
+def resemblance(a: Array, b: Array) -> float:
+    """Mean cosine between rows of two arrays [n, e], each less its mean over rows."""
+    if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
+        return 0.0
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)))
+
+
 class Search:
     """Tries variants of a walk on one side."""
 
     def __init__(self, side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> None:
         self.side, self.walk, self.tell = side, walk, tell
-        self.singles = single_variants(config, walk, side.knobs)
-        self.levels = {name: self._level(name) for name in ("float32", "float16", "bfloat16")}
+        self.singles = [*single_variants(config, walk, side.knobs), *side.more]
+        self.rows: Rows = self._choose_rows()
+        self.levels = self.levels_of(None)
+
+    def _choose_rows(self) -> Rows:
+        """The first rows of those that depart most, so that a search is quick."""
+        few, theirs = self.side.few, self.side.theirs[-1]
+        ours = self.side.predict(self.walk, None)[-1]
+        if not few or len(theirs) <= few:
+            return None
+        if ours.shape != theirs.shape:
+            return tuple(range(few))
+        off = np.array([distance(a, b, False) for a, b in zip(theirs, ours, strict=True)])
+        clear = np.flatnonzero(off > 0.3 * off.max())
+        return tuple(int(i) for i in clear[:few]) if len(clear) else None
 
     def score(self, variant: Variant | None, *, whole: bool = False) -> Score:
         """How far the walk with a variant's knobs is from theirs, in the search's rows or all."""
-        rows = None if whole else self.side.rows
+        rows = None if whole else self.rows
         walk = self.walk if variant is None else turn(self.walk, variant.changes)
         ours = list(self.side.predict(walk, rows))
-        theirs = [x[:rows] for x in self.side.theirs]
+        theirs = [take(x, rows) for x in self.side.theirs]
         if len(ours) != len(theirs):  # a block is missing: stages pair from the first on
             end = ours[-1:] if self.side.stages[-1].endswith("features") else []
             ours = [*ours[: len(ours) - len(end)], *[np.zeros(0)] * len(theirs)]
@@ -106,33 +130,43 @@ class Search:
 
     # Rounding --------------------------------------------------------------------------------
 
-    def _rounded(self, rounding: str) -> list[float]:
+    def levels_of(self, variant: Variant | None) -> dict[str, tuple[float, ...]]:
+        """{number format: how far each stage may move by rounding}, for a variant."""
+        walk = self.walk if variant is None else turn(self.walk, variant.changes)
+        halves = {name: self._rounded(walk, name) for name in STEPS}
+        share = FLOAT32_SHARE * FLOAT32_TIMES
+        levels = {"float32": [share * r + FLOAT32_FLOOR for r in halves["float16"]]}
+        levels |= {
+            name: [HALF_TIMES * r + STEPS[name] for r in moved] for name, moved in halves.items()
+        }
+        if self.side.exact:
+            return {name: (0.0,) * len(self.side.stages) for name in levels}
+        stages = len(self.side.stages)
+        return {
+            name: tuple([*values, *values[-1:] * stages][:stages])
+            for name, values in levels.items()
+        }
+
+    def _rounded(self, walk: Walk, rounding: str) -> list[float]:
         """How far our own stages move when every step is rounded."""
         if self.side.exact:
-            return [0.0] * len(self.side.stages)
-        right = self.side.predict(self.walk, self.side.rows)
+            return [0.0]
         if self.side.name == "pixels":
-            step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[rounding]
-            return [0.4 * step] * len(right)
-        towers = {s: {"rounding": rounding} for s in ("image", "text")}
-        wrong = self.side.predict(turn(self.walk, towers), self.side.rows)
+            return [0.4 * STEPS[rounding]]
+        right = self.side.predict(walk, self.rows)
+        stages = {stage: {"rounding": rounding} for stage in ("image", "text", "logits")}
+        wrong = self.side.predict(turn(walk, stages), self.rows)
         return [distance(a, b, False) for a, b in zip(right, wrong, strict=True)]
 
-    def _level(self, rounding: str) -> tuple[float, ...]:
-        stages = len(self.side.stages)
-        if self.side.exact:
-            return (0.0,) * stages
-        if rounding == "float32":
-            share = FLOAT32_SHARE * FLOAT32_TIMES
-            levels = [share * r + FLOAT32_FLOOR for r in self._rounded("float16")]
-        else:
-            step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[rounding]
-            levels = [HALF_TIMES * r + step for r in self._rounded(rounding)]
-        return tuple([*levels, *levels[-1:] * stages][:stages])
-
-    def rounding_of(self, score: Score) -> str:
-        """The narrowest rounding that a score is within: "float32", "float16", "bfloat16" or ""."""
-        return next((name for name in self.levels if score.within(self.levels[name])), "")
+    def rounding_of(self, score: Score, variant: Variant | None = None) -> str:
+        """The narrowest format that a score is within: "float32", "float16", "bfloat16" or ""."""
+        found = next((name for name in self.levels if score.within(self.levels[name])), "")
+        if found == "float32" or variant is None:
+            return found
+        levels = self.levels_of(variant)  # a fault may make the model more sensitive
+        own = next((name for name in levels if score.within(levels[name])), "")
+        order = ("float32", "float16", "bfloat16", "")
+        return min(found, own, key=order.index)
 
     # The search ------------------------------------------------------------------------------
 
@@ -185,57 +219,62 @@ def _improves(before: Score, after: Score) -> bool:
 def search(side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> Finding:
     """What is wrong on one side, given a walk that is right elsewhere."""
     found = Search(side, config, walk, tell)
-    base = found.score(None)
-    float32 = found.levels["float32"]
-
-    def agrees(rounding: str) -> Finding:
-        return Finding(side, "agrees", base, base, rounding)
-
+    base, float32 = found.score(None), found.levels["float32"]
     if all(r <= level / 3 for r, level in zip(base.residuals, float32, strict=True)):
-        return agrees("float32")
+        return Finding(side, "agrees", base, base, "float32")
     tell(f"{side.name}: trying {len(found.singles)} faults ...")
-    singles = found.try_all(found.singles)
-    if singles and singles[0][1].within(float32) and _improves(base, singles[0][1]):
+    singles = _try_singles(found, base)
+    best = singles[0] if singles else None
+    convinced = best is not None and _improves(base, best[1])
+    left = found.rounding_of(best[1], best[0]) if best is not None and convinced else ""
+    if left == "float32":
         return _named(found, base, singles)
     rounding = found.rounding_of(base)
-    convinced = bool(singles) and _improves(base, singles[0][1])
     if rounding and (rounding == "float32" or not convinced):
-        return agrees(rounding)
-    candidates = found.pairs(singles)
-    within = bool(singles) and bool(found.rounding_of(singles[0][1])) and convinced
-    if candidates and not (within and side.cost > 1e8):
-        tell(f"{side.name}: trying {len(candidates)} pairs of faults ...")
-        pairs = found.try_all(candidates)
-        if _better_pair(found, base, singles, pairs):
-            return _named(found, base, pairs)
-    if singles and convinced:
-        return _named(found, base, singles)
-    return _unknown(found, base, singles)
+        return Finding(side, "agrees", base, base, rounding)
+    pairs = found.pairs(singles)
+    if pairs and not (left and side.cost > ALL_PAIRS):
+        tell(f"{side.name}: trying {len(pairs)} pairs of faults ...")
+        scored = found.try_all(pairs)
+        if _is_better(found, base, singles[0][1], scored[0][1]):
+            return _named(found, base, scored)
+    return _named(found, base, singles) if convinced else _unknown(found, base)
 
 
-def _better_pair(found: Search, base: Score, singles: Any, pairs: Any) -> bool:
-    """Whether the best pair explains the difference, and much better than the best single."""
-    single, pair = singles[0][1], pairs[0][1]
+def _try_singles(found: Search, base: Score) -> list[tuple[Variant, Score]]:
+    """Every single fault, best first; the towers' are left out where the logits' explain all."""
+    cheap = found.try_all([v for v in found.singles if "logits" in v.changes])
+    if cheap and _improves(base, cheap[0][1]) and cheap[0][1].within(found.levels["float32"]):
+        return cheap
+    rest = found.try_all([v for v in found.singles if "logits" not in v.changes])
+    return sorted([*cheap, *rest], key=lambda pair: found.rank(pair[1]), reverse=True)
+
+
+def _is_better(found: Search, base: Score, single: Score, pair: Score) -> bool:
+    """Whether a pair explains the difference, and much better than the best single."""
+    levels = found.levels["float32"]
     return _improves(base, pair) and (
-        pair.squared <= PAIR_GAIN * single.squared
-        or pair.prefix(found.levels["float32"]) > single.prefix(found.levels["float32"])
+        pair.squared <= PAIR_GAIN * single.squared or pair.prefix(levels) > single.prefix(levels)
     )
 
 
 def _named(found: Search, base: Score, scored: Sequence[tuple[Variant, Score]]) -> Finding:
     variant, score, others = found.ties(scored)
-    if found.side.rows is not None:
+    if found.rows is not None:
         base, score = found.score(None, whole=True), found.score(variant, whole=True)
+    rounding = found.rounding_of(score, variant)
     first = _departs(found, base)
-    rounding = found.rounding_of(score)
     return Finding(found.side, "faults", base, score, rounding, variant, others, first)
 
 
-def _departs(found: Search, score: Score) -> str | None:
+def _departs(found: Search, score: Score) -> str:
     """The first stage beyond float32's rounding."""
     held = score.prefix(found.levels["float32"])
-    return found.side.stages[held] if held < len(found.side.stages) else found.side.stages[-1]
+    return found.side.stages[min(held, len(found.side.stages) - 1)]
 
 
-def _unknown(found: Search, base: Score, singles: Any) -> Finding:
-    return Finding(found.side, "unknown", base, base, "", None, (), _departs(found, base))
+def _unknown(found: Search, base: Score) -> Finding:
+    theirs = found.side.theirs[-1]
+    ours = found.side.predict(found.walk, None)[-1]
+    first, like = _departs(found, base), resemblance(theirs, ours)
+    return Finding(found.side, "unknown", base, base, "", None, (), first, like)

@@ -89,7 +89,15 @@ def single_variants(config: ClipConfig, walk: Walk, stages: Iterable[str]) -> li
             for i, m in enumerate(pitfall.members(anywhere)):
                 fault = Fault(m.name, m.sentence)
                 found.append(Variant((fault,), {stage: m.knobs}, i == 0))
-    return found
+    # where inputs are open too, their faults are the more common ones
+    return sorted(found, key=lambda v: not {"pixels", "tokens"} & v.changes.keys())
+
+
+def fitted_scale(factor: float, right: float) -> Variant:
+    """The logits with a factor that was fitted to theirs."""
+    sentence = f"the cosines are multiplied by {factor:.6g} where exp(logit_scale) is {right:.6g}"
+    fault = Fault("scale-clipped", sentence)
+    return Variant((fault,), {"logits": {"scale": "clipped", "clip": factor}}, False)
 
 
 def join(a: Variant, b: Variant) -> Variant | None:
