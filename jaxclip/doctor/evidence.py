@@ -17,7 +17,7 @@ Array = np.ndarray
 Rows = tuple[int, ...] | None  # some, or all
 Predict = Callable[[Walk, Rows], list[Array]]
 SEARCH_ROWS = {"image": 2, "text": 3}  # pictures or texts that the search runs
-PADDED = ("last", "mean", "after", "last word")  # pooling that reads what follows the end
+PADDED = ("last", "mean", "after")  # pooling that reads what follows the end
 
 
 @dataclasses.dataclass(frozen=True)

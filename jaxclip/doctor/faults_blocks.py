@@ -109,6 +109,13 @@ def _reversed(place: Place) -> Iterable[Member]:
     return [Member({"order": backwards})] if backwards != place.right.order else []
 
 
+def _biases(place: Place) -> Iterable[Member]:
+    sets = ["attention output", "attention", "output"]
+    if place.kind != "resnet":
+        sets = ["attention output mlp", *sets, "mlp", "attention output mlp norms", "norms"]
+    return [Member({"without": frozenset(parts.split())}) for parts in sets]
+
+
 FAULTS = (
     _activation("gelu"),
     _activation("gelu_tanh"),
@@ -117,7 +124,6 @@ FAULTS = (
     _epsilon(1e-6, "epsilon-1e-6", "Flax and timm"),
     _epsilon(1e-12, "epsilon-1e-12", "BERT and ViT in transformers"),
     _epsilon(1e-3, "epsilon-1e-3", "Keras"),
-    _epsilon(0.0, "epsilon-0", "a norm written by hand"),
     Pitfall(
         "heads-of-64",
         TOWERS,
@@ -277,15 +283,7 @@ FAULTS = (
         "no-biases",
         TOWERS,
         "biases are not added",
-        (
-            {"without": frozenset({"attention", "output", "mlp"})},
-            {"without": frozenset({"attention", "output"})},
-            {"without": frozenset({"attention"})},
-            {"without": frozenset({"mlp"})},
-            {"without": frozenset({"output"})},
-            {"without": frozenset({"attention", "output", "mlp", "norms"})},
-            {"without": frozenset({"norms"})},
-        ),
+        _biases,
         sees="Features near the right ones for a young model, far off for a trained one.",
         why="`use_bias=False`, or a conversion that maps weights only.",
         fix="Compare the list of names: each linear layer of a block has a bias.",

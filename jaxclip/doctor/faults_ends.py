@@ -26,8 +26,13 @@ def _clips(place: Place) -> Iterable[Member]:
     )
 
 
-def _projection(place: Place) -> Iterable[Member]:
-    return [Member({"projection": "transposed"})]
+def _patches(place: Place) -> Iterable[Member]:
+    yield Member({"patches": "columns"})
+    yield Member({"patches": "images"})
+    if place.kind == "vit":
+        yield Member({"positions": "transposed"})
+        for how in ("inside", "channels first", "kernel upside down"):
+            yield Member({"patches": how})
 
 
 FAULTS = (
@@ -56,7 +61,7 @@ FAULTS = (
         "transposed-projection",
         TOWERS,
         "the projection into the joint space is transposed",
-        _projection,
+        ({"projection": "transposed"},),
         sees="Features of the right size without any meaning.",
         why="`proj` and `text_projection` are used as `x @ proj`; as the weight of a linear layer "
         "they must be transposed. A square one fits both ways.",
@@ -118,7 +123,7 @@ FAULTS = (
         "pooled-after-end",
         ("text",),
         "the token after the end of the text is read",
-        ({"pooled": "after"}, {"pooled": "last word"}),
+        ({"pooled": "after"},),
         sees="Features that resemble the right ones; texts that fill the context are right.",
         why="A length used as an index.",
         fix="Read the row of the first end-of-text token: `tokens.argmax(-1)`.",
@@ -249,14 +254,7 @@ FAULTS = (
         "patches-transposed",
         ("vit", "resnet"),
         "rows and columns of the picture or of its patches are swapped",
-        (
-            {"patches": "columns"},
-            {"patches": "images"},
-            {"positions": "transposed"},
-            {"patches": "inside"},
-            {"patches": "channels first"},
-            {"patches": "kernel upside down"},
-        ),
+        _patches,
         sees="Features that resemble the right ones; pictures with a clear up and down suffer.",
         why="NCHW, NHWC and [h, w] against [w, h]: a square picture has no shape that shows it.",
         fix="Patches run row by row; the kernel is [out, c, h, w] in torch, [h, w, c, out] in JAX.",

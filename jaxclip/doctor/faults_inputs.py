@@ -181,7 +181,6 @@ FAULTS = (
             {"offset": "down"},
             {"rounding": "nearest", "offset": "down"},
             {"rounding": "up"},
-            {"offset": "up"},
             {"rounding": "up", "offset": "down"},
         ),
         sees="Some pictures are right, others are shifted by one pixel.",

@@ -53,7 +53,7 @@ def pool(x: Array, params: Params, t: Tower) -> Array:
     scores = q @ np.swapaxes(k, -1, -2) * x.dtype.type(base**t.query_power)  # [n, a, 1, l]
     x = np.swapaxes(round_to(reference.softmax(scores), t.rounding) @ v, 1, 2)  # [n, q, a, k]
     x = x.reshape(n, -1, width)
-    if t.pooled == "mean of patches":
+    if t.pooled == "mean of patches" and x.shape[1] > 1:
         x = x[:, 1:]
     return finish_pool(round_to(x.mean(axis=1), t.rounding), params, t)
 

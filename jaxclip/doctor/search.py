@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxclip.config import ClipConfig
 from jaxclip.doctor.evidence import Rows, Side, take
-from jaxclip.doctor.knobs import Tower, Walk, turn
+from jaxclip.doctor.knobs import Walk, turn
+from jaxclip.doctor.towers import ROUNDINGS
 from jaxclip.doctor.variants import Fault, Variant, join, single_variants
 
 Array = np.ndarray
@@ -18,7 +19,9 @@ Tell = Callable[[str], object]
 # float32 changes. Sums in another order cost some times as much.
 FLOAT32_SHARE, FLOAT32_TIMES, FLOAT32_FLOOR = 2.0**-13, 12.0, 6e-7
 STEPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest relative error of one rounding
-HALF_TIMES = 3.0  # another program rounds at other places than we do
+# Another program rounds at other places than we do; where it returned float32, only its products
+# can have been rounded.
+HALF_TIMES, PRODUCT_TIMES = 3.0, 1.5
 EXPLAINS = 0.9  # of the squared difference: less is a coincidence or one fault of several
 NEARLY = 1.25  # residuals this close are the same
 PAIR_GAIN = 0.25  # a second fault must leave at most this share of what one leaves
@@ -84,6 +87,13 @@ def distance(theirs: Array, ours: Array, exact: bool) -> float:
     return off if np.isfinite(off) else 1e6
 
 
+def is_half(array: Array) -> bool:
+    """Whether every number of an array is one of float16 or of bfloat16."""
+    x = np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):
+        return any(bool((x == x.astype(kind)).all()) for kind in ROUNDINGS.values())
+
+
 def resemblance(a: Array, b: Array) -> float:
     """Mean cosine between rows of two arrays [n, e], each less its mean over rows."""
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
@@ -99,6 +109,7 @@ class Search:
     def __init__(self, side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> None:
         self.side, self.walk, self.tell = side, walk, tell
         self.singles = [*single_variants(config, walk, side.knobs), *side.more]
+        self.is_half = any(map(is_half, side.theirs))
         self.rows: Rows = self._choose_rows()
         self.levels = self.levels_of(None)
 
@@ -135,9 +146,10 @@ class Search:
         walk = self.walk if variant is None else turn(self.walk, variant.changes)
         halves = {name: self._rounded(walk, name) for name in STEPS}
         share = FLOAT32_SHARE * FLOAT32_TIMES
+        times = HALF_TIMES if self.is_half else PRODUCT_TIMES
         levels = {"float32": [share * r + FLOAT32_FLOOR for r in halves["float16"]]}
         levels |= {
-            name: [HALF_TIMES * r + STEPS[name] for r in moved] for name, moved in halves.items()
+            name: [times * r + STEPS[name] for r in moved] for name, moved in halves.items()
         }
         if self.side.exact:
             return {name: (0.0,) * len(self.side.stages) for name in levels}
@@ -204,8 +216,8 @@ class Search:
         near = [
             (variant, score) for variant, score in scored if score.squared <= NEARLY**2 * least
         ]
-        order = {id(variant): i for i, variant in enumerate(self.singles)}
-        near.sort(key=lambda pair: order.get(id(pair[0]), 0))
+        order = {variant.names[0]: -i for i, variant in enumerate(reversed(self.singles))}
+        near.sort(key=lambda pair: sum(order[name] for name in pair[0].names))
         variant, score = near[0]
         names = dict.fromkeys(" and ".join(v.names) for v, _ in near)
         others = tuple(name for name in names if name != " and ".join(variant.names))
@@ -230,15 +242,18 @@ def search(side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> Finding:
     if left == "float32":
         return _named(found, base, singles)
     rounding = found.rounding_of(base)
-    if rounding and (rounding == "float32" or not convinced):
-        return Finding(side, "agrees", base, base, rounding)
+    agrees = Finding(side, "agrees", base, base, rounding)
+    if rounding == "float32" or (rounding and not convinced and found.is_half):
+        return agrees
     pairs = found.pairs(singles)
     if pairs and not (left and side.cost > ALL_PAIRS):
         tell(f"{side.name}: trying {len(pairs)} pairs of faults ...")
         scored = found.try_all(pairs)
         if _is_better(found, base, singles[0][1], scored[0][1]):
             return _named(found, base, scored)
-    return _named(found, base, singles) if convinced else _unknown(found, base)
+    if convinced:
+        return _named(found, base, singles)
+    return agrees if rounding else _unknown(found, base)
 
 
 def _try_singles(found: Search, base: Score) -> list[tuple[Variant, Score]]:

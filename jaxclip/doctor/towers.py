@@ -274,7 +274,6 @@ def pool_text(x: Array, tokens: Array, t: Tower) -> Array:
     rows = np.arange(len(x))
     at = {"first": 0 * end, "last": 0 * end + length - 1, "before": np.maximum(end - 1, 0)}
     at |= {"after": np.minimum(end + 1, length - 1)}
-    at["last word"] = (tokens != 0).cumsum(axis=1).argmax(axis=1)
     if t.pooled == "mean":
         return x.mean(axis=1)
     if t.pooled == "mean of text":
