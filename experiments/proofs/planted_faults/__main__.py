@@ -45,6 +45,9 @@ COMMAND = "python -m experiments.planted_faults"
 PACKAGES = ("jax", "numpy", "pillow", "torch", "clip-anytorch", "open-clip-torch", "transformers")
 
 
+Outputs = dict[str, tuple[Question, Arrays]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Flags:
     tiny: bool = False
@@ -112,17 +115,20 @@ def write_page(rows: dict[str, Any]) -> None:
     )
 
 
-def keep(outputs: dict[str, tuple[Question, Arrays]]) -> None:
-    """The outputs of the tiny models for the tests, once all of them are made."""
-    tiny = {name: both for name, both in outputs.items() if both[0].model in models.TINY}
-    if tiny:
-        save_recorded(GOLDEN, tiny)
+def keep(flags: Flags, outputs: Outputs) -> None:
+    """The outputs of the tiny models for the tests; with --only, beside those of other cases."""
+    from experiments.proofs.planted_faults.peers.combinations import cases
+
+    earlier = load_recorded(GOLDEN) if flags.only else {}
+    both = {**earlier, **outputs}
+    names = [case.name for case in cases() if case.name in both]
+    save_recorded(GOLDEN, {name: both[name] for name in names})
 
 
 def main(flags: Flags) -> int:
     rows = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     asked: list[str] = []
-    outputs: dict[str, tuple[Question, Arrays]] = {}
+    outputs: Outputs = {}
     for question, run in (ask_recorded if flags.recorded else ask_programs)(flags):
         if not is_wanted(flags, question):
             continue
@@ -138,7 +144,7 @@ def main(flags: Flags) -> int:
                 with replacing(RECORD) as temporary:
                     temporary.write_text(json.dumps(rows, indent=1) + "\n")
     if flags.record:
-        keep(outputs)
+        keep(flags, outputs)
         return 0
     found = [rows[name] for name in asked]
     print(totals(found))

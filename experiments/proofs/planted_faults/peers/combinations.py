@@ -60,8 +60,9 @@ PAIRS: Pairs = (
     ("vit", P("resize-squash", "image", i.squash), EXACT, (*PIXELS, *IMAGE)),
     (
         "vit",
+        # not with a causal mask: the class token, the first, then attends to itself alone
         P("qkv-order-kqv", "image", b.read_packed_as("kqv")),
-        P("causal-image-tower", "image", e.mask_image_tower),
+        P("layers-swapped", "image", b.swap_layers),
         IMAGE,
     ),
     (

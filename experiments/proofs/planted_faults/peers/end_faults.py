@@ -131,6 +131,12 @@ def put_class_token_last(program: Program, name: str) -> None:
     visual.pool = lambda x: x[:, -1]
 
 
+def pool_first_of_class_token_last(program: Program, name: str) -> None:
+    """The same, but the first token is still the one that is pooled."""
+    put_class_token_last(program, name)
+    program.clip.visual.pool = lambda x: x[:, 0]
+
+
 def forget_class_embedding(program: Program, name: str) -> None:
     """The parameter was not loaded and stayed zero."""
     program.clip.visual.class_embedding.zero_()
