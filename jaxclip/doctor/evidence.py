@@ -178,10 +178,10 @@ class Evidence:
                 if given is not None and given.shape[1] == e and side not in open_knobs:
                     return given
             found = self.tower(side, walk, None, "probe").features
-            if found.shape[1] == e:
-                return found
-            return self.tower(side, turn(walk, {side: {"projection": "as it is"}}), None,
-                              "probe").features  # fmt: skip
+            if found.shape[1] != e:  # not projected: cosines need what is
+                walk = turn(walk, {side: {"projection": "as it is"}})
+                found = self.tower(side, walk, None, "probe").features
+            return found
 
         def predict(walk: Walk, rows: Rows) -> list[Array]:
             both = features("image", walk), features("text", walk)

@@ -85,9 +85,7 @@ def names(diagnosis: doctor.Diagnosis) -> list[str]:
 # Answers ------------------------------------------------------------------------------------------
 
 
-def test_diagnose_agrees_with_our_own_model(
-    model: clip.Clip, probe: Arrays, sound: Arrays
-) -> None:
+def test_diagnose_agrees_with_our_own_model(model: clip.Clip, probe: Arrays, sound: Arrays) -> None:
     found = doctor.diagnose(probe, sound, (model, None))
     assert found.verdict == "agrees" and found.faults == () and found.first_stage is None
     assert str(found).startswith("agrees within float32 rounding")
@@ -110,9 +108,7 @@ def test_diagnose_says_which_rounding(
     ("side", "name"),
     [("image", "exact-gelu"), ("image", "epsilon-1e-6"), ("text", "no-causal-mask")],
 )
-def test_diagnose_names_one_fault(
-    side: str, name: str, model: clip.Clip, probe: Arrays
-) -> None:
+def test_diagnose_names_one_fault(side: str, name: str, model: clip.Clip, probe: Arrays) -> None:
     found = doctor.diagnose(probe, {f"{side}_features": features(probe, side, (side, name))}, model)
     assert found.verdict == "faults" and names(found) == [name]
     assert found.explained > 0.999 and found.rounding == "float32"
@@ -224,7 +220,7 @@ def test_diagnose_refuses_a_probe_of_another_model(probe: Arrays, sound: Arrays)
         doctor.diagnose(probe, sound, other)
     with pytest.raises(ValueError, match="got none of meta"):
         doctor.diagnose({k: v for k, v in probe.items() if k != "meta"}, sound, other)
-    with pytest.raises(ValueError, match="expected what jaxclip.load returns, got int"):
+    with pytest.raises(ValueError, match=r"expected what jaxclip\.load returns, got int"):
         doctor.diagnose(probe, sound, 3)
 
 
@@ -235,7 +231,9 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected a"):
             read_arrays(path)
     np.savez(path, image_features=np.array([{}], object))
-    with pytest.raises(ValueError, match="image_features: expected an array of numbers, got a pick"):
+    with pytest.raises(
+        ValueError, match="image_features: expected an array of numbers, got a pick"
+    ):
         read_arrays(path)
     np.savez(path, image_features=np.zeros(2))
     assert list(read_arrays(path)) == ["image_features"]
