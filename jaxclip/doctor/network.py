@@ -95,7 +95,6 @@ class Network:
 
     def _text(self, tokens: Array, t: Tower, key: Hashable) -> Features:
         params = self.rounded("text", t.rounding)
-        tokens = tokens[:, : self.config.text.context_length + t.length]
         if self.is_bag:
             return Features((), self._bag(tokens, params, t))
         stem = ("text", *towers.chosen(t, (*towers.STEM, "rounding")), key)

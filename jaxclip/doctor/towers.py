@@ -21,9 +21,9 @@ ROUNDINGS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 MOST_BYTES = 1 << 30  # of hidden states that are kept
 
 # Knobs that decide each part of a tower, for what is computed once and used by many variants.
-STEM = ("channels", "patches", "class_token", "positions", "ln_pre", "epsilon", "length")
+STEM = ("channels", "patches", "class_token", "positions", "ln_pre", "epsilon")
 BLOCK: tuple[str, ...] = ("activation", "heads", "epsilon", "placement", "qkv", "transposed")
-BLOCK += ("query_power", "scaled_by", "mask", "joined", "without", "rounding", "length")
+BLOCK += ("query_power", "scaled_by", "mask", "joined", "without", "rounding")
 
 
 class Memory(dict[Hashable, Any]):
