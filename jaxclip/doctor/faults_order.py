@@ -14,7 +14,7 @@ def _swaps(place: Place) -> Iterable[Member]:
         yield Member(
             {"order": by_name},
             "",
-            "the blocks are in the order of their names, 0, 1, 10, 11, 2, ...",
+            "the blocks are in the order of their names: 0, 1, 10, 11, 2",
         )
     far = layers if layers <= 6 else 2  # of many blocks only near ones, for time
     for i, j in sorted(itertools.combinations(range(layers), 2), key=lambda p: p[1] - p[0]):
