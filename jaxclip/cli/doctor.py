@@ -127,8 +127,11 @@ PARTS: Any = functools.reduce(
 )
 
 
+NOTHING_NAMED = functools.partial(machine)
+
+
 def doctor(
-    part: Annotated[PARTS, tyro.conf.arg(name="")] = functools.partial(machine),
+    part: Annotated[PARTS, tyro.conf.arg(name="")] = NOTHING_NAMED,
     as_json: AsJson = False,
 ) -> int:
     """Say what is wrong: with this machine (nothing else given), or with an implementation.

@@ -144,8 +144,10 @@ def _shaped(known: dict[str, Array], n: int, m: int, config: ClipConfig) -> dict
             hidden.ndim != 4 or hidden.shape[1] != rows or hidden.shape[3] != width
         ):
             _refuse(f"{side}_hidden", f"[layers + 1, {rows}, l, {width}]", hidden)
-    if "image_hidden" in known and isinstance(vision, ResNetConfig):
-        raise ValueError("image_hidden: expected none of a ResNet, got some; leave it out")
+    blockless = {"image": isinstance(vision, ResNetConfig), "text": text.kind == "cbow"}
+    for side, has_none in blockless.items():
+        if has_none and f"{side}_hidden" in known:
+            raise ValueError(f"{side}_hidden: expected none of this tower, got some; leave it out")
     if "logit_scale" in known and known["logit_scale"].size != 1:
         _refuse("logit_scale", "one number", known["logit_scale"])
     return known

@@ -58,7 +58,9 @@ class Diagnosis:
             return f"agrees within {self.rounding or 'float32'} rounding"
         if self.verdict == "unknown":
             return f"unknown difference, first stage that departs: {self.first_stage}"
-        count = "one fault explains" if len(self.faults) == 1 else f"{len(self.faults)} faults explain"
+        count = (
+            "one fault explains" if len(self.faults) == 1 else f"{len(self.faults)} faults explain"
+        )
         left = f"; what remains is {self.rounding} rounding" if self.rounding else ""
         return f"{count} {self.explained:.2%} of the difference{left}"
 
@@ -89,12 +91,14 @@ class Diagnosis:
 
 def _line(finding: Finding) -> str:
     before, after = finding.before.residuals[-1], finding.after.residuals[-1]
-    name = finding.side.name
+    start = f"  {finding.side.name}:"
     if finding.verdict == "agrees":
-        return f"  {name}: agrees within {finding.rounding} rounding (relative difference {before:.1e})"
+        return (
+            f"{start} agrees within {finding.rounding} rounding (relative difference {before:.1e})"
+        )
     if finding.verdict == "unknown":
-        return f"  {name}: departs from {finding.first_stage} on (relative difference {before:.1e})"
-    return f"  {name}: relative difference {before:.1e}, with the faults {after:.1e}"
+        return f"{start} departs from {finding.first_stage} on (relative difference {before:.1e})"
+    return f"{start} relative difference {before:.1e}, with the faults {after:.1e}"
 
 
 def _advice(findings: tuple[Finding, ...]) -> str:
@@ -225,6 +229,8 @@ def _summarise(findings: list[Finding]) -> Diagnosis:
 
 
 def _merge(known: Fault, fault: Fault) -> Fault:
-    return known if fault.sentence in known.sentence else known._replace(
-        sentence=f"{known.sentence}; {fault.sentence}"
+    return (
+        known
+        if fault.sentence in known.sentence
+        else known._replace(sentence=f"{known.sentence}; {fault.sentence}")
     )

@@ -1,7 +1,6 @@
 """Their arrays beside ours: read and checked, and cut into sides that are judged one by one."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from jaxclip.config import ClipConfig
 from jaxclip.doctor import preprocessing
-from jaxclip.doctor.knobs import Logits, Tower, Walk, turn
+from jaxclip.doctor.knobs import Logits, Pixels, Tower, Walk, Words, turn
 from jaxclip.doctor.network import Network
 from jaxclip.doctor.variants import Variant, fitted_scale
 
@@ -66,14 +65,17 @@ class Evidence:
 
     # What is computed ------------------------------------------------------------------------
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  (an Evidence lives as long as its cache)
-    def pixels(self, knobs: Any) -> Array:
+    def pixels(self, knobs: Pixels) -> Array:
         """Pixels [n, size, size, 3] of the pictures."""
-        size = self.config.vision.image_size
-        return np.stack([preprocessing.make_pixels(p, size, knobs) for p in self.pictures])
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019
-    def tokens(self, knobs: Any) -> Array:
+        def make() -> Array:
+            size = self.config.vision.image_size
+            return np.stack([preprocessing.make_pixels(p, size, knobs) for p in self.pictures])
+
+        found: Array = self.network.memory.get_or(knobs, make)
+        return found
+
+    def tokens(self, knobs: Words) -> Array:
         """Tokens [m, l] of the texts."""
         return preprocessing.make_tokens(self.texts, self.config.text.context_length, knobs)
 
@@ -97,8 +99,7 @@ class Evidence:
 
     def _cut(self, tokens: Array, knobs: Tower) -> Array:
         """Tokens without the columns that cannot matter, and no more than there are positions."""
-        length = self.config.text.context_length + knobs.length
-        tokens = tokens[:, :length]
+        tokens = tokens[:, : self.config.text.context_length]
         causal = knobs.mask in ("causal", "behind", "ahead")
         if "text_hidden" in self.theirs or not causal or knobs.pooled in PADDED:
             return tokens
@@ -178,10 +179,10 @@ class Evidence:
                 if given is not None and given.shape[1] == e and side not in open_knobs:
                     return given
             found = self.tower(side, walk, None, "probe").features
-            if found.shape[1] == e:
-                return found
-            return self.tower(side, turn(walk, {side: {"projection": "as it is"}}), None,
-                              "probe").features  # fmt: skip
+            if found.shape[1] != e:  # not projected: cosines need what is
+                walk = turn(walk, {side: {"projection": "as it is"}})
+                found = self.tower(side, walk, None, "probe").features
+            return found
 
         def predict(walk: Walk, rows: Rows) -> list[Array]:
             both = features("image", walk), features("text", walk)

@@ -1,9 +1,15 @@
 """The table of faults, whole: the detector tries its rows, docs/pitfalls.md prints its words."""
 
-from jaxclip.doctor import faults_blocks, faults_ends, faults_inputs
+from jaxclip.doctor import faults_blocks, faults_ends, faults_inputs, faults_logits, faults_order
 from jaxclip.doctor.pitfall import Pitfall
 
-FAULTS: tuple[Pitfall, ...] = (*faults_blocks.FAULTS, *faults_ends.FAULTS, *faults_inputs.FAULTS)
+FAULTS: tuple[Pitfall, ...] = (  # among faults that explain the same, the first is named
+    *faults_blocks.FAULTS,
+    *faults_order.FAULTS,
+    *faults_ends.FAULTS,
+    *faults_logits.FAULTS,
+    *faults_inputs.FAULTS,
+)
 BY_NAME = {pitfall.name: pitfall for pitfall in FAULTS}
 
 

@@ -1,6 +1,5 @@
-"""The table of faults, part 1: inside the blocks of a transformer or the stages of a ResNet."""
+"""The table of faults: inside the blocks of a transformer or the stages of a ResNet."""
 
-import itertools
 from collections.abc import Iterable
 
 from jaxclip.doctor.pitfall import ACTIVATIONS, Member, Pitfall, Place
@@ -54,15 +53,15 @@ def _epsilon(value: float, name: str, who: str) -> Pitfall:
 
 def _heads(place: Place) -> Iterable[Member]:
     width, right = place.width, place.right.heads
-    counts = [64 and width // 64, *(width // k for k in (32, 80, 96, 128, 16, 8, 4) if width >= k)]
+    counts = [width // 64, *(width // k for k in (32, 80, 96, 128, 16, 8, 4) if width >= k)]
     counts += [8, 12, 16, 1, 2, 3, 4, 6, right * 2, right // 2]
     for heads in dict.fromkeys(counts):
         if heads > 0 and width % heads == 0 and heads != right:
             of_64 = heads == width // 64 and width % 64 == 0
             name = "heads-of-64" if of_64 else f"heads-{heads}"
-            s = "s" if heads > 1 else ""
-            yield Member({"heads": heads}, name, f"attention has {heads} head{s} where the {{side}} "
-                         "tower has {heads}")  # fmt: skip
+            count = f"{heads} heads" if heads > 1 else "1 head"
+            sentence = f"attention has {count} where the {{side}} tower has {{heads}}"
+            yield Member({"heads": heads}, name, sentence)
 
 
 def _qkv(place: Place) -> Iterable[Member]:
@@ -72,41 +71,6 @@ def _qkv(place: Place) -> Iterable[Member]:
             f"qkv-order-{order}",
             f"the packed projection is read as {', '.join(order)} where it holds q, k, v",
         )
-
-
-def _swaps(place: Place) -> Iterable[Member]:
-    layers = len(place.right.order)
-    by_name = tuple(sorted(range(layers), key=str))
-    if by_name != place.right.order:
-        yield Member(
-            {"order": by_name},
-            "",
-            "the blocks are in the order of their names, 0, 1, 10, 11, 2, ...",
-        )
-    if layers > 24:
-        return
-    for i, j in sorted(itertools.combinations(range(layers), 2), key=lambda p: p[1] - p[0]):
-        order = list(range(layers))
-        order[i], order[j] = j, i
-        if i + j != layers - 1 or layers > 3:  # else it is the reversal
-            yield Member({"order": tuple(order)}, "", f"blocks {i} and {j} are swapped")
-
-
-def _missing(place: Place) -> Iterable[Member]:
-    layers = len(place.right.order)
-    for k in range(layers - 1):
-        order = (*range(k), *range(k + 1, layers))
-        yield Member({"order": order}, "", f"block {k} of {layers} is missing")
-
-
-def _missing_last(place: Place) -> Iterable[Member]:
-    layers = len(place.right.order)
-    return [Member({"order": tuple(range(layers - 1))})] if layers > 1 else []
-
-
-def _reversed(place: Place) -> Iterable[Member]:
-    backwards = tuple(reversed(place.right.order))
-    return [Member({"order": backwards})] if backwards != place.right.order else []
 
 
 def _biases(place: Place) -> Iterable[Member]:
@@ -153,8 +117,8 @@ FAULTS = (
         "the packed projection is split into heads before it is split into q, k and v",
         ({"qkv": "interleaved"}, {"qkv": "heads last"}),
         sees="As with q, k, v in the wrong order.",
-        why="`reshape(n, l, heads, 3, k)` (GPT-NeoX's layout) and `reshape(n, l, 3, heads, k)` have "
-        "the same size.",
+        why="`reshape(n, l, heads, 3, k)` (GPT-NeoX's layout) and `reshape(n, l, 3, heads, k)` "
+        "have the same size.",
         fix="Split in three first, then each into heads: `reshape(n, l, 3, heads, k)`.",
         test="One attention layer with two heads or more.",
     ),
@@ -288,45 +252,5 @@ FAULTS = (
         why="`use_bias=False`, or a conversion that maps weights only.",
         fix="Compare the list of names: each linear layer of a block has a bias.",
         test="A model whose biases are not zero: fresh weights hide it.",
-    ),
-    Pitfall(
-        "layers-reversed",
-        TRANSFORMERS,
-        "the blocks run in reverse order",
-        _reversed,
-        sees="Features of a normal size without any meaning.",
-        why="A stack is popped from its end.",
-        fix="Run block 0 first.",
-        test="Hidden states after the first block.",
-    ),
-    Pitfall(
-        "missing-last-layer",
-        TRANSFORMERS,
-        "the last block is missing",
-        _missing_last,
-        sees="Features that resemble the right ones.",
-        why="`hidden_states[-2]`, as diffusion models use it, or `range(layers - 1)`.",
-        fix="Run all blocks.",
-        test="Count the hidden states: one more than blocks.",
-    ),
-    Pitfall(
-        "missing-layer",
-        TRANSFORMERS,
-        "a block is missing",
-        _missing,
-        sees="Features that resemble the right ones.",
-        why="A name that no rule of a conversion matches leaves a block with fresh weights, or out.",
-        fix="Refuse missing and unexpected names on loading.",
-        test="Count parameters and blocks.",
-    ),
-    Pitfall(
-        "layers-swapped",
-        TRANSFORMERS,
-        "blocks are in the wrong order",
-        _swaps,
-        sees="Features that resemble the right ones.",
-        why="Sorted as text, `10` and `11` come before `2`; a dict of blocks loses the order.",
-        fix="Sort by number.",
-        test="Twelve blocks or more, each with weights of its own.",
     ),
 )

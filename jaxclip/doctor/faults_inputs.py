@@ -1,4 +1,4 @@
-"""The table of faults, part 3: pictures to pixels, texts to tokens, and whole checkpoints."""
+"""The table of faults: pictures to pixels, texts to tokens."""
 
 from collections.abc import Iterable
 
@@ -77,8 +77,11 @@ FAULTS = (
         "bilinear",
         ("pixels",),
         "pictures are resized with the bilinear filter",
-        ({"resample": "bilinear"}, {"resample": "bilinear", "antialias": "off"},
-         {"resample": "bilinear", "antialias": "off, rounded"}),  # fmt: skip
+        (
+            {"resample": "bilinear"},
+            {"resample": "bilinear", "antialias": "off"},
+            {"resample": "bilinear", "antialias": "off, rounded"},
+        ),
         sees="Features that differ in the second digit.",
         why="It is the default of torchvision, OpenCV and TensorFlow.",
         fix="Bicubic, as Pillow computes it.",
@@ -268,35 +271,5 @@ FAULTS = (
         why="open_clip has tokenizers that clean so (`canonicalize`, for SigLIP).",
         fix="Keep punctuation: the released tokenizer does.",
         test="A text with punctuation.",
-    ),
-    Pitfall(
-        "other-weights",
-        ("vit", "resnet", "text"),
-        "the weights are those of another model",
-        (),
-        sees="Everything departs from the first stage on, and nothing explains it.",
-        why="Fresh weights, another checkpoint of the same shape, or a loader that skips names.",
-        fix="Compare the weights themselves: `jaxclip convert`, then the digest of a tensor.",
-        test="Refuse missing and unexpected names; hold one tensor's sum.",
-    ),
-    Pitfall(
-        "float16",
-        ("vit", "resnet", "text"),
-        "the model computes in float16",
-        (),
-        sees="Features right to three digits. This is rounding and no fault.",
-        why="The released code computes in float16 on a GPU.",
-        fix="None needed; compare in float32 to see anything smaller.",
-        test="Cosines of at least 0.999.",
-    ),
-    Pitfall(
-        "bfloat16",
-        ("vit", "resnet", "text"),
-        "the model computes in bfloat16",
-        (),
-        sees="Features right to two digits. This is rounding and no fault.",
-        why="TPUs multiply in bfloat16 unless asked (`jax.default_matmul_precision`).",
-        fix="None needed; compare in float32 to see anything smaller.",
-        test="Cosines of at least 0.99.",
     ),
 )

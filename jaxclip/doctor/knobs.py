@@ -15,9 +15,9 @@ from jaxclip.config import MEAN, STD, ClipConfig
 class Pixels:
     """How a picture becomes pixels."""
 
-    order: str = "resize, crop"  # "crop, resize", "squash", "resize larger", "pad"
+    order: str = "resize, crop"  # "crop, resize", "squash", "resize larger", "pad", "corner"
     resample: str = "bicubic"  # "bilinear", "nearest", "lanczos"
-    antialias: str = "on"  # "off", "off, rounded", "off, a = -0.5"
+    antialias: str = "on"  # "off", with ", a = -0.5" and ", rounded" or ", unclipped"
     rounding: str = "truncated"  # of the long side; "nearest", "up"
     offset: str = "even"  # of the crop's halves; "down", "up"
     mean: tuple[float, ...] = MEAN
@@ -37,7 +37,7 @@ class Words:
     end_if_cut: bool = True
     padding: int = 0
     context: int = 0  # another length than the model's
-    marks: str = "as words"  # "kept apart"
+    marks: str = "as words"  # "dropped": punctuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,6 @@ class Tower:
     pooled: str = "right"
     projection: str = "as it is"
     normalised: bool = False
-    length: int = 0  # added to the context length
     rounding: str = ""  # "float16", "bfloat16": of weights and of what each step returns
 
 

@@ -13,7 +13,12 @@ from jaxclip import __version__
 from jaxclip.hub.released import cache_folder
 
 SHOWN = ("jax", "jaxlib", "flax", "numpy", "pillow")
-SWITCHES = ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
+SWITCHES: tuple[str, ...] = (
+    "JAX_PLATFORMS",
+    "XLA_FLAGS",
+    "JAX_ENABLE_X64",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+)
 SWITCHES += ("JAX_COMPILATION_CACHE_DIR", "JAXCLIP_CACHE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([\w,-]+)\])?\s*([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")

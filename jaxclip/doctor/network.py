@@ -1,6 +1,7 @@
 """A model as NumPy arrays that can be run wrongly: knobs and inputs in, features out."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Hashable
 from typing import Any
@@ -94,7 +95,6 @@ class Network:
 
     def _text(self, tokens: Array, t: Tower, key: Hashable) -> Features:
         params = self.rounded("text", t.rounding)
-        tokens = tokens[:, : self.config.text.context_length + t.length]
         if self.is_bag:
             return Features((), self._bag(tokens, params, t))
         stem = ("text", *towers.chosen(t, (*towers.STEM, "rounding")), key)
@@ -113,15 +113,8 @@ class Network:
         hidden = [x]
         for depth, number in enumerate(t.order):
             kept = ("block", stem, knobs, t.order[: depth + 1])
-            before = hidden[-1]
-            hidden.append(
-                self.memory.get_or(
-                    kept,
-                    lambda before=before, number=number: towers.block(
-                        before, blocks[str(number)], t, mask
-                    ),
-                )
-            )
+            step = functools.partial(towers.block, hidden[-1], blocks[str(number)], t, mask)
+            hidden.append(self.memory.get_or(kept, step))
         return tuple(hidden)
 
     def _bag(self, tokens: Array, params: Params, t: Tower) -> Array:

@@ -51,8 +51,8 @@ class Pitfall:
     def members(self, place: Place) -> list[Member]:
         """Every way to commit it there, with names and sentences filled in."""
         made = self.changes(place) if callable(self.changes) else map(Member, self.changes)
-        values = {"activation": ACTIVATIONS.get(place.config.activation, ""), "side": place.side}
-        values |= {"heads": place.right.heads}
+        values: dict[str, Any] = {"side": place.side, "heads": place.right.heads}
+        values |= {"activation": ACTIVATIONS.get(place.config.activation, "")}
         return [
             Member(m.knobs, m.name or self.name, (m.sentence or self.sentence).format(**values))
             for m in made

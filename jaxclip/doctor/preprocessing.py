@@ -103,8 +103,6 @@ def _square(picture: Picture, high: int, wide: int, size: int, knobs: Pixels) ->
         top, left = (side - high) // 2, (side - wide) // 2
         canvas[top : top + high, left : left + wide] = array
         return resize(canvas, size, size, knobs)
-    if knobs.order == "crop alone" and min(high, wide) >= size:
-        return _centre(array, size, size, knobs.offset)
     target = int(size * LARGER) if knobs.order == "resize larger" else size
     if wide <= high:
         width, height = target, long_side(target, high, wide, knobs.rounding)

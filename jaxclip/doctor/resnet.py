@@ -1,5 +1,6 @@
 """The ResNet tower on knobs: the trunk of `jaxclip/reference.py`, an attention pool of our own."""
 
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def trunk(images: Array, params: Params, t: Tower) -> Array:
     images = images[..., ::-1] if t.channels == "bgr" else images
     images = np.swapaxes(images, 1, 2) if t.patches == "images" else images
 
-    def norm(x: Array, **params: Array) -> Array:
+    def norm(x: Array, **params: Any) -> Array:
         if t.batch_norm == "batch":
             y = reference.batch_norm_training(x, **params, eps=t.epsilon)[0]
         elif t.batch_norm == "none":
@@ -39,7 +40,7 @@ def pool(x: Array, params: Params, t: Tower) -> Array:
     if t.pooled == "mean":  # no attention at all
         return finish_pool(x.mean(axis=1), params, t)
     x, query = gather_tokens(x, params["positional_embedding"], t)
-    named = dict(zip(t.qkv, "qkv"))  # whose weights each part uses
+    named = dict(zip(t.qkv, "qkv", strict=True))  # whose weights each part uses
 
     def project(x: Array, part: str) -> Array:
         given = params[f"{named[part]}_proj"]
@@ -100,5 +101,3 @@ def finish_pool(x: Array, params: Params, t: Tower) -> Array:
         x = x if "output" in t.without else x + bias
     x = round_to(x, t.rounding)
     return round_to(reference.l2_normalize(x), t.rounding) if t.normalised else x
-
-

@@ -11,7 +11,7 @@ from jaxclip.config import ClipConfig
 from jaxclip.doctor.evidence import Rows, Side, take
 from jaxclip.doctor.knobs import Walk, turn
 from jaxclip.doctor.towers import ROUNDINGS
-from jaxclip.doctor.variants import Fault, Variant, join, single_variants
+from jaxclip.doctor.variants import Variant, join, single_variants
 
 Array = np.ndarray
 Tell = Callable[[str], object]
@@ -148,9 +148,7 @@ class Search:
         share = FLOAT32_SHARE * FLOAT32_TIMES
         times = HALF_TIMES if self.is_half else PRODUCT_TIMES
         levels = {"float32": [share * r + FLOAT32_FLOOR for r in halves["float16"]]}
-        levels |= {
-            name: [times * r + STEPS[name] for r in moved] for name, moved in halves.items()
-        }
+        levels |= {name: [times * r + STEPS[name] for r in moved] for name, moved in halves.items()}
         if self.side.exact:
             return {name: (0.0,) * len(self.side.stages) for name in levels}
         stages = len(self.side.stages)
@@ -210,12 +208,12 @@ class Search:
                 joined[key] = pair
         return list(joined.values())
 
-    def ties(self, scored: Sequence[tuple[Variant, Score]]) -> tuple[Variant, Score, tuple[str, ...]]:
+    def ties(
+        self, scored: Sequence[tuple[Variant, Score]]
+    ) -> tuple[Variant, Score, tuple[str, ...]]:
         """(the first in the table's order of those that fit best, its score, the others' names)."""
         least = scored[0][1].squared
-        near = [
-            (variant, score) for variant, score in scored if score.squared <= NEARLY**2 * least
-        ]
+        near = [(variant, score) for variant, score in scored if score.squared <= NEARLY**2 * least]
         order = {variant.names[0]: -i for i, variant in enumerate(reversed(self.singles))}
         near.sort(key=lambda pair: sum(order[name] for name in pair[0].names))
         variant, score = near[0]

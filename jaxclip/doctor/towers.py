@@ -21,9 +21,9 @@ ROUNDINGS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 MOST_BYTES = 1 << 30  # of hidden states that are kept
 
 # Knobs that decide each part of a tower, for what is computed once and used by many variants.
-STEM = ("channels", "patches", "class_token", "positions", "ln_pre", "epsilon", "length")
-BLOCK = ("activation", "heads", "epsilon", "placement", "qkv", "transposed", "query_power", "mask")
-BLOCK += ("scaled_by", "joined", "without", "rounding", "length")
+STEM = ("channels", "patches", "class_token", "positions", "ln_pre", "epsilon")
+BLOCK: tuple[str, ...] = ("activation", "heads", "epsilon", "placement", "qkv", "transposed")
+BLOCK += ("query_power", "scaled_by", "mask", "joined", "without", "rounding")
 
 
 class Memory(dict[Hashable, Any]):
@@ -207,7 +207,8 @@ def project_qkv(x: Array, params: Params, t: Tower) -> tuple[Array, Array, Array
     split = packed.reshape(n, length, 3, t.heads, width // t.heads)  # [n, l, 3, a, k]
     if t.qkv == "heads last":  # each head is spread over the width
         split = np.swapaxes(packed.reshape(n, length, 3, width // t.heads, t.heads), 3, 4)
-    parts = dict(zip("qkv" if t.qkv == "heads last" else t.qkv, np.moveaxis(split, (2, 3), (0, 2))))
+    order = "qkv" if t.qkv == "heads last" else t.qkv
+    parts = dict(zip(order, np.moveaxis(split, (2, 3), (0, 2)), strict=True))
     return parts["q"], parts["k"], parts["v"]
 
 

@@ -44,7 +44,12 @@ def _places(config: ClipConfig, walk: Walk) -> dict[str, Place]:
     }
 
 
-BAG = ("features-normalised", "no-projection", "transposed-projection", "pooled-mean")
+BAG: tuple[str, ...] = (
+    "features-normalised",
+    "no-projection",
+    "transposed-projection",
+    "pooled-mean",
+)
 BAG += ("pooled-before-end",)
 
 

@@ -13,7 +13,12 @@ from tests.support.command import fails
 def test_machine_is_reported_in_lines_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["jaxclip", "packages", "backend", "precision"]
+    assert [line.split()[0] for line in lines[:4]] == [
+        "jaxclip",
+        "packages",
+        "backend",
+        "precision",
+    ]
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["backend"]["platform"] == "cpu" and found["wrong"] == []

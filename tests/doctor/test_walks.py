@@ -33,8 +33,8 @@ def outputs(config: ClipConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     ours, params = network(config)
     walk = right_walk(config)
     images, tokens = tiny.batch(image_size=config.vision.image_size)
-    found = {side: ours.run(side, x, walk[side], 0).features
-             for side, x in (("image", images), ("text", tokens))}  # fmt: skip
+    inputs = {"image": images, "text": tokens}
+    found = {side: ours.run(side, x, walk[side], 0).features for side, x in inputs.items()}
     visual, text = params["visual"], params["text"]
     table = np.float32(text["token_embedding"]["embedding"])
     text = {**text, "token_embedding": {"embedding": table}}
