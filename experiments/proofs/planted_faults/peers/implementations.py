@@ -99,7 +99,7 @@ def transformers(program: Program, dtype: torch.dtype) -> Peer:
     arrays = to_layout(Loaded(flat, config, {}), "huggingface")
     clip = CLIPModel(CLIPConfig(**huggingface.to_json(config, "float32"))).eval()
     state = {
-        name: torch.tensor(np.ascontiguousarray(array))
+        name: torch.tensor(np.array(array, order="C"))
         for name, array in arrays.items()
         if not name.endswith("position_ids")
     }

@@ -71,7 +71,7 @@ class Clip(nn.Module):
 def official_names(config: ClipConfig, flat: Flat) -> dict[str, Tensor]:
     """The weights under the official names, [out, in]: a state dict of the official code."""
     arrays = to_layout(Loaded(flat, config, {}), "open_clip")
-    return {name: torch.tensor(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    return {name: torch.tensor(np.array(a, order="C")) for name, a in arrays.items()}
 
 
 def load(config: ClipConfig, flat: Flat) -> Clip:
