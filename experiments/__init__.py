@@ -13,6 +13,8 @@ Beside them
   report             one HTML page of a run or an evaluation
   proofs.parity_table, proofs.loss_memory, proofs.plan
                      agreement with the official code; memory of the losses; what TPUs and GPUs need
+  proofs.planted_faults
+                     faults planted in PyTorch code, and whether `jaxclip doctor` names them
   proofs.playground_twin
                      docs/playground/, a CLIP in the browser, against the project's towers
   recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings
@@ -33,6 +35,7 @@ EARLIER_NAMES = {
     "make_emoji": "recipes/make_emoji.py",
     "parity_table": "proofs/parity_table.py",
     "plan": "proofs/plan.py",
+    "planted_faults": "proofs/planted_faults/__main__.py",
     "probe_speed": "bench/probe.py",
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jaxclip.convert as convert
     from jaxclip import config as config
+    from jaxclip import doctor as doctor
     from jaxclip import evaluation as evaluation
     from jaxclip import hardware as hardware
     from jaxclip import losses as losses
@@ -39,6 +40,7 @@ _HOMES = {
 _SUBMODULES = (
     "config",
     "convert",
+    "doctor",
     "evaluation",
     "hardware",
     "losses",
@@ -57,6 +59,7 @@ __all__ = [
     "config",
     "convert",
     "create",
+    "doctor",
     "evaluation",
     "hardware",
     "load",

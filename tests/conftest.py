@@ -17,6 +17,8 @@ def _choose_platform() -> None:
     """CPU with eight virtual devices, unless the environment says something else."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")  # tests leave no files behind
+    # NumPy's BLAS spins in its threads: two workers on two cores wait fifty times as long
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     flags = os.environ.get("XLA_FLAGS", "")
     if DEVICE_FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_FLAG}={DEVICES}".strip()

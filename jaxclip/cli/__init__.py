@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxclip.cli.ask import classify, embed, tokenize
+from jaxclip.cli.doctor import doctor
 from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
@@ -37,6 +38,7 @@ COMMANDS = (
     inspect,
     convert,
     verify,
+    doctor,
     plan,
     interpolate,
 )

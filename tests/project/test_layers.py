@@ -30,10 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"images", "terminal", "reference"},
     "hub": BASE | {"checkpoint", "models", "hardware", "convert", "terminal"},
     "parity": BASE | MIDDLE,
-    "cli": BASE | MIDDLE | {"hub", "parity", "terminal"},
+    "doctor": BASE | MIDDLE | {"hub", "parity"},
+    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor"},
     "__main__": {"cli"},
     # the public face: what it names is imported on first use, see test_package.py
-    "__init__": BASE | MIDDLE | {"hub", "parity"},
+    "__init__": BASE | MIDDLE | {"hub", "parity", "doctor"},
 }
 
 MAY_IMPORT = {room: rooms | {"files"} for room, rooms in MAY_IMPORT.items()}  # whoever reads files

@@ -1,0 +1,1 @@
+"""The faulty and the sound programs of the exam, in PyTorch."""

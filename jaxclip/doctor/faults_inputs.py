@@ -1,0 +1,275 @@
+"""The table of faults: pictures to pixels, texts to tokens."""
+
+from collections.abc import Iterable
+
+from jaxclip.doctor.pitfall import Member, Pitfall, Place
+from jaxclip.tokenizer import END_OF_TEXT
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+USUAL_CONTEXTS = (76, 78, 75, 79, 64, 32, 16, 50, 52, 40, 48, 128, 256, 512)
+
+
+def _contexts(place: Place) -> Iterable[Member]:
+    right = place.config.text.context_length
+    lengths = (right - 1, right + 1, *USUAL_CONTEXTS, right // 2)
+    return [
+        Member({"context": n}, "", f"the context is {n} tokens where the model has {right}")
+        for n in dict.fromkeys(lengths)
+        if n not in (right, 0)
+    ]
+
+
+FAULTS = (
+    Pitfall(
+        "mean-of-imagenet",
+        ("pixels",),
+        "pixels are normalised with ImageNet's mean and deviation",
+        (IMAGENET,),
+        sees="Accuracy lower by a point or less.",
+        why="It is the habit of torchvision; the two sets of numbers look alike.",
+        fix="Mean 0.48145466, 0.4578275, 0.40821073; std 0.26862954, 0.26130258, 0.27577711.",
+        test="One white and one black picture.",
+    ),
+    Pitfall(
+        "mean-half",
+        ("pixels",),
+        "pixels are normalised to -1..1",
+        (HALF,),
+        sees="Accuracy lower by a few points.",
+        why="Inception, SigLIP and big_vision do it so.",
+        fix="Use CLIP's mean and deviation.",
+        test="One white and one black picture.",
+    ),
+    Pitfall(
+        "no-normalisation",
+        ("pixels",),
+        "pixels are not normalised: they lie in 0..1",
+        (PLAIN,),
+        sees="Accuracy much lower.",
+        why="`ToTensor()` alone.",
+        fix="Subtract the mean, divide by the deviation.",
+        test="A black picture: pixels must be negative.",
+    ),
+    Pitfall(
+        "pixels-0-255",
+        ("pixels",),
+        "pixels lie in 0..255: they are not divided by 255",
+        ({**PLAIN, "divisor": 1.0}, {"divisor": 1.0}),
+        sees="Features without any meaning, the same for most pictures.",
+        why="uint8 arrays are cast to float without the division.",
+        fix="Divide by 255 before the normalisation.",
+        test="A white picture: no pixel above 3.",
+    ),
+    Pitfall(
+        "divided-twice",
+        ("pixels",),
+        "pixels are divided by 255 twice",
+        ({"divisor": 255.0**2},),
+        sees="Every picture looks black.",
+        why="A processor rescales what was scaled before.",
+        fix="Divide once; `do_rescale=False` in transformers for arrays in 0..1.",
+        test="A white picture: pixels near 2.",
+    ),
+    Pitfall(
+        "bilinear",
+        ("pixels",),
+        "pictures are resized with the bilinear filter",
+        (
+            {"resample": "bilinear"},
+            {"resample": "bilinear", "antialias": "off"},
+            {"resample": "bilinear", "antialias": "off, rounded"},
+        ),
+        sees="Features that differ in the second digit.",
+        why="It is the default of torchvision, OpenCV and TensorFlow.",
+        fix="Bicubic, as Pillow computes it.",
+        test="A picture with fine detail, exact in uint8.",
+    ),
+    Pitfall(
+        "nearest",
+        ("pixels",),
+        "pictures are resized with the nearest pixel",
+        ({"resample": "nearest"}, {"resample": "nearest", "antialias": "off"}),
+        sees="Jagged edges; features differ in the first digit.",
+        why="It is the default of `torch.nn.functional.interpolate`.",
+        fix="Bicubic, as Pillow computes it.",
+        test="A picture with fine detail, exact in uint8.",
+    ),
+    Pitfall(
+        "lanczos",
+        ("pixels",),
+        "pictures are resized with the Lanczos filter",
+        ({"resample": "lanczos"},),
+        sees="Features that differ in the third digit.",
+        why="`Image.LANCZOS` and `Image.ANTIALIAS` were defaults of other code.",
+        fix="Bicubic, as Pillow computes it.",
+        test="A picture with fine detail, exact in uint8.",
+    ),
+    Pitfall(
+        "no-antialias",
+        ("pixels",),
+        "pictures are shrunk without antialiasing",
+        (
+            {"antialias": "off"},
+            {"antialias": "off, rounded"},
+            {"antialias": "off, unclipped"},
+            {"antialias": "off, a = -0.5"},
+            {"antialias": "off, a = -0.5, rounded"},
+            {"antialias": "off, a = -0.5, unclipped"},
+        ),
+        sees="Large pictures suffer, small ones do not.",
+        why="OpenCV never does it, torch on tensors only with `antialias=True`, TensorFlow only "
+        "with `antialias=True`.",
+        fix="Resize with Pillow, or with `antialias=True` (then exact to about one level of 255).",
+        test="A picture four times as large as the input.",
+    ),
+    Pitfall(
+        "crop-before-resize",
+        ("pixels",),
+        "the square is cut out before the picture is resized",
+        ({"order": "crop, resize"}, {"order": "crop, resize", "offset": "down"}),
+        sees="Pixels differ a little at every edge.",
+        why="It saves time and is nearly the same.",
+        fix="Resize the short side first, then cut the middle.",
+        test="A wide picture, exact in uint8.",
+    ),
+    Pitfall(
+        "resize-squash",
+        ("pixels",),
+        "pictures are squashed to a square",
+        ({"order": "squash"},),
+        sees="Wide and tall pictures are distorted and less well recognised.",
+        why="`Resize((224, 224))` in place of `Resize(224)`.",
+        fix="Resize the short side to the size, then cut the middle.",
+        test="A wide picture.",
+    ),
+    Pitfall(
+        "resize-larger",
+        ("pixels",),
+        "pictures are resized to 8/7 of the size before the crop",
+        ({"order": "resize larger"},),
+        sees="The border of the picture is lost.",
+        why="ImageNet's recipe: `Resize(256)`, `CenterCrop(224)`.",
+        fix="Resize the short side to the size itself.",
+        test="A square picture.",
+    ),
+    Pitfall(
+        "padded-to-square",
+        ("pixels",),
+        "pictures are padded to a square in place of the crop",
+        ({"order": "pad"},),
+        sees="Black bars.",
+        why="Detection models do it so.",
+        fix="Resize the short side to the size, then cut the middle.",
+        test="A wide picture.",
+    ),
+    Pitfall(
+        "crop-at-corner",
+        ("pixels",),
+        "the crop is taken at the upper left corner",
+        ({"order": "corner"},),
+        sees="What stands in the middle of a wide picture is cut.",
+        why="`image[:size, :size]`.",
+        fix="Cut the middle.",
+        test="A wide picture.",
+    ),
+    Pitfall(
+        "size-rounding",
+        ("pixels",),
+        "the long side or the crop is rounded in another way",
+        (
+            {"rounding": "nearest"},
+            {"offset": "down"},
+            {"rounding": "nearest", "offset": "down"},
+            {"rounding": "up"},
+            {"rounding": "up", "offset": "down"},
+        ),
+        sees="Some pictures are right, others are shifted by one pixel.",
+        why="The long side is truncated, and half a pixel of the crop goes to the even side; "
+        "transformers rounds the crop down.",
+        fix="`int(size * long / short)`, then `int(round((long - size) / 2))`.",
+        test="Pictures whose long side ends on a half, and crops of 3 modulo 4.",
+    ),
+    Pitfall(
+        "pixels-transposed",
+        ("pixels",),
+        "rows and columns of the pixels are swapped",
+        ({"rows": "columns"},),
+        sees="Features that resemble the right ones.",
+        why="`transpose(2, 1, 0)` in place of `transpose(2, 0, 1)`.",
+        fix="[h, w, c] to [c, h, w] is `transpose(2, 0, 1)`.",
+        test="A picture that is not symmetric.",
+    ),
+    Pitfall(
+        "case-kept",
+        ("tokens",),
+        "texts are not lowered",
+        ({"case": "kept"},),
+        sees="Texts with capital letters are cut into more tokens.",
+        why="The vocabulary holds lower case only; the tokenizer must lower first.",
+        fix="`text.lower()` before the byte pairs.",
+        test="A text with capital letters.",
+    ),
+    Pitfall(
+        "no-start-token",
+        ("tokens",),
+        "the start token is missing",
+        ({"start": False},),
+        sees="All positions are shifted by one.",
+        why="`add_special_tokens=False`.",
+        fix="49406, the text, 49407.",
+        test="The first id of a row is 49406.",
+    ),
+    Pitfall(
+        "no-end-token",
+        ("tokens",),
+        "the end token is missing",
+        ({"end": False},),
+        sees="The features are read at the start token, whose id is then the largest: all equal.",
+        why="`add_special_tokens=False`, or a text cut to the context afterwards.",
+        fix="49406, the text, 49407.",
+        test="49407 stands in every row, also of a text that was cut.",
+    ),
+    Pitfall(
+        "end-cut-off",
+        ("tokens",),
+        "the end token of a text that is too long is cut off",
+        ({"end_if_cut": False},),
+        sees="Long texts are read at their start token.",
+        why="`ids[:77]` after the marks were added.",
+        fix="Cut, then set the last id to 49407.",
+        test="A text that is longer than the context.",
+    ),
+    Pitfall(
+        "padded-with-end",
+        ("tokens",),
+        "rows are padded with the end token in place of zero",
+        ({"padding": END_OF_TEXT},),
+        sees="Nothing, where the first end token is read and the tower is causal.",
+        why="transformers pads so for the released models.",
+        fix="Pad with 0, or make sure that the first end token is read.",
+        test="Tokens, exactly.",
+    ),
+    Pitfall(
+        "context-off",
+        ("tokens",),
+        "the context has another length",
+        _contexts,
+        sees="Long texts are cut at another place; the others are right.",
+        why="The paper says 76, the code 77; other tokenizers have 64, 512 or none.",
+        fix="77 ids, both marks included.",
+        test="A text that is longer than the context.",
+    ),
+    Pitfall(
+        "punctuation-dropped",
+        ("tokens",),
+        "punctuation is left out",
+        ({"marks": "dropped"},),
+        sees="Texts with punctuation have fewer tokens.",
+        why="open_clip has tokenizers that clean so (`canonicalize`, for SigLIP).",
+        fix="Keep punctuation: the released tokenizer does.",
+        test="A text with punctuation.",
+    ),
+)
