@@ -32,7 +32,7 @@ TITLES = (
     "Exercises",
 )
 PARTS = {  # of every chapter but the exercises
-    "quotation": r"^# > \w",
+    "quotation": r"^# > (\.\.\. )?\w",
     "where it stands": r"^# > (Section|Figure) \d",
     "equation": r"^# \$\$",
     "picture": r'^show\(figure, "\d\d-[\w-]+", "',
