@@ -21,12 +21,13 @@
 # card and no weights but those in the repository. Three ways to run it:
 #
 # ```
-# pip install -e .                         # once, in a fresh environment, at the repository's root
-# python docs/annotated_clip.py            # as a program: pictures go to runs/annotated
+# pip install -e .                # in a fresh environment, at the repository's root
+# python docs/annotated_clip.py   # as a program: pictures go to runs/annotated
 #
-# pip install -e '.[docs]'                 # jupytext and Jupyter's tools
-# python -m experiments.annotate           # one HTML page and a notebook, in runs/annotated
-# jupytext --to notebook docs/annotated_clip.py     # a notebook to open in Jupyter
+# pip install -e '.[docs]'        # jupytext and Jupyter's tools
+# python -m experiments.annotate  # one HTML page and a notebook, in runs/annotated
+#
+# jupytext --to notebook --output annotated_clip.ipynb docs/annotated_clip.py   # to run in Jupyter
 # ```
 #
 # Chapter 10 trains a model for about five minutes on two cores. `ANNOTATED_MINUTES=1` in the
@@ -205,9 +206,8 @@ def different(tokens_of):
     return sum([known[part] for part in tokens_of(word)] != encode(word) for word in words)
 
 
-check(
-    f"of {len(words)} words, tokens differ", different(byte_pairs), 0, 0, different(longest_first)
-)
+mistake = different(longest_first)
+check(f"wrong words of {len(words)}", different(byte_pairs), 0, tolerance=0, mistake=mistake)
 
 # %% [markdown]
 # **Read next in the source:** `jaxclip.tokenizer`
