@@ -1368,7 +1368,7 @@ print(f"released models use: {sorted({config.activation for config in RELEASED.v
 # Try before you open an answer; the last cell checks those that are numbers. Each can be done in
 # this page's notebook, with the names defined above.
 #
-# **1.** Without running anything: how many rows has `tokenize(["", "!", "a" * 300],
+# **1.** Without running anything: how many rows has `tokenize(["", "!", "a " * 300],
 # truncate=True)`, and what stands in the last column of each?
 #
 # <details><summary>Answer</summary>
@@ -1476,13 +1476,13 @@ print(f"released models use: {sorted({config.activation for config in RELEASED.v
 #     return reference.contrastive_loss(*pair, t)
 # ```
 #
-# It falls. At a factor of 100 the gradient is larger and comes from fewer pairs, those that are
-# confused, and the loss itself starts higher; print both.
+# From 1.50 to 0.18 at the learned factor of 37, and from 3.43 to 0.62 at 100: there the loss starts
+# higher, and most of the gradient comes from the few pairs that are confused.
 #
 # </details>
 
 # %%
-row_ends = tokenize(["", "!", "a" * 300], truncate=True)[:, -1]
+row_ends = tokenize(["", "!", "a " * 300], truncate=True)[:, -1]
 assert row_ends.tolist() == [0, 0, END_OF_TEXT]  # 1
 large, larger = RELEASED["ViT-L/14"].vision.tokens, RELEASED["ViT-L/14@336px"].vision.tokens
 assert (large, larger) == (257, 577) and round((larger / large) ** 2, 2) == 5.04  # 2
