@@ -11,6 +11,7 @@ Beside them
   bench              time and memory beside PyTorch, both in turn
   supervised         the same tower trained on labels, few labels, and zero-shot
   report             one HTML page of a run or an evaluation
+  annotate           docs/annotated_clip.py, the paper as a program, as a page and a notebook
   proofs.parity_table, proofs.loss_memory, proofs.plan
                      agreement with the official code; memory of the losses; what TPUs and GPUs need
   proofs.planted_faults

@@ -1,4 +1,7 @@
-"""The configs of a model as frozen dataclasses, with JSON both ways; the released models."""
+"""The configs of a model as frozen dataclasses, with JSON both ways; the released models.
+
+Annotated: chapter 13, "Where the released code differs from the paper".
+"""
 
 import dataclasses
 import json

@@ -14,6 +14,8 @@ that is how `jaxclip.parity` compares two implementations stage by stage.
 
 Letters in shapes: n batch, h w c image, p patches, l m tokens, d width, a heads, k per-head
 width, e joint embedding.
+
+Annotated: chapter 5, "Figure 3, line by line"; chapter 9, "The gradient by hand".
 """
 
 from __future__ import annotations

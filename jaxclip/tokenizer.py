@@ -4,6 +4,8 @@ Ids: 256 single bytes, the same 256 at the end of a word, one id a merge, the st
 `data_files/bpe_merges.txt.gz` holds the merges, one a line ("i n": left, space, right), best first.
 They are lines 2 to 48,895 of `bpe_simple_vocab_16e6.txt.gz` of OpenAI's CLIP (MIT licence, sha256
 924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a); the rest of it is never used.
+
+Annotated: chapter 1, "Bytes to tokens".
 """
 
 import gzip

@@ -1,4 +1,7 @@
-"""The layout of the official code (clip/model.py): its keys, matrices [out, in] and buffers."""
+"""The layout of the official code (clip/model.py): its keys, matrices [out, in] and buffers.
+
+Annotated: chapter 13, "Where the released code differs from the paper".
+"""
 
 from collections.abc import Mapping
 

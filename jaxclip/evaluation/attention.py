@@ -3,6 +3,8 @@
 Of a Vision Transformer: the class token's weights in the last block. Of a ResNet: those of the
 attention pool, whose query is the mean of the last grid (paper section 2.4). Both averaged over the
 heads, without the token's attention to itself.
+
+Annotated: chapter 3, "Attention".
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Zero-shot and retrieval on named pictures, with two floors: nearest pixels and chance."""
+"""Zero-shot and retrieval on named pictures, with two floors: nearest pixels and chance.
+
+Annotated: chapter 11, "Zero-shot and prompts".
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

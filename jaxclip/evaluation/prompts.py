@@ -4,6 +4,8 @@ Each file is one JSON object: `classes` (names in the released order; none where
 own), `templates` with one slot {} each, `metric` (the published one: "top1" or
 "mean_per_class"), `origin` and `licence`; perhaps `folders` (other names of the classes, such as
 wordnet ids) and `template_sets` ({name: templates}). A file of your own has the same keys.
+
+Annotated: chapter 11, "Zero-shot and prompts".
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Zero-shot classifiers: class names in prompt templates (paper section 3.1.4)."""
+"""Zero-shot classifiers: class names in prompt templates (paper section 3.1.4).
+
+Annotated: chapter 11, "Zero-shot and prompts".
+"""
 
 from collections.abc import Callable, Sequence
 

@@ -2,6 +2,8 @@
 
 Released order (clip/clip.py: _transform): shortest side to `size` with Pillow's bicubic filter in
 the picture's own mode, centre crop, RGB, divide by 255, subtract the mean, divide by the deviation.
+
+Annotated: chapter 2, "A picture to patches".
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The whole model: two towers and a temperature (`clip/model.py: CLIP`)."""
+"""The whole model: two towers and a temperature (`clip/model.py: CLIP`).
+
+Annotated: chapter 4, "The two towers".
+"""
 
 import functools
 import math

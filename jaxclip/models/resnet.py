@@ -5,6 +5,8 @@ Three changes to ResNet-50 (He et al. 2015, arXiv 1512.03385): a stem of three c
 
 Running statistics are `nnx.BatchStat`, weights `nnx.Param`. In training the new statistics are
 returned beside the activations and never written in place (`parameters.new_statistics`).
+
+Annotated: chapter 4, "The two towers".
 """
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""The two text encoders that the pseudocode names: text transformer and continuous bag of words."""
+"""The two text encoders that the pseudocode names: text transformer and continuous bag of words.
+
+Annotated: chapter 4, "The two towers".
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""The Vision Transformer image tower (`clip/model.py: VisionTransformer`; paper section 2.4)."""
+"""The Vision Transformer image tower (`clip/model.py: VisionTransformer`; paper section 2.4).
+
+Annotated: chapter 2, "A picture to patches".
+"""
 
 import jax
 import jax.numpy as jnp

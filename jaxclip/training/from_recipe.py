@@ -1,4 +1,7 @@
-"""From a recipe to what runs: model, optimiser, first state with its shardings, compiled step."""
+"""From a recipe to what runs: model, optimiser, first state with its shardings, compiled step.
+
+Annotated: chapter 10, "Training, and the similarity matrix".
+"""
 
 import functools
 import math

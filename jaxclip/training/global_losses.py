@@ -12,6 +12,8 @@ exp(logits - log-sum-exp), so each block is computed a second time in place of b
 
 `axis` is the name of the axis of devices inside `jax.shard_map` or `jax.pmap`; every device passes
 its own b pairs and gets the loss over the n pairs of all.
+
+Annotated: chapter 12, "The loss on many devices".
 """
 
 import functools

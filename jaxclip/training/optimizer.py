@@ -1,4 +1,7 @@
-"""The paper's optimiser (section 2.5): AdamW, decay on matrices only, cosine with warm-up."""
+"""The paper's optimiser (section 2.5): AdamW, decay on matrices only, cosine with warm-up.
+
+Annotated: chapter 6, "The temperature, learned and logarithmic".
+"""
 
 import math
 from typing import Any

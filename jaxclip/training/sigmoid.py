@@ -3,6 +3,8 @@
 Every pair of an image and a text is a question of its own: do they belong together? No softmax, so
 nothing has to be known about the other pairs of a row. It has a bias beside the temperature, so the
 model has to have one as well: `ClipConfig.logit_bias`.
+
+Annotated: chapter 7, "Why the loss is symmetric".
 """
 
 import jax

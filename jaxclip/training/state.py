@@ -1,4 +1,7 @@
-"""The state of a training run as one pytree of arrays, and the way from a model to it and back."""
+"""The state of a training run as one pytree of arrays, and the way from a model to it and back.
+
+Annotated: chapter 10, "Training, and the similarity matrix".
+"""
 
 from typing import Any, NamedTuple, Self
 

@@ -8,6 +8,8 @@ metrics), the same numbers up to rounding on any number of devices:
 
 Where collectives are written by hand, one rule is right under `pmap` and under every setting of
 `shard_map`: `pmean` the loss inside the function that is differentiated, then `pmean` the gradient.
+
+Annotated: chapter 10, "Training, and the similarity matrix".
 """
 
 import functools

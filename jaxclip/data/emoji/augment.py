@@ -2,6 +2,8 @@
 
 Runs inside the training step, on the device, from an explicit key. The same key gives the same
 pictures, so a resumed run equals an uninterrupted one.
+
+Annotated: chapter 10, "Training, and the similarity matrix".
 """
 
 import jax

@@ -2,6 +2,8 @@
 
 There is no state, so a resumed run trains on the batches that it would have trained on. A batch
 never holds two pictures of one name: each would be a wrong answer for the other in the loss.
+
+Annotated: chapter 8, "Why batches are large".
 """
 
 import dataclasses
