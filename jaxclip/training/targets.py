@@ -199,7 +199,7 @@ def program_text(compiled: Any, target: Target) -> str:
         return str(compiled.as_text())
     except RuntimeError as error:
         raise ValueError(
-            f"expected a program for {target.name} that jaxlib {jax.lib.__version__} can read, got "
+            f"expected a program for {target.name} that jaxlib {version("jaxlib")} can read, got "
             f"one of another compiler's version; pip install -U 'jax[tpu]=={jax.__version__}' "
             f"({_short(error)})"
         ) from error
