@@ -198,8 +198,9 @@ def program_text(compiled: Any, target: Target) -> str:
     try:
         return str(compiled.as_text())
     except RuntimeError as error:
+        reader = version("jaxlib")
         raise ValueError(
-            f"expected a program for {target.name} that jaxlib {version("jaxlib")} can read, got "
+            f"expected a program for {target.name} that jaxlib {reader} can read, got "
             f"one of another compiler's version; pip install -U 'jax[tpu]=={jax.__version__}' "
             f"({_short(error)})"
         ) from error
