@@ -1,6 +1,7 @@
 """Their arrays beside ours: read and checked, and cut into sides that are judged one by one."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -195,11 +196,18 @@ class Evidence:
         return Side("logits", names, (logits,), open_knobs, predict, cost=cost, more=more)
 
     def _fit_scale(self, theirs: Array, ours: Array) -> tuple[Variant, ...]:
-        """The factor that turns our cosines into their logits best, where one can be fitted."""
+        """The factor that turns our cosines into their logits best, unless the table names it.
+
+        A fitted factor takes some of the rounding with it, so it would win over a fault of the
+        table that is the truth.
+        """
         if theirs.shape != ours.shape or not np.square(ours).sum() > 0:
             return ()
         right = self.network.factor(Logits())
         factor = right * float((theirs * ours).sum() / np.square(ours).sum())
+        named = (self.network.factor(Logits(scale=scale)) for scale in NAMED_SCALES)
+        if any(math.isclose(factor, known, rel_tol=SAME_SCALE) for known in named):
+            return ()
         return (fitted_scale(factor, right),)
 
     def _few(self, side: str) -> int:
@@ -208,4 +216,7 @@ class Evidence:
         return 0 if whole else SEARCH_ROWS[side]
 
 
+# Factors that faults of the table name, and how close a fitted one is to them where it is the same:
+# float16's rounding of the logits.
+NAMED_SCALES, SAME_SCALE = ("as it is", "none", "inverse", "twice"), 1e-3
 FROM = {"image": "image_features_from_pictures", "text": "text_features_from_texts"}

@@ -176,7 +176,10 @@ def test_diagnose_knows_weights_of_another_model(probe: Arrays, sound: Arrays) -
     ("name", "change"),
     [
         ("scale-missing", lambda x, t: x / np.exp(t)),
+        ("scale-missing", lambda x, t: x / np.exp(t) * (1 + 1e-6)),  # rounded elsewhere
+        ("scale-missing", lambda x, t: np.float16(x / np.exp(t))),
         ("scale-not-exponentiated", lambda x, t: x / np.exp(t) * t),
+        ("scale-clipped", lambda x, t: x / np.exp(t) * 1.01),
         ("scale-clipped", lambda x, t: x / np.exp(t) * 3.5),
         ("softmax-axis", lambda x, t: x.T),
     ],
