@@ -9,6 +9,9 @@ from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 TextKind = Literal["transformer", "cbow"]
+VisionPooling = Literal["class", "mean", "attention"]
+TextPooling = Literal["largest", "end", "last", "first"]
+Projection = Literal["matrix", "linear", "none"]
 Remat = Literal["none", "products", "products_and_attention", "full"]
 
 
@@ -41,9 +44,54 @@ LARGEST = {
     "context_length": 8_192,
     "vocab_size": 1 << 24,
     "embed_dim": 16_384,
+    "mlp_width": 131_072,
 }
 LARGEST_STEM = 1_024  # channels of a ResNet's stem; the attention pool is 32 times as wide
 MOST_POSITIONS = (1 << 16) + 1  # of an image tower: a grid of 256 x 256 and one more
+
+
+# Fields that `to_json` writes whatever their value. It leaves out any other at its default, so that
+# the configs of models as released stay the same text.
+WRITTEN = ("layers", "heads", "context_length", "vocab_size", "kind", "activation", "logit_bias")
+
+
+def _check_choices(config: Any, **choices: Any) -> None:
+    """ValueError unless each field is one of the values of its `Literal`."""
+    for name, kind in choices.items():
+        value, known = getattr(config, name), get_args(kind)
+        require(
+            type(value) is str and value in known,
+            f"{type(config).__name__}.{name}: expected one of {', '.join(known)}, "
+            f"got {short_repr(value)}",
+        )
+
+
+def _check_blocks(config: Any) -> None:
+    """ValueError unless what a tower says of its blocks makes sense."""
+    of, epsilon = type(config).__name__, config.layer_norm_epsilon
+    require(
+        config.mlp_width is None
+        or (type(config.mlp_width) is int and 0 < config.mlp_width <= LARGEST["mlp_width"]),
+        f"{of}.mlp_width: expected none or an integer from 1 to {LARGEST['mlp_width']:,}, "
+        f"got {short_repr(config.mlp_width)}",
+    )
+    require(
+        type(epsilon) is float and 0 < epsilon < 1,
+        f"{of}.layer_norm_epsilon: expected a number between 0 and 1, got {short_repr(epsilon)}",
+    )
+    if config.own_activation is not None:
+        _check_choices(config, own_activation=Activation)
+    _check_choices(config, projection=Projection)
+
+
+def _check_flags(config: Any, *names: str) -> None:
+    """ValueError unless each of the fields is true or false."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            type(value) is bool,
+            f"{type(config).__name__}.{name}: expected true or false, got {short_repr(value)}",
+        )
 
 
 def _check_sizes(config: Any) -> None:
@@ -69,29 +117,53 @@ def _check_positions(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Vision Transformer: pictures of `image_size` pixels a side, cut into patches."""
+    """Vision Transformer: pictures of `image_size` pixels a side, cut into patches.
+
+    What is left of a side after the last whole patch is ignored, as a convolution does. The rest
+    says how a tower differs from the released ones.
+    """
 
     image_size: int
     patch_size: int
     width: int
     layers: int
     heads: int
+    mlp_width: int | None = None
+    """Channels inside of a block's MLP; four times the width if none."""
+    layer_norm_epsilon: float = 1e-5
+    own_activation: Activation | None = None
+    """Where it is not the model's."""
+    patch_bias: bool = False
+    class_token: bool = True
+    pre_norm: bool = True
+    """Whether `ln_pre` normalises before the first block."""
+    pooling: VisionPooling = "class"
+    """The class token; the mean of the patches; or SigLIP's attention pool over all positions."""
+    norm_after_pooling: bool = False
+    """Whether `ln_post` normalises what was pooled, or every position before that."""
+    projection: Projection = "matrix"
+    """To the joint space: a matrix, with a bias as well ("linear"), or none: as wide already."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        _check_blocks(self)
+        _check_flags(self, "patch_bias", "class_token", "pre_norm", "norm_after_pooling")
+        _check_choices(self, pooling=VisionPooling)
         size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
-        require(
-            size % patch == 0, f"image_size: expected a multiple of patch_size {patch}, got {size}"
-        )
+        require(size >= patch, f"image_size: expected patch_size {patch} or more, got {size}")
         require(
             width % heads == 0, f"vision width: expected a multiple of {heads} heads, got {width}"
+        )
+        require(
+            self.class_token or self.pooling != "class",
+            "vision pooling: expected mean or attention without a class token, got class",
         )
         _check_positions(self)
 
     @property
     def tokens(self) -> int:
-        """Positions of the tower: one a patch and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        """Positions of the tower: one a patch and the class token, if it has one."""
+        return (self.image_size // self.patch_size) ** 2 + int(self.class_token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,16 +238,50 @@ class TextConfig:
     context_length: int = 77
     vocab_size: int = 49408
     kind: TextKind = "transformer"
+    mlp_width: int | None = None
+    """Channels inside of a block's MLP; four times the width if none."""
+    layer_norm_epsilon: float = 1e-5
+    own_activation: Activation | None = None
+    """Where it is not the model's."""
+    causal: bool = True
+    pooling: TextPooling = "largest"
+    """The position of the largest id, of the first `end_token`, the last or the first one."""
+    end_token: int | None = None
+    """The id that "end" looks for."""
+    projection: Projection = "matrix"
+    """To the joint space: a matrix, with a bias as well ("linear"), or none: as wide already."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        _check_blocks(self)
+        _check_flags(self, "causal")
+        _check_choices(self, pooling=TextPooling)
         kinds = get_args(TextKind)
         require(
             self.kind in kinds,
             f"text kind: expected one of {', '.join(kinds)}, got {short_repr(self.kind)}",
         )
+        end = self.end_token
+        require(
+            (end is None) == (self.pooling != "end")
+            and (end is None or (type(end) is int and 0 <= end < self.vocab_size)),
+            f"text end_token: expected an id below {self.vocab_size} for pooling end, none for "
+            f"another, got {short_repr(end)} for {self.pooling}",
+        )
         fits = self.kind == "cbow" or self.width % self.heads == 0
         require(fits, f"text width: expected a multiple of {self.heads} heads, got {self.width}")
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    """The fields of a config by name, without those left at a default that is not `WRITTEN`."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _as_dict(value)
+        if field.name in WRITTEN or value != field.default:
+            found[field.name] = value
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +313,7 @@ class ClipConfig:
 
     def to_json(self) -> str:
         """The config as one line of JSON, keys sorted."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(_as_dict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
