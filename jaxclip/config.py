@@ -281,10 +281,8 @@ def _as_dict(config: Any) -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = _as_dict(value)
         if field.name in WRITTEN or value != field.default:
-            found[field.name] = value
+            found[field.name] = _as_dict(value) if dataclasses.is_dataclass(value) else value
     return found
 
 
