@@ -6,6 +6,7 @@ Annotated: chapter 13, "Where the released code differs from the paper".
 import dataclasses
 import json
 import math
+import re
 from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
@@ -13,13 +14,14 @@ TextKind = Literal["transformer", "cbow"]
 VisionPooling = Literal["class", "mean", "attention"]
 TextPooling = Literal["largest", "end", "last", "first"]
 Projection = Literal["matrix", "linear", "none"]
+Clean = Literal["none", "lower", "siglip", "canonicalize", "whitespace", "whitespace, lower"]
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["shortest", "squash", "longest"]
 Steps = Literal["openai", "transformers"]
 Remat = Literal["none", "products", "products_and_attention", "full"]
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """ValueError with that message unless the condition holds."""
     if not condition:
         raise ValueError(message)
@@ -230,6 +232,40 @@ def _vision(data: dict[str, Any]) -> VisionConfig | ResNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The `tokenizer.json` beside a model's weights, and the rules around it."""
+
+    sha256: str | None
+    """Of the file; None where the model needs one and none was beside its weights."""
+    pad: int = 0
+    """The id that fills a row."""
+    end: int | None = None
+    """The id after the text, if any; it stays where the text is cut."""
+    start: int | None = None
+    """The id before the text, if any."""
+    clean: Clean = "none"
+    """What happens to a text first: nothing; lower case; transformers' rule for SigLIP (lower case,
+    no punctuation); or one of open_clip's, which repair encodings and HTML escapes as well."""
+    pad_left: bool = False
+
+    def __post_init__(self) -> None:
+        sha256 = self.sha256
+        require(
+            sha256 is None or (type(sha256) is str and re.fullmatch("[0-9a-f]{64}", sha256)),
+            f"TokenizerConfig.sha256: expected 64 hexadecimal digits, got {short_repr(sha256)}",
+        )
+        for name in ("pad", "end", "start"):
+            value = getattr(self, name)
+            require(
+                (value is None and name != "pad")
+                or (type(value) is int and 0 <= value < LARGEST["vocab_size"]),
+                f"TokenizerConfig.{name}: expected an id, got {short_repr(value)}",
+            )
+        _check_choices(self, clean=Clean)
+        _check_flags(self, "pad_left")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Text transformer, or the pseudocode's other encoder, continuous bag of words.
 
@@ -254,11 +290,18 @@ class TextConfig:
     """The id that "end" looks for."""
     projection: Projection = "matrix"
     """To the joint space: a matrix, with a bias as well ("linear"), or none: as wide already."""
+    tokenizer: TokenizerConfig | None = None
+    """CLIP's own if none."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_blocks(self)
         _check_flags(self, "causal")
+        of = self.tokenizer
+        require(
+            of is None or max(of.pad, of.end or 0, of.start or 0) < self.vocab_size,
+            f"text tokenizer: expected ids below {self.vocab_size}, got {of}",
+        )
         _check_choices(self, pooling=TextPooling)
         kinds = get_args(TextKind)
         require(
@@ -274,6 +317,12 @@ class TextConfig:
         )
         fits = self.kind == "cbow" or self.width % self.heads == 0
         require(fits, f"text width: expected a multiple of {self.heads} heads, got {self.width}")
+
+
+def _text(data: dict[str, Any]) -> TextConfig:
+    """The text tower's config from JSON."""
+    own = data.get("tokenizer")
+    return TextConfig(**{**data, "tokenizer": None if own is None else TokenizerConfig(**own)})
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -364,7 +413,7 @@ class ClipConfig:
         try:
             data = json.loads(text)
             parts: dict[str, Any] = {"vision": _vision(data["vision"])}
-            parts["text"] = TextConfig(**data["text"])
+            parts["text"] = _text(data["text"])
             parts["pictures"] = PictureConfig.from_dict(data.get("pictures", {}))
             return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:

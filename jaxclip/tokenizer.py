@@ -110,12 +110,19 @@ def _clean(text: str) -> str:
     patterns = _patterns()
     if patterns.plain.fullmatch(text):
         return " ".join(text.split()).lower()
+    return str(patterns.white_space.sub(" ", repair(text))).strip().lower()
+
+
+def repair(text: str) -> str:
+    """The text with its encoding repaired and HTML escapes undone, without white space around it.
+
+    Source: clip/simple_tokenizer.py: basic_clean.
+    """
     import ftfy  # here: plain text does not need it, and it takes time to load
 
     if len(text) > _SHORT:
         _check_depth(text)
-    text = _unescape(_unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
-    return str(patterns.white_space.sub(" ", text)).strip().lower()
+    return _unescape(_unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
 
 
 def _check_depth(text: str) -> None:
@@ -288,7 +295,8 @@ def encode(text: str) -> list[int]:
     return _encode(text)
 
 
-def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
+def as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    """One text or several as a sequence of texts; ValueError for anything else."""
     if isinstance(texts, np.ndarray):
         texts = texts.tolist()
     if isinstance(texts, str):
@@ -352,7 +360,7 @@ def tokenize(
         raise ValueError(
             f"context_length: expected 2 or more, for the two marks, got {context_length}"
         )
-    rows = _as_list(texts)
+    rows = as_list(texts)
     tokens = np.zeros((len(rows), context_length), np.int32)  # [n, l]
     for number, text in enumerate(rows):
         if not isinstance(text, str):

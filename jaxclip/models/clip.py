@@ -6,7 +6,7 @@ Annotated: chapter 4, "The two towers".
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -18,6 +18,7 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, short_repr
 from jaxclip.losses import l2_normalize
+from jaxclip.model_tokenizer import copy_beside, tokenize_for
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
 from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
 from jaxclip.models.parameters import TOWERS, Tower, describe, new_statistics, to_flat
@@ -188,6 +189,23 @@ class Clip(nnx.Module):
         self._require_tower("text")
         return self._run(text_features, check_tokens(tokens, self.config.text))
 
+    def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
+        """Rows of ids [n, l] for `encode_text`, by the model's own tokenizer: CLIP's by default.
+
+        Args:
+          texts: one text, or a list of texts.
+          truncate: cut texts that are too long for the model.
+
+        Raises:
+          ValueError: a text is too long, or the file or package of the tokenizer is missing.
+
+        >>> import jaxclip
+        >>> model, _ = jaxclip.load("emoji")
+        >>> model.tokenize(["a cat", "a rocket"]).shape
+        (2, 32)
+        """
+        return tokenize_for(self.config.text, texts, truncate=truncate)
+
     def __call__(
         self, images: np.ndarray | Array, tokens: np.ndarray | Array
     ) -> tuple[Array, Array]:
@@ -254,7 +272,8 @@ class Clip(nnx.Module):
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the weights and their config as one safetensors file that `jaxclip.load` reads.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all. A model with a tokenizer of its own has its
+        `tokenizer.json` copied beside it.
 
         Raises:
           ValueError: something is at `path` and `force` is not given, no file can be made there, or
@@ -274,6 +293,7 @@ class Clip(nnx.Module):
                 f"{path}: expected no such file, got one; pass force=True to replace it"
             )
         notes = {"saved_by": "jaxclip.Clip.save", "made_from": self.notes}
+        copy_beside(self.config.text, path.parent, force=force)
         checkpoint.save(path, to_flat(self), self.config, notes)
 
     def __deepcopy__(self, memo: Any = None) -> "Clip":
