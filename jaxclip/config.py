@@ -171,6 +171,11 @@ class VisionConfig:
         """Positions of the tower: one a patch and the class token, if it has one."""
         return (self.image_size // self.patch_size) ** 2 + int(self.class_token)
 
+    @property
+    def inner_width(self) -> int:
+        """Channels inside of a block's MLP."""
+        return self.mlp_width or 4 * self.width
+
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
@@ -317,6 +322,29 @@ class TextConfig:
         )
         fits = self.kind == "cbow" or self.width % self.heads == 0
         require(fits, f"text width: expected a multiple of {self.heads} heads, got {self.width}")
+        require(
+            self.kind != "cbow" or (self.causal and self.pooling == "largest"),
+            "text kind cbow: expected causal and pooling largest, got something else",
+        )
+
+    @property
+    def inner_width(self) -> int:
+        """Channels inside of a block's MLP."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether a text must fill the context: its padding changes its features."""
+        return not self.causal or self.pooling == "last"
+
+
+def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
+    """ValueError where a tower without a projection is not as wide as the joint space."""
+    require(
+        tower.projection != "none" or tower.width == embed_dim,
+        f"{type(tower).__name__}.projection: expected none only where the width is embed_dim, "
+        f"{embed_dim}; got none and the width {tower.width}",
+    )
 
 
 def _text(data: dict[str, Any]) -> TextConfig:
@@ -402,6 +430,9 @@ class ClipConfig:
             type(self.logit_bias) is bool,
             f"ClipConfig.logit_bias: expected true or false, got {short_repr(self.logit_bias)}",
         )
+        if isinstance(self.vision, VisionConfig):
+            _check_projection(self.vision, self.embed_dim)
+        _check_projection(self.text, self.embed_dim)
 
     def to_json(self) -> str:
         """The config as one line of JSON, keys sorted."""
@@ -418,6 +449,54 @@ class ClipConfig:
             return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"expected a config that ClipConfig.to_json wrote, got another text ({error})"
+            raise ValueError(message) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """One tower alone, as Stable Diffusion and others use it: no logits, no temperature."""
+
+    tower: VisionConfig | TextConfig
+    embed_dim: int
+    """Of its features: the tower's width where it has no projection."""
+    activation: Activation = "quick_gelu"
+    pictures: PictureConfig = CLIP_PICTURES
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_choices(self, activation=Activation)
+        require(
+            isinstance(self.tower, VisionConfig | TextConfig),
+            "TowerConfig.tower: expected a VisionConfig or a TextConfig, got "
+            f"{short_repr(self.tower)}",
+        )
+        _check_projection(self.tower, self.embed_dim)
+
+    @property
+    def vision(self) -> VisionConfig | None:
+        """The tower, if it is an image tower."""
+        return self.tower if isinstance(self.tower, VisionConfig) else None
+
+    @property
+    def text(self) -> TextConfig | None:
+        """The tower, if it is a text tower."""
+        return self.tower if isinstance(self.tower, TextConfig) else None
+
+    def to_json(self) -> str:
+        """The config as one line of JSON, keys sorted."""
+        return json.dumps(_as_dict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that `to_json` wrote; ValueError for any other text."""
+        try:
+            data = json.loads(text)
+            tower = data["tower"]
+            parts: dict[str, Any] = {"pictures": PictureConfig.from_dict(data.get("pictures", {}))}
+            parts["tower"] = VisionConfig(**tower) if "image_size" in tower else _text(tower)
+            return cls(**{**data, **parts})
+        except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
+            message = f"expected a config that TowerConfig.to_json wrote, got another one ({error})"
             raise ValueError(message) from None
 
 

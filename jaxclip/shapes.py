@@ -6,7 +6,7 @@ imports no jax; a test compares the two for every released model.
 
 from typing import TypeAlias
 
-from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[str, Shape]
@@ -28,29 +28,58 @@ def _convolution(path: str, size: int, inputs: int, outputs: int) -> Shapes:
     return {f"{path}.kernel": (size, size, inputs, outputs)}
 
 
-def _transformer(path: str, d: int, layers: int) -> Shapes:
+def _attention(path: str, d: int) -> Shapes:
+    packed: Shapes = {f"{path}.in_proj_kernel": (d, 3 * d), f"{path}.in_proj_bias": (3 * d,)}
+    return packed | _linear(f"{path}.out_proj", d, d)
+
+
+def _mlp(path: str, d: int, inner: int) -> Shapes:
+    return _linear(f"{path}.c_fc", d, inner) | _linear(f"{path}.c_proj", inner, d)
+
+
+def _transformer(path: str, tower: VisionConfig | TextConfig) -> Shapes:
     shapes: Shapes = {}
-    for i in range(layers):
+    for i in range(tower.layers):
         block = f"{path}.resblocks.{i}"
-        shapes |= {f"{block}.attn.in_proj_kernel": (d, 3 * d)}
-        shapes |= {f"{block}.attn.in_proj_bias": (3 * d,)}
-        shapes |= _linear(f"{block}.attn.out_proj", d, d)
-        shapes |= _norm(f"{block}.ln_1", d)
-        shapes |= _linear(f"{block}.mlp.c_fc", d, 4 * d)
-        shapes |= _linear(f"{block}.mlp.c_proj", 4 * d, d)
-        shapes |= _norm(f"{block}.ln_2", d)
+        shapes |= _attention(f"{block}.attn", tower.width)
+        shapes |= _norm(f"{block}.ln_1", tower.width)
+        shapes |= _mlp(f"{block}.mlp", tower.width, tower.inner_width)
+        shapes |= _norm(f"{block}.ln_2", tower.width)
     return shapes
 
 
-def _vision_transformer(v: VisionConfig, e: int) -> Shapes:
+def _projection(path: str, tower: VisionConfig | TextConfig, e: int) -> Shapes:
+    if tower.projection == "linear":
+        return _linear(path, tower.width, e)
+    return {path: (tower.width, e)} if tower.projection == "matrix" else {}
+
+
+def _attention_pool(v: VisionConfig) -> Shapes:
+    """SigLIP's: attention with a learned query, and an MLP beside a shortcut."""
     return {
-        "visual.class_embedding": (v.width,),
+        "visual.attnpool.probe": (v.width,),
+        **_attention("visual.attnpool.attn", v.width),
+        **_norm("visual.attnpool.ln", v.width),
+        **_mlp("visual.attnpool.mlp", v.width, v.inner_width),
+    }
+
+
+def _vision_transformer(v: VisionConfig, e: int) -> Shapes:
+    shapes = _convolution("visual.conv1", v.patch_size, 3, v.width)
+    if v.patch_bias:
+        shapes |= {"visual.conv1.bias": (v.width,)}
+    if v.class_token:
+        shapes |= {"visual.class_embedding": (v.width,)}
+    if v.pre_norm:
+        shapes |= _norm("visual.ln_pre", v.width)
+    if v.pooling == "attention":
+        shapes |= _attention_pool(v)
+    return {
         "visual.positional_embedding": (v.tokens, v.width),
-        "visual.proj": (v.width, e),
-        **_convolution("visual.conv1", v.patch_size, 3, v.width),
-        **_norm("visual.ln_pre", v.width),
-        **_transformer("visual.transformer", v.width, v.layers),
+        **shapes,
+        **_transformer("visual.transformer", v),
         **_norm("visual.ln_post", v.width),
+        **_projection("visual.proj", v, e),
     }
 
 
@@ -91,21 +120,28 @@ def _resnet(v: ResNetConfig, e: int) -> Shapes:
 def _text(t: TextConfig, e: int) -> Shapes:
     shapes: Shapes = {
         "text.token_embedding.embedding": (t.vocab_size, t.width),
-        "text.text_projection": (t.width, e),
+        **_projection("text.text_projection", t, e),
     }
     if t.kind == "cbow":
         return shapes
     return {
         **shapes,
         "text.positional_embedding": (t.context_length, t.width),
-        **_transformer("text.transformer", t.width, t.layers),
+        **_transformer("text.transformer", t),
         **_norm("text.ln_final", t.width),
     }
 
 
-def parameters(config: ClipConfig) -> Shapes:
+def _tower(tower: VisionConfig | ResNetConfig | TextConfig, e: int) -> Shapes:
+    if isinstance(tower, TextConfig):
+        return _text(tower, e)
+    return _resnet(tower, e) if isinstance(tower, ResNetConfig) else _vision_transformer(tower, e)
+
+
+def parameters(config: ClipConfig | TowerConfig) -> Shapes:
     """{our path, one entry a layer: our shape} of every parameter and running statistic."""
-    v, e = config.vision, config.embed_dim
-    tower = _resnet(v, e) if isinstance(v, ResNetConfig) else _vision_transformer(v, e)
+    e = config.embed_dim
+    if isinstance(config, TowerConfig):
+        return _tower(config.tower, e)
     bias: Shapes = {"logit_bias": ()} if config.logit_bias else {}
-    return {"logit_scale": (), **bias, **tower, **_text(config.text, e)}
+    return {"logit_scale": (), **bias, **_tower(config.vision, e), **_tower(config.text, e)}

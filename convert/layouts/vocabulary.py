@@ -1,8 +1,8 @@
 """Which tokenizer a model brings, from the files beside its weights.
 
-A vocabulary of CLIP's size is CLIP's own. Any other needs the `tokenizer.json` of its folder; start,
-end and padding are read from `tokenizer_config.json` and from that file, cleaning from the class
-that transformers runs it with or from open_clip's `text_cfg`.
+A vocabulary of CLIP's size is CLIP's own. Any other needs the `tokenizer.json` of its folder;
+start, end and padding are read from `tokenizer_config.json` and from that file, cleaning from the
+class that transformers runs it with or from open_clip's `text_cfg`.
 """
 
 import json
@@ -205,7 +205,8 @@ def of_folder(
     settings = strict_json.read(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
     start, end = _marks(settings, words)
     kind = _class(settings)
-    clean: Clean = CLEAN.get(kind, "lower" if siglip and kind == "Gemma" else "none")
+    of_siglip: Clean = "lower" if kind == "Gemma" else "siglip"
+    clean: Clean = CLEAN.get(kind, of_siglip if siglip else "none")
     if text_cfg is not None:
         clean, strips = _open_clip_rules(text_cfg)
         end = 0 if strips else end

@@ -21,6 +21,7 @@ from jaxclip.models.clip import Clip
 from jaxclip.models.layers import Numerics, Taps, Transformer, rematerialise
 from jaxclip.models.parameters import PRODUCTS, copy_tree
 from jaxclip.models.resnet import AveragePool, BatchNorm, Convolution, ModifiedResNet
+from jaxclip.models.vit import ProbeAttention
 
 Array = jax.Array
 Swaps = dict[type, type]
@@ -162,8 +163,8 @@ def for_cpu(model: Clip) -> Clip:
         if type(module) is Convolution:
             if numerics.dtype in (jnp.float32, jnp.bfloat16):
                 become(module, WinogradConvolution)
-        elif numerics.dtype == jnp.float32:
-            _change_kernels(module, pad)
+        elif numerics.dtype == jnp.float32 and type(module) is not ProbeAttention:
+            _change_kernels(module, pad)  # that one takes its kernel apart
     for module in modules_of(arranged):
         if isinstance(module, UnrolledTransformer):
             module.resblocks = nnx.List(unstack(module.resblocks))

@@ -4,6 +4,7 @@ What is here follows from what XLA's programs for an H100 read and write, and fr
 its programs for TPUs take (docs/log/). On a chip itself it is not measured yet.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,7 +15,6 @@ from jaxclip.hardware.attention import FusedAttention, Sequences, choose
 from jaxclip.hardware.modules import become, modules_of
 from jaxclip.models.clip import Clip
 from jaxclip.models.layers import (
-    LAYER_NORM_EPSILON,
     Attention,
     LayerNorm,
     Taps,
@@ -32,15 +32,15 @@ EVEN = 2  # cuDNN takes an even number of tokens
 # Layer norm ---------------------------------------------------------------------------------------
 
 
-def _normalise(x: Array) -> tuple[Array, Array]:
+def _normalise(x: Array, epsilon: float) -> tuple[Array, Array]:
     """x [n, d] with mean 0 and variance 1 along d, and the factor [n, 1] that gave the latter."""
     wide = at_least_float32(x)
     centred = wide - wide.mean(-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
     return centred * factor, factor
 
 
-def _moments(x: Array) -> tuple[Array, Array]:
+def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:
     """Mean and `_normalise`'s factor [n, 1] of each row in one pass over x [n, d].
 
     About the row's first number, so that the difference of the two sums stays exact enough.
@@ -49,28 +49,29 @@ def _moments(x: Array) -> tuple[Array, Array]:
     shifted = at_least_float32(x) - first
     mean = shifted.mean(-1, keepdims=True)
     variance = jnp.square(shifted).mean(-1, keepdims=True) - jnp.square(mean)
-    return first + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + LAYER_NORM_EPSILON)
+    return first + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
 
 
-@jax.custom_vjp
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """x [n, d] normalised along d as `LayerNorm` does; keeps x and scale for the backward pass."""
-    return (_normalise(x)[0] * scale + bias).astype(x.dtype)
+    return (_normalise(x, epsilon)[0] * scale + bias).astype(x.dtype)
 
 
-def _layer_norm_forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
-    return layer_norm(x, scale, bias), (x, scale)
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Any]:
+    return layer_norm(x, scale, bias, epsilon), (x, scale)
 
 
-def _layer_norm_backward(kept: Any, dy: Array) -> tuple[Array, Array, Array]:
+def _layer_norm_backward(epsilon: float, kept: Any, dy: Array) -> tuple[Array, Array, Array]:
     x, scale = kept
-    normalised, factor = _normalise(x)
+    normalised, factor = _normalise(x, epsilon)
     dy = at_least_float32(dy)
     g = dy * scale
     dx = g - g.mean(-1, keepdims=True) - normalised * (g * normalised).mean(-1, keepdims=True)
     # Sums over the rows are another kernel. Out of `normalised` XLA would write all of it in
     # float32 for them; with two numbers a row at hand they read x and dy.
-    mean, again = jax.lax.optimization_barrier(_moments(jax.lax.optimization_barrier(x)))
+    again = _moments(jax.lax.optimization_barrier(x), epsilon)
+    mean, again = jax.lax.optimization_barrier(again)
     dscale = (dy * (at_least_float32(x) - mean) * again).sum(0)
     return (factor * dx).astype(x.dtype), dscale, dy.sum(0)
 
@@ -83,7 +84,7 @@ class LeanLayerNorm(LayerNorm):
 
     def __call__(self, x: Array) -> Array:
         flat = x.reshape(-1, x.shape[-1])
-        return layer_norm(flat, self.scale[...], self.bias[...]).reshape(x.shape)
+        return layer_norm(flat, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
 
 
 # Transformer --------------------------------------------------------------------------------------

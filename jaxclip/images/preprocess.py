@@ -13,7 +13,16 @@ from typing import Self
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxclip.config import MEAN, STD, ClipConfig, Interpolation, PictureConfig, Resize, Steps
+from jaxclip.config import (
+    MEAN,
+    STD,
+    ClipConfig,
+    Interpolation,
+    PictureConfig,
+    Resize,
+    Steps,
+    TowerConfig,
+)
 from jaxclip.images.open import load_pixels, to_rgb
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -112,8 +121,10 @@ class Preprocess:
         assert self.pictures  # its checks
 
     @classmethod
-    def of(cls, config: ClipConfig, size: int | None = None) -> Self:
+    def of(cls, config: ClipConfig | TowerConfig, size: int | None = None) -> Self:
         """The preprocessing of a model, at its own size unless another is given."""
+        if config.vision is None:
+            raise ValueError("expected a model with an image tower, got a text tower alone")
         size = config.vision.image_size if size is None else size
         return cls(size, **vars(config.pictures))
 

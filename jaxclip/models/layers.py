@@ -19,9 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxclip.config import TextConfig, VisionConfig
 
 Array = jax.Array
-TowerConfig = VisionConfig | TextConfig  # both have width, layers and heads
+Tower = VisionConfig | TextConfig  # both say the same of their blocks
 Taps = dict[str, Array]  # intermediates by name, as in `reference.py`
-LAYER_NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 
 
 def quick_gelu(x: Array) -> Array:
@@ -170,16 +169,17 @@ class Encoder(nnx.Module):
 class LayerNorm(nnx.Module):
     """Normalise the last axis; statistics in at least float32 (`clip/model.py: LayerNorm`)."""
 
-    def __init__(self, width: int, *, init: Initialiser) -> None:
+    def __init__(self, width: int, epsilon: float, *, init: Initialiser) -> None:
         self.scale = init.constant((width,), 1.0)
         self.bias = init.constant((width,), 0.0)
+        self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
         """x [..., d] -> [..., d]."""
         wide = at_least_float32(x)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
@@ -233,29 +233,37 @@ def attend(qkv: Array, heads: int, mask: Array | None, numerics: Numerics) -> tu
     n, l, _ = qkv.shape
     a, k = heads, qkv.shape[-1] // 3 // heads
     query, key, value = qkv.reshape(n, l, 3, a, k).transpose(2, 0, 3, 1, 4)  # 3 x [n, a, l, k]
-    scores = numerics.einsum("nalk,namk->nalm", query / math.sqrt(k), key)
+    mixed, weights = weigh(query, key, value, mask, numerics)
+    return mixed.transpose(0, 2, 1, 3).reshape(n, l, a * k), weights
+
+
+def weigh(
+    query: Array, key: Array, value: Array, mask: Array | None, numerics: Numerics
+) -> tuple[Array, Array]:
+    """query [n, a, l, k], key and value [n, a, m, k] -> (mixed [n, a, l, k], weights)."""
+    scores = numerics.einsum("nalk,namk->nalm", query / math.sqrt(query.shape[-1]), key)
     scores = at_least_float32(scores)
     if mask is not None:
         scores = scores + mask
     weights = jax.nn.softmax(scores, axis=-1)  # [n, a, l, m]
-    mixed = numerics.einsum("nalm,namk->nalk", weights, value)
-    return mixed.transpose(0, 2, 1, 3).reshape(n, l, a * k), weights
+    return numerics.einsum("nalm,namk->nalk", weights, value), weights
 
 
 class Mlp(nnx.Module):
-    """Two linear maps, four times as wide between them."""
+    """Two linear maps, wider between them: four times in the released models."""
 
     def __init__(
-        self, width: int, layers: int, activation: str, *, numerics: Numerics, init: Initialiser
+        self, tower: Tower, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
-        first, second = (2 * width) ** -0.5, width**-0.5 * (2 * layers) ** -0.5
-        self.c_fc = Linear(width, 4 * width, std=first, numerics=numerics, init=init)
-        self.c_proj = Linear(4 * width, width, std=second, numerics=numerics, init=init)
+        width, inner = tower.width, tower.inner_width
+        first, second = (2 * width) ** -0.5, width**-0.5 * (2 * tower.layers) ** -0.5
+        self.c_fc = Linear(width, inner, std=first, numerics=numerics, init=init)
+        self.c_proj = Linear(inner, width, std=second, numerics=numerics, init=init)
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        """x [n, l, d] -> [n, l, d]."""
-        y = at_least_float32(self.c_fc(x))  # [n, l, 4d]; bfloat16 would round 1.702 as well
+        """x [..., d] -> [..., d]."""
+        y = at_least_float32(self.c_fc(x))  # [..., 4d]; bfloat16 would round 1.702 as well
         return self.c_proj(ACTIVATIONS[self.activation](y))
 
 
@@ -263,13 +271,13 @@ class ResidualAttentionBlock(nnx.Module):
     """Pre-norm block: x + attn(ln_1 x), then x + mlp(ln_2 x)."""
 
     def __init__(
-        self, tower: TowerConfig, activation: str, *, numerics: Numerics, init: Initialiser
+        self, tower: Tower, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
-        d, layers = tower.width, tower.layers
-        self.attn = Attention(d, tower.heads, layers, numerics=numerics, init=init)
-        self.ln_1 = LayerNorm(d, init=init)
-        self.mlp = Mlp(d, layers, activation, numerics=numerics, init=init)
-        self.ln_2 = LayerNorm(d, init=init)
+        d, epsilon = tower.width, tower.layer_norm_epsilon
+        self.attn = Attention(d, tower.heads, tower.layers, numerics=numerics, init=init)
+        self.ln_1 = LayerNorm(d, epsilon, init=init)
+        self.mlp = Mlp(tower, activation, numerics=numerics, init=init)
+        self.ln_2 = LayerNorm(d, epsilon, init=init)
 
     def __call__(self, x: Array, mask: Array | None, taps: Taps | None = None) -> Array:
         """x [n, l, d] -> [n, l, d].
@@ -292,13 +300,15 @@ class Transformer(nnx.Module):
 
     def __init__(
         self,
-        tower: TowerConfig,
+        tower: Tower,
         activation: str,
         *,
         remat: str,
         numerics: Numerics,
         init: Initialiser,
     ) -> None:
+        activation = tower.own_activation or activation
+
         def block(init: Initialiser) -> ResidualAttentionBlock:
             return ResidualAttentionBlock(tower, activation, numerics=numerics, init=init)
 
@@ -325,3 +335,18 @@ class Transformer(nnx.Module):
         """One block after the other: (the last one's output, each one's taps stacked)."""
         body = rematerialise(visit, self.remat, prevent_cse=False)
         return jax.lax.scan(body, x, self.resblocks)
+
+
+def project(x: Array, projection: Any, numerics: Numerics) -> Array:
+    """x [n, d] -> [n, e] by a matrix or a `Linear`; x itself where there is no projection."""
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, Linear) else numerics.dot(x, projection)
+
+
+def make_projection(tower: Tower, embed_dim: int, *, numerics: Numerics, init: Initialiser) -> Any:
+    """The projection to the joint space that the config says; None if it says none."""
+    std = tower.width**-0.5
+    if tower.projection == "linear":
+        return Linear(tower.width, embed_dim, std=std, numerics=numerics, init=init)
+    return init.normal((tower.width, embed_dim), std) if tower.projection == "matrix" else None

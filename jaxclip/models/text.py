@@ -3,12 +3,23 @@
 Annotated: chapter 4, "The two towers".
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.config import ClipConfig
-from jaxclip.models.layers import Encoder, Initialiser, LayerNorm, Numerics, Taps, Transformer
+from jaxclip.config import ClipConfig, TextConfig, TowerConfig
+from jaxclip.models.layers import (
+    Encoder,
+    Initialiser,
+    LayerNorm,
+    Numerics,
+    Taps,
+    Transformer,
+    make_projection,
+    project,
+)
 
 Array = jax.Array
 
@@ -29,41 +40,59 @@ class TokenEmbedding(nnx.Module):
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
+def pooled_positions(tokens: Array, t: TextConfig) -> Array:
+    """The position [n] of tokens [n, l] whose row stands for the text, as `t.pooling` says."""
+    n, l = tokens.shape
+    if t.pooling == "largest":
+        return tokens.argmax(axis=-1)  # end-of-text has the largest id of CLIP's vocabulary
+    if t.pooling == "end":
+        return (tokens == t.end_token).argmax(axis=-1)
+    return jnp.full((n,), l - 1 if t.pooling == "last" else 0)
+
+
 class TextTransformer(Encoder):
-    """Causal transformer; the row at the end of text is projected (`clip/model.py`)."""
+    """Transformer, causal in the released models, of which one row is projected."""
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, init: Initialiser
+        self,
+        config: ClipConfig | TowerConfig,
+        *,
+        remat: str,
+        numerics: Numerics,
+        init: Initialiser,
     ) -> None:
         t = config.text
+        assert t is not None
+        options: dict[str, Any] = {"numerics": numerics, "init": init}
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
         self.positional_embedding = init.normal((t.context_length, t.width), 0.01)
-        self.transformer = Transformer(
-            t, config.activation, remat=remat, numerics=numerics, init=init
-        )
-        self.ln_final = LayerNorm(t.width, init=init)
-        self.text_projection = init.normal((t.width, config.embed_dim), t.width**-0.5)
+        self.transformer = Transformer(t, config.activation, remat=remat, **options)
+        self.ln_final = LayerNorm(t.width, t.layer_norm_epsilon, init=init)
+        self.text_projection = make_projection(t, config.embed_dim, **options)
+        self.tower = t
         self.numerics = numerics
 
     def __call__(self, tokens: Array, *, taps: Taps | None = None) -> Array:
         """tokens [n, l] -> text_features [n, e].
 
-        Any l up to the context length: what follows the end of text cannot change the result, as
-        attention is causal. Taps: `stem`, `hidden`, `attention`, `pooled` as in
+        Any l up to the context length where attention is causal: what follows the end of text
+        cannot change the result. Taps: `stem`, `hidden`, `attention`, `pooled` as in
         `vit.VisionTransformer`, and `last` [n, l, d] (after `ln_final`).
         """
         l = tokens.shape[1]
         stem = self.token_embedding(tokens) + self.positional_embedding[:l]  # [n, l, d]
         stem = stem.astype(self.numerics.dtype)
-        # A hidden position gets minus infinity; no row is hidden whole, so softmax stays finite.
-        mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1)
+        mask = None
+        if self.tower.causal:
+            # A hidden position gets minus infinity; no row is hidden whole: softmax stays finite.
+            mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1)
         x = self.transformer(stem, mask, taps)
         x = self.ln_final(x)
-        end = tokens.argmax(axis=-1)  # [n]: end-of-text has the largest id
+        end = pooled_positions(tokens, self.tower)  # [n]
         pooled = x[jnp.arange(x.shape[0]), end]  # [n, d]
         if taps is not None:
             taps.update(stem=stem, last=x, pooled=pooled)
-        return self.numerics.dot(pooled, self.text_projection)  # [n, e]
+        return project(pooled, self.text_projection, self.numerics)  # [n, e]
 
 
 class ContinuousBagOfWords(Encoder):
@@ -76,7 +105,7 @@ class ContinuousBagOfWords(Encoder):
     def __init__(self, config: ClipConfig, *, numerics: Numerics, init: Initialiser) -> None:
         t = config.text
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
-        self.text_projection = init.normal((t.width, config.embed_dim), t.width**-0.5)
+        self.text_projection = make_projection(t, config.embed_dim, numerics=numerics, init=init)
         self.numerics = numerics
 
     def __call__(self, tokens: Array, *, taps: Taps | None = None) -> Array:
@@ -87,4 +116,4 @@ class ContinuousBagOfWords(Encoder):
         pooled = (embedded * keep[..., None]).sum(1) / keep.sum(1, keepdims=True)  # [n, d]
         if taps is not None:
             taps["pooled"] = pooled
-        return self.numerics.dot(pooled, self.text_projection)  # [n, e]
+        return project(pooled, self.text_projection, self.numerics)  # [n, e]

@@ -3,51 +3,116 @@
 Annotated: chapter 2, "A picture to patches".
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.config import ClipConfig, VisionConfig
-from jaxclip.models.layers import Encoder, Initialiser, LayerNorm, Numerics, Taps, Transformer
+from jaxclip.config import ClipConfig, TowerConfig, VisionConfig
+from jaxclip.models.layers import (
+    Attention,
+    Encoder,
+    Initialiser,
+    LayerNorm,
+    Mlp,
+    Numerics,
+    Taps,
+    Transformer,
+    make_projection,
+    project,
+    weigh,
+)
 
 Array = jax.Array
 
 
 class PatchConvolution(nnx.Module):
-    """Convolution whose stride is its size, without bias, as one matrix product."""
+    """Convolution whose stride is its size, as one matrix product; the released have no bias."""
 
-    def __init__(self, patch: int, width: int, *, numerics: Numerics, init: Initialiser) -> None:
-        fan_in = patch * patch * 3
-        self.kernel = init.normal((patch, patch, 3, width), (3 * fan_in) ** -0.5)
+    def __init__(self, v: VisionConfig, *, numerics: Numerics, init: Initialiser) -> None:
+        p, fan_in = v.patch_size, v.patch_size**2 * 3
+        self.kernel = init.normal((p, p, 3, v.width), (3 * fan_in) ** -0.5)
+        self.bias = init.constant((v.width,), 0.0) if v.patch_bias else None
         self.numerics = numerics
 
     def __call__(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, patches, d], patches row by row."""
         n, h, w, c = images.shape
         p = self.kernel.shape[0]
-        x = images.reshape(n, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(n, (h // p) * (w // p), p * p * c)  # [n, patches, ppc]
-        return self.numerics.dot(x, self.kernel)
+        rows, columns = h // p, w // p
+        x = images[:, : rows * p, : columns * p]  # the remainder is dropped, as in torch
+        x = x.reshape(n, rows, p, columns, p, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(n, rows * columns, p * p * c)  # [n, patches, ppc]
+        return self.numerics.dot(x, self.kernel, self.bias)
+
+
+class ProbeAttention(Attention):
+    """`Attention` with one query, given from outside: [n, l, d] -> [n, d]."""
+
+    def of_probe(self, probe: Array, x: Array) -> Array:
+        """probe [d], x [n, l, d] -> [n, d]."""
+        n, l, d = x.shape
+        kernel, bias = self.in_proj_kernel[...], self.in_proj_bias[...]
+        query = self.numerics.dot(probe[None], nnx.Param(kernel[:, :d]), nnx.Param(bias[:d]))
+        both = self.numerics.dot(x, nnx.Param(kernel[:, d:]), nnx.Param(bias[d:]))  # [n, l, 2d]
+        query = jnp.broadcast_to(
+            query.reshape(self.heads, 1, -1), (n, self.heads, 1, d // self.heads)
+        )
+        key, value = both.reshape(n, l, 2, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        mixed, _ = weigh(query, key, value, None, self.numerics)  # [n, a, 1, k]
+        return self.out_proj(mixed.reshape(n, d))
+
+
+class MapHead(nnx.Module):
+    """SigLIP's attention pool: a learned query, the probe, attends to all positions; then an MLP.
+
+    Multihead attention pooling (big_vision, `models/vit.py: MAPHead`).
+    """
+
+    def __init__(
+        self, v: VisionConfig, activation: str, *, numerics: Numerics, init: Initialiser
+    ) -> None:
+        options: dict[str, Any] = {"numerics": numerics, "init": init}
+        self.probe = init.normal((v.width,), v.width**-0.5)
+        self.attn = ProbeAttention(v.width, v.heads, v.layers, **options)
+        self.ln = LayerNorm(v.width, v.layer_norm_epsilon, init=init)
+        self.mlp = Mlp(v, v.own_activation or activation, **options)
+
+    def __call__(self, x: Array) -> Array:
+        """x [n, l, d] -> [n, d]."""
+        pooled = self.attn.of_probe(self.probe[...], x)
+        return pooled + self.mlp(self.ln(pooled))
 
 
 class VisionTransformer(Encoder):
-    """Patches and a class token, normalised before the blocks; the class token is projected."""
+    """Patches, a class token if any, blocks, a pool and a projection, as the config says.
+
+    In the released models all is normalised before the blocks and the class token is pooled.
+    """
 
     def __init__(
-        self, config: ClipConfig, *, remat: str, numerics: Numerics, init: Initialiser
+        self,
+        config: ClipConfig | TowerConfig,
+        *,
+        remat: str,
+        numerics: Numerics,
+        init: Initialiser,
     ) -> None:
         v = config.vision
         assert isinstance(v, VisionConfig)
-        std = v.width**-0.5
-        self.conv1 = PatchConvolution(v.patch_size, v.width, numerics=numerics, init=init)
-        self.class_embedding = init.normal((v.width,), std)
+        options: dict[str, Any] = {"numerics": numerics, "init": init}
+        std, epsilon = v.width**-0.5, v.layer_norm_epsilon
+        self.conv1 = PatchConvolution(v, **options)
+        self.class_embedding = init.normal((v.width,), std) if v.class_token else None
         self.positional_embedding = init.normal((v.tokens, v.width), std)
-        self.ln_pre = LayerNorm(v.width, init=init)
-        self.transformer = Transformer(
-            v, config.activation, remat=remat, numerics=numerics, init=init
-        )
-        self.ln_post = LayerNorm(v.width, init=init)
-        self.proj = init.normal((v.width, config.embed_dim), std)
+        self.ln_pre = LayerNorm(v.width, epsilon, init=init) if v.pre_norm else None
+        self.transformer = Transformer(v, config.activation, remat=remat, **options)
+        if v.pooling == "attention":
+            self.attnpool = MapHead(v, config.activation, **options)
+        self.ln_post = LayerNorm(v.width, epsilon, init=init)
+        self.proj = make_projection(v, config.embed_dim, **options)
+        self.tower = v
         self.numerics = numerics
 
     def __call__(self, images: Array, *, taps: Taps | None = None) -> Array:
@@ -56,13 +121,29 @@ class VisionTransformer(Encoder):
         Taps: `stem` [n, l, d] (what the first block sees), `hidden` [layers, n, l, d],
         `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection).
         """
-        x = self.conv1(images)  # [n, p, d]
-        n, _, d = x.shape
-        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (n, 1, d))
-        x = jnp.concatenate([first, x], axis=1)  # [n, l, d]
-        stem = self.ln_pre(x + self.positional_embedding[...].astype(x.dtype))
+        stem = self.stem(images)
         x = self.transformer(stem, taps=taps)
-        pooled = self.ln_post(x[:, 0])  # [n, d]
+        pooled = self.pool(x)  # [n, d]
         if taps is not None:
             taps.update(stem=stem, pooled=pooled)
-        return self.numerics.dot(pooled, self.proj)  # [n, e]
+        return project(pooled, self.proj, self.numerics)  # [n, e]
+
+    def stem(self, images: Array) -> Array:
+        """images [n, h, w, c] -> [n, l, d], what the first block sees."""
+        x = self.conv1(images)  # [n, p, d]
+        n, _, d = x.shape
+        if self.class_embedding is not None:
+            first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (n, 1, d))
+            x = jnp.concatenate([first, x], axis=1)  # [n, l, d]
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        return x if self.ln_pre is None else self.ln_pre(x)
+
+    def pool(self, x: Array) -> Array:
+        """x [n, l, d] -> [n, d], normalised before or after: of one token that is the same."""
+        v = self.tower
+        if v.pooling == "class":
+            return self.ln_post(x[:, 0])
+        x = x if v.norm_after_pooling else self.ln_post(x)
+        # the mean is of the patches, without the class token
+        pooled = self.attnpool(x) if v.pooling == "attention" else x[:, v.class_token :].mean(1)
+        return self.ln_post(pooled) if v.norm_after_pooling else pooled
