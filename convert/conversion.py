@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
 from jaxclip.config import Activation, ClipConfig
+from jaxclip.model_tokenizer import copy_beside
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
@@ -135,8 +136,10 @@ def _check_overwriting(targets: list[Path], sources: list[Path], force: bool) ->
             raise ValueError(f"{target} exists; give another target, or force=True (--force)")
 
 
-def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
+def _write(loaded: Loaded, targets: list[Path], layout: LayoutName, force: bool) -> None:
     config = loaded.config
+    if config.text is not None:
+        copy_beside(config.text, targets[0].parent, force=force)
     if layout == "jaxclip":
         return checkpoint.save(targets[0], loaded.flat, config, loaded.notes)
     arrays = to_layout(loaded, layout)
@@ -193,5 +196,5 @@ def convert(
     if url is not None:
         origin = {**loaded.notes.get("source", {}), "url": url}
         loaded = loaded._replace(notes={**loaded.notes, "source": origin})
-    _write(loaded, targets, layout)
+    _write(loaded, targets, layout, force)
     return loaded.config

@@ -337,6 +337,11 @@ class TextConfig:
         """Whether a text must fill the context: its padding changes its features."""
         return not self.causal or self.pooling == "last"
 
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether padding changes the features, so that rows are as long as the context."""
+        return self.kind == "transformer" and (not self.causal or self.pooling == "last")
+
 
 def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
     """ValueError where a tower without a projection is not as wide as the joint space."""

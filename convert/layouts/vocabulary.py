@@ -36,7 +36,7 @@ class Words(NamedTuple):
 
     ids: Mapping[str, int]
     largest: int
-    around: tuple[list[int], list[int]]
+    around: tuple[list[int], list[int]] | None
 
 
 def _refusal(problem: str) -> ValueError:
@@ -95,14 +95,13 @@ def _read_words(path: Path) -> Words:
         raise _refusal(short_repr(data))
     ids = _ids(data)
     try:
-        around = _around(data.get("post_processor"), ids)
+        said = data.get("post_processor")
+        around = None if said is None else _around(said, ids)
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise _refusal("a post-processor that says no ids") from None
-    if (
-        any(type(number) is not int for side in around for number in side)
-        or max(map(len, around)) > 1
-    ):
-        raise _refusal("a post-processor with more than one token before or after a text")
+    for side in around or ():
+        if len(side) > 1 or any(type(number) is not int for number in side):
+            raise _refusal("a post-processor with more than one token before or after a text")
     return Words(ids, max(ids.values()), around)
 
 
@@ -136,17 +135,13 @@ def _check_fit(words: Words, vocab_size: int) -> None:
 
 
 def _marks(settings: Mapping[str, Any], words: Words) -> tuple[int | None, int | None]:
-    """(start, end) around a text: as the config says, else as the post-processor does."""
-    named = settings.keys() & {"add_bos_token", "add_eos_token"}
-    if _class(settings) == "Siglip":
+    """(start, end) around a text: as the post-processor says, or else the config's flags."""
+    if _class(settings) == "Siglip":  # by its class, whatever the file says
         return None, _token(settings, "eos_token", words)
-    if named and _class(settings) in ("Gemma", "Siglip2", "Llama", "CodeLlama", ""):
-        start = _token(settings, "bos_token", words) if settings.get("add_bos_token") else None
-        return start, _token(settings, "eos_token", words) if settings.get(
-            "add_eos_token"
-        ) else None
-    before, after = words.around
-    return next(iter(before), None), next(iter(after), None)
+    if words.around is not None:
+        return next(iter(words.around[0]), None), next(iter(words.around[1]), None)
+    start = _token(settings, "bos_token", words) if settings.get("add_bos_token") else None
+    return start, _token(settings, "eos_token", words) if settings.get("add_eos_token") else None
 
 
 def _open_clip_rules(text_cfg: Mapping[str, Any]) -> tuple[Clean, bool]:

@@ -33,7 +33,7 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     ValueError for another shape or type, an id outside of the vocabulary or a text that is too
     long. Inside `jax.jit`, where no value is known, such a row becomes one whose features are NaN.
     """
-    length, todo = config.context_length, "use jaxclip.tokenize(texts)"
+    length, todo = config.context_length, "use model.tokenize(texts)"
     if not isinstance(tokens, np.ndarray | Array):
         raise ValueError(
             f"expected tokens [n, l] of whole numbers, got {short_repr(tokens)}; {todo}"
@@ -41,6 +41,11 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         got = f"{tokens.shape} {tokens.dtype}"
         raise ValueError(f"expected tokens [n, l] of whole numbers, got {got}; {todo}")
+    if tokens.shape[1] < length and config.needs_whole_rows:
+        raise ValueError(
+            f"expected rows of {length} tokens, the model's context length, as its text tower sees "
+            f"the padding, got {tokens.shape[1]}; {todo}"
+        )
     longer = tokens.shape[1] > length
     if not has_values(tokens):
         ids = jnp.asarray(tokens, jnp.int32)

@@ -121,6 +121,11 @@ class Recipe:
             f"text_length: expected 3 to {context}, the model's context length, "
             f"got {self.text_length}",
         )
+        require(
+            self.text_length == context or not self.model.text.needs_whole_rows,
+            f"text_length: expected {context}, the model's context length, as its text tower sees "
+            f"the padding, got {self.text_length}",
+        )
         parse_rates(self.rates)
 
     def to_json(self) -> str:
