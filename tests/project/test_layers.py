@@ -70,7 +70,7 @@ WITHOUT_JAX = (
     "terminal",
     "shapes",
 )
-WITHOUT_JAX += ("model_tokenizer", "hub.find", "hub.released", "hub.download")
+WITHOUT_JAX += ("model_tokenizer", "hub.hugging_face", "hub.find", "hub.released", "hub.download")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 # The one exception: `main`, the demonstration, reads weights, drawings and names, without jax.
 REFERENCE_MAIN_IMPORTS = {"zipfile", "pathlib.Path"} | {
