@@ -12,7 +12,7 @@ from jaxclip.config import Activation, ClipConfig
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
-from .layouts import huggingface, huggingface_config, open_clip, openai
+from .layouts import huggingface, huggingface_config, open_clip, openai, pictures
 from .layouts.infer import Heads
 from .layouts.positions import at_size
 from .layouts.table import Config, Layout, to_theirs
@@ -103,7 +103,7 @@ def _targets(target: Path, layout: str) -> list[Path]:
     if layout == "huggingface":
         names = (
             huggingface.WEIGHTS_NAME,
-            huggingface.PREPROCESSOR_NAME,
+            pictures.PREPROCESSOR_NAME,
             huggingface_config.CONFIG_NAME,
         )
         return [target / name for name in names]
@@ -145,8 +145,10 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
     for path in targets[1:-1]:
-        if config.vision is not None:
-            _write_json(path, huggingface.preprocessor_json(config.vision.image_size))
+        if isinstance(config, ClipConfig):
+            kind = huggingface_config.processor_of(config)
+            size = config.vision.image_size
+            _write_json(path, pictures.to_hugging_face(config.pictures, size, kind))
     if settings:
         _write_json(targets[-1], settings)
 

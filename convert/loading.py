@@ -1,5 +1,6 @@
 """From a checkpoint in any layout to our form: first its layout, its config, then the arrays."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from .layouts import (
     huggingface_config,
     open_clip,
     openai,
+    pictures,
     prefixes,
     refusals,
 )
@@ -83,7 +85,7 @@ def _existing(folder: Path, *names: str) -> tuple[Path, ...]:
 def _describe_hugging_face(layout: Layout, arrays: Flat, folder: Path) -> Described:
     name = huggingface_config.CONFIG_NAME
     configs = _existing(folder, name)
-    files = (*configs, *_existing(folder, *huggingface.PROCESSOR_NAMES))
+    files = (*configs, *_existing(folder, *pictures.PROCESSOR_NAMES))
     if not configs:
         return Described(layout, files=files)
     siglip = (huggingface.SIGLIP_LAYOUT.name, huggingface.BARE_SIGLIP_LAYOUT.name)
@@ -238,15 +240,19 @@ def _choose_config(found: Described, given: Given, arrays: Flat, what: str) -> C
     return found.config
 
 
-def _check_pictures(found: Described, config: Config) -> None:
-    """ValueError where files beside the weights ask for other pictures than this library makes."""
-    if config.vision is None:
-        return
-    for path in found.files:
-        if path.name in huggingface.PROCESSOR_NAMES:
-            huggingface.check_preprocessor(strict_json.read(path), config, path.name)
-        elif path.name == open_clip.CONFIG_NAME:
-            open_clip.check_preprocess(strict_json.read(path))
+def _with_pictures(found: Described, config: Config) -> Config:
+    """The config with how the files beside the weights say that pictures are prepared."""
+    if not isinstance(config, ClipConfig):
+        return config
+    if found.layout.name in huggingface.LAYOUTS:
+        is_siglip = found.layout is huggingface.SIGLIP_LAYOUT
+        said = pictures.from_folder(found.files, config, "Siglip" if is_siglip else "CLIP")
+    elif found.layout is big_vision.LAYOUT:
+        said = pictures.SIGLIP
+    else:
+        data = strict_json.read(found.files[0]) if found.files else {}
+        said = pictures.from_open_clip(data.get("preprocess_cfg", {}))
+    return dataclasses.replace(config, pictures=said)
 
 
 class Digests(Mapping[str, str]):
@@ -299,7 +305,7 @@ def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[
     arrays, path = weights.arrays, weights.files[0]
     found = _describe(arrays, path.parent)
     config = _choose_config(found, given, arrays, path.name)
-    _check_pictures(found, config)
+    config = _with_pictures(found, config)
     flat, extras = _to_ours(found, config, arrays, check_numbers)
     files = [*weights.files, *found.files]
     notes = {

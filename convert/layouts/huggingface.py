@@ -1,26 +1,18 @@
-"""The layouts of Hugging Face's CLIP, MetaCLIP 2 and SigLIP: keys, split projections, pictures.
+"""The layouts of Hugging Face's CLIP, MetaCLIP 2 and SigLIP: their keys and split projections.
 
 It has no ResNets. `huggingface_config` reads and writes the config.json beside them.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from jaxclip import checkpoint
-from jaxclip.config import MEAN, STD, ClipConfig
-from jaxclip.convert.archive.inert import short_repr
+from jaxclip.config import ClipConfig
 
 from .huggingface_config import SIGLIP, family_of
-from .open_clip import is_same_setting
 from .table import Config, Extras, Layout
 
 WEIGHTS_NAME = "model.safetensors"
-PREPROCESSOR_NAME = "preprocessor_config.json"
-PROCESSOR_NAME = "processor_config.json"  # of transformers 5, which keeps the settings inside
-PROCESSOR_NAMES = (PREPROCESSOR_NAME, PROCESSOR_NAME)
 
 # Ours -> theirs, outside the blocks.
 MODULES = {
@@ -181,105 +173,3 @@ def layout_to_write(config: Config, read_from: str) -> Layout:
     plain = SIGLIP_LAYOUT if family_of(config) is SIGLIP else LAYOUT
     bare = {LAYOUT.name: BARE_LAYOUT, SIGLIP_LAYOUT.name: BARE_SIGLIP_LAYOUT}[plain.name]
     return bare if read_from == bare.name and not isinstance(config, ClipConfig) else plain
-
-
-def preprocessor_json(image_size: int) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`: the released preprocessing."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": image_size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-    }
-
-
-# The names that CLIP's image processor had, and settings without effect on the pixels.
-IMAGE_PROCESSORS = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
-IMAGE_PROCESSORS |= {"CLIPFeatureExtractor"}
-KIND_KEYS = ("image_processor_type", "feature_extractor_type")
-NO_EFFECT = {*KIND_KEYS, "processor_class", "_valid_processor_keys", "data_format"}
-NO_EFFECT |= {"input_data_format", "return_tensors", "device", "disable_grouping"}
-NO_EFFECT |= {"_processor_class", "transformers_version", "image_seq_length", "image_seq_len"}
-
-
-def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
-    """The image processor of the settings, where it is not CLIP's."""
-    kinds = {key: settings[key] for key in KIND_KEYS if settings.get(key) is not None}
-    if not kinds and settings.get("processor_class") is not None:
-        known = {"CLIPProcessor", *IMAGE_PROCESSORS}
-        kinds = {"processor_class": settings["processor_class"]}
-    else:
-        known = IMAGE_PROCESSORS
-    return [
-        f"{key} {short_repr(kind)}"
-        for key, kind in kinds.items()
-        if type(kind) is not str or kind not in known
-    ]
-
-
-def _picture_faults(settings: Mapping[str, Any], size: int) -> list[str]:
-    """The settings that make other pixels than the released preprocessing at that size.
-
-    The defaults of transformers are those of CLIP.
-    """
-    expected = {**preprocessor_json(size), "default_to_square": False}
-    faults = []
-    for key in settings.keys() - NO_EFFECT:
-        value = settings[key]
-        if key not in expected:
-            # of an option that this library does not know, only "off" is certain to change nothing
-            if value is not None and value is not False:
-                faults.append(f"{short_repr(key)} {_compact(value)}, which is unknown")
-            continue
-        if key in ("size", "crop_size"):
-            if type(value) is int and value == size:  # as files from before 2023 have them
-                continue
-            if type(value) is dict:
-                value = {side: length for side, length in value.items() if length is not None}
-        if not is_same_setting(value, expected[key]):
-            faults.append(f"{key} {_compact(value)}, expected {_compact(expected[key])}")
-    return sorted(faults)
-
-
-def _compact(value: Any) -> str:
-    """A setting for an error message: JSON, short, on one line."""
-    try:
-        return json.dumps(value)[:80]
-    except RecursionError:
-        return short_repr(value)
-
-
-def _image_settings(data: Mapping[str, Any]) -> Any:
-    """The settings for pictures in a `processor_config.json`: under a key of their own, or not."""
-    for key in ("image_processor", "feature_extractor"):
-        if data.get(key) != {} and key in data:
-            return data[key]
-    about = {*preprocessor_json(1), *KIND_KEYS, "processor_class"}
-    return {key: value for key, value in data.items() if key in about}
-
-
-def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -> None:
-    """ValueError where pictures are to be prepared in another way than this library prepares them.
-
-    data: of `preprocessor_config.json`, or of transformers 5's `processor_config.json`, where the
-    settings stand under "image_processor".
-    """
-    if file == PROCESSOR_NAME:
-        data = _image_settings(data)
-    if type(data) is not dict:
-        raise ValueError(
-            f"{file}: expected a JSON object as image_processor, got {short_repr(data)}"
-        )
-    if faults := _kind_faults(data) or _picture_faults(data, config.vision.image_size):
-        raise ValueError(
-            f"{file} asks for other pictures than the released preprocessing makes: "
-            f"{checkpoint.shorten(faults)}; remove the file if you prepare them yourself"
-        )

@@ -10,20 +10,13 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import (
-    MEAN,
-    STD,
-    Activation,
-    ClipConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
 
 from . import openai, refusals, timm_trunk
 from .compare import config_faults, own_activation, tower_activations
 from .infer import HEAD_WIDTH, mlp_width
+from .pictures import to_open_clip
 from .table import Config, Extras, Layout
 
 CONFIG_NAME = "open_clip_config.json"
@@ -105,13 +98,6 @@ MODEL: dict[str, Any] = {
 }
 MODEL_NO_EFFECT = {"embed_dim", "vision_cfg", "text_cfg", "init_logit_scale", "cast_dtype"}
 MODEL_NO_EFFECT |= {"output_dict", "custom_text", "init_logit_bias"}
-PREPROCESS: dict[str, Any] = {
-    "mean": list(MEAN),
-    "std": list(STD),
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "mode": "RGB",
-}
 VISION_POOLING = {"tok": "class", "avg": "mean"}
 TEXT_POOLING = {"argmax": "largest", "eos": "end", "last": "last", "first": "first"}
 LOGIT_BIAS = -10  # SigLIP's starting value; the weights hold the trained one
@@ -233,7 +219,7 @@ def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
     if config.logit_bias:
         model["init_logit_bias"] = LOGIT_BIAS
     model |= {"vision_cfg": vision, "text_cfg": _text_to_json(config.text, of_texts)}
-    data = {"model_cfg": model, "preprocess_cfg": {"mean": list(MEAN), "std": list(STD)}}
+    data = {"model_cfg": model, "preprocess_cfg": to_open_clip(config.pictures)}
     if faults := config_faults(from_json(data), config):  # what its fields cannot say
         raise ValueError(f"open_clip has no such model: {shorten(faults)}")
     return data
@@ -399,12 +385,3 @@ def from_json(data: Mapping[str, Any]) -> ClipConfig:
         )
     except ValueError as error:
         raise ValueError(f"{CONFIG_NAME}: {error}") from None
-
-
-def check_preprocess(data: Mapping[str, Any]) -> None:
-    """ValueError where pictures are to be prepared in another way than the released one."""
-    preprocess = data.get("preprocess_cfg", {})
-    if type(preprocess) is not dict:
-        raise ValueError(f"preprocess_cfg: expected a JSON object, got {short_repr(preprocess)}")
-    if faults := _differences(preprocess, PREPROCESS, {"size", "fill_color"}):
-        raise ValueError(f"{CONFIG_NAME} asks for other pictures: {shorten(faults)}")

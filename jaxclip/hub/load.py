@@ -98,4 +98,4 @@ def load(
     model.notes = clip.Notes(loaded.notes)
     if not jit:
         model.jit = False
-    return model, Preprocess(loaded.config.vision.image_size)
+    return model, Preprocess.of(loaded.config)
