@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn, get_args
 
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
-from jaxclip.config import Activation, ClipConfig, TextConfig
+from jaxclip.config import Activation, ClipConfig, TextConfig, TowerConfig
 
 from .archive import strict_json
 from .archive.inert import short_repr
@@ -135,9 +135,12 @@ def _require_agreement(
         )
 
 
-def require_agreement(given: Given, config: ClipConfig, what: str) -> None:
+def require_agreement(given: Given, config: ClipConfig | TowerConfig, what: str) -> None:
     """ValueError where the caller contradicts a config that is known."""
-    _require_agreement(given, config.activation, (config.vision.heads, config.text.heads), what)
+    heads = None  # of one tower alone: nothing to compare with two numbers
+    if isinstance(config, ClipConfig):
+        heads = (config.vision.heads, config.text.heads)
+    _require_agreement(given, config.activation, heads, what)
 
 
 def _check_pooling(shapes: ClipConfig, what: str) -> None:

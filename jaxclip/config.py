@@ -417,6 +417,11 @@ def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: i
     return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
 
 
+def read_config(text: str) -> ClipConfig | TowerConfig:
+    """The config that `to_json` of either kind wrote; ValueError for any other text."""
+    return (TowerConfig if '"tower"' in text else ClipConfig).from_json(text)
+
+
 # The released models in the released order; all of them use quick_gelu.
 RELEASED: dict[str, ClipConfig] = {
     "RN50": _resnet(1024, 224, (3, 4, 6, 3), 64, text=512),
