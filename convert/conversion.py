@@ -12,7 +12,7 @@ from jaxclip.config import Activation, ClipConfig
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
-from .layouts import huggingface, open_clip, openai
+from .layouts import huggingface, open_clip, openai, pictures
 from .layouts.infer import Heads
 from .layouts.positions import at_size
 from .layouts.table import to_theirs
@@ -74,7 +74,7 @@ def _write_arrays(path: Path, arrays: Flat) -> None:
 def _targets(target: Path, layout: str) -> list[Path]:
     """The files to write; last the config, without which the others cannot be read."""
     if layout == "huggingface":
-        names = (huggingface.WEIGHTS_NAME, huggingface.PREPROCESSOR_NAME, huggingface.CONFIG_NAME)
+        names = (huggingface.WEIGHTS_NAME, pictures.PREPROCESSOR_NAME, huggingface.CONFIG_NAME)
         return [target / name for name in names]
     return [target, target.parent / open_clip.CONFIG_NAME] if layout == "open_clip" else [target]
 
@@ -120,7 +120,9 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
     for path in targets[1:-1]:
-        _write_json(path, huggingface.preprocessor_json(config.vision.image_size))
+        _write_json(
+            path, pictures.to_hugging_face(config.pictures, config.vision.image_size, "CLIP")
+        )
     if settings:
         _write_json(targets[-1], settings)
 

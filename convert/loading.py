@@ -1,5 +1,6 @@
 """From a checkpoint in any layout to our form: first its layout, its config, then the arrays."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -8,12 +9,12 @@ from typing import Any, NamedTuple, NoReturn, get_args
 
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
-from jaxclip.config import Activation, ClipConfig, TextConfig, TowerConfig
+from jaxclip.config import Activation, ClipConfig, PictureConfig, TextConfig, TowerConfig
 
 from .archive import strict_json
 from .archive.inert import short_repr
 from .files import Weights, open_weights
-from .layouts import huggingface, open_clip, openai, prefixes
+from .layouts import huggingface, open_clip, openai, pictures, prefixes
 from .layouts.infer import Heads, complete, infer
 from .layouts.released_shapes import OTHER_POOLING, known_heads
 from .layouts.table import Layout, layers_of, shape_of, to_ours
@@ -71,7 +72,7 @@ def _existing(folder: Path, *names: str) -> tuple[Path, ...]:
 
 def _read_hugging_face(folder: Path) -> Hints:
     configs = _existing(folder, huggingface.CONFIG_NAME)
-    files = (*configs, *_existing(folder, *huggingface.PROCESSOR_NAMES))
+    files = (*configs, *_existing(folder, *pictures.PROCESSOR_NAMES))
     if not configs:
         return Hints(huggingface.LAYOUT, files=files)
     data = strict_json.read(configs[0])
@@ -199,16 +200,20 @@ def _choose_activation_and_heads(
 
 
 def _check_configs(hints: Hints, config: ClipConfig) -> None:
-    """Compare the configs beside the weights with the shapes and the released preprocessing."""
+    """Compare the config beside the weights with the shapes."""
     if hints.layout is huggingface.LAYOUT:
         if hints.data is not None:
             huggingface.check(hints.data, config)
-        for path in hints.files:
-            if path.name in huggingface.PROCESSOR_NAMES:
-                huggingface.check_preprocessor(strict_json.read(path), config, path.name)
     elif hints.data is not None:
         is_custom = hints.layout is open_clip.CUSTOM_TEXT
         open_clip.check(hints.data, config, custom_text=is_custom)
+
+
+def _pictures(hints: Hints, config: ClipConfig) -> PictureConfig:
+    """How the configs beside the weights say that pictures are prepared."""
+    if hints.layout is huggingface.LAYOUT:
+        return pictures.from_folder(hints.files, config, "CLIP")
+    return pictures.from_open_clip((hints.data or {}).get("preprocess_cfg", {}))
 
 
 class Digests(Mapping[str, str]):
@@ -254,6 +259,7 @@ def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[
     )
     config = _choose_activation_and_heads(hints, given, shapes, path.name)
     _check_configs(hints, config)
+    config = dataclasses.replace(config, pictures=_pictures(hints, config))
     flat, extras = to_ours(hints.layout, config, arrays, check_numbers=check_numbers)
     files = [*weights.files, *hints.files]
     notes = {

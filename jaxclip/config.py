@@ -5,6 +5,7 @@ Annotated: chapter 13, "Where the released code differs from the paper".
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
@@ -12,6 +13,9 @@ TextKind = Literal["transformer", "cbow"]
 VisionPooling = Literal["class", "mean", "attention"]
 TextPooling = Literal["largest", "end", "last", "first"]
 Projection = Literal["matrix", "linear", "none"]
+Interpolation = Literal["bicubic", "bilinear"]
+Resize = Literal["shortest", "squash", "longest"]
+Steps = Literal["openai", "transformers"]
 Remat = Literal["none", "products", "products_and_attention", "full"]
 
 
@@ -305,11 +309,49 @@ def _as_dict(config: Any) -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = _as_dict(value)
         if field.name in WRITTEN or value != field.default:
-            found[field.name] = value
+            found[field.name] = _as_dict(value) if dataclasses.is_dataclass(value) else value
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureConfig:
+    """How a picture becomes pixels; by default as for the released models."""
+
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    interpolation: Interpolation = "bicubic"
+    resize: Resize = "shortest"
+    """Shortest side to size, then the middle; both sides, whatever the shape; or longest side to
+    size, then a border."""
+    fill: int = 0
+    """Value of the border in every channel, 0 to 255."""
+    steps: Steps = "openai"
+    """Whose order: "openai" resizes in the picture's own mode and rounds half a pixel of the crop
+    to even; "transformers" converts to RGB on white first and rounds it down."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = isinstance(values, tuple) and all(type(x) in (int, float) for x in values)
+            require(
+                numbers and len(values) == 3 and all(math.isfinite(x) for x in values),
+                f"{name}: expected three finite numbers, got {values!r:.80}",
+            )
+        require(min(self.std) > 0, f"std: expected three positive numbers, got {self.std!r:.80}")
+        _check_choices(self, interpolation=Interpolation, resize=Resize, steps=Steps)
+        require(
+            type(self.fill) is int and 0 <= self.fill <= 255,
+            f"PictureConfig.fill: expected an integer from 0 to 255, got {short_repr(self.fill)}",
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The config whose fields JSON keeps, lists for tuples."""
+        fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in data.items()}
+        return cls(**fields)
+
+
+CLIP_PICTURES = PictureConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +368,7 @@ class ClipConfig:
     activation: Activation = "quick_gelu"
     logit_bias: bool = False
     """Whether a number is added to every logit: it then trains with SigLIP's loss."""
+    pictures: PictureConfig = CLIP_PICTURES
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -351,7 +394,9 @@ class ClipConfig:
         """The config that `to_json` wrote; ValueError for any other text."""
         try:
             data = json.loads(text)
-            parts = {"vision": _vision(data["vision"]), "text": TextConfig(**data["text"])}
+            parts: dict[str, Any] = {"vision": _vision(data["vision"])}
+            parts["text"] = TextConfig(**data["text"])
+            parts["pictures"] = PictureConfig.from_dict(data.get("pictures", {}))
             return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"expected a config that ClipConfig.to_json wrote, got another text ({error})"
@@ -366,6 +411,8 @@ class TowerConfig:
     embed_dim: int
     """Of its features: the tower's width where it has no projection."""
     activation: Activation = "quick_gelu"
+    pictures: PictureConfig = CLIP_PICTURES
+    """Of an image tower."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -398,7 +445,8 @@ class TowerConfig:
             data = json.loads(text)
             tower = data["tower"]
             kind = VisionConfig if "image_size" in tower else TextConfig
-            return cls(**{**data, "tower": kind(**tower)})
+            pictures = PictureConfig.from_dict(data.get("pictures", {}))
+            return cls(**{**data, "tower": kind(**tower), "pictures": pictures})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"expected a config that TowerConfig.to_json wrote, got another one ({error})"
             raise ValueError(message) from None

@@ -582,7 +582,7 @@ def main() -> None:
     params = nest({name: array.astype(np.float64) for name, array in flat.items()})
     with zipfile.ZipFile(folder / "emoji.zip") as archive:
         drawings = [archive.read(f"fluent-emoji-flat/{n.replace(' ', '-')}.webp") for n in names]
-    preprocess = Preprocess(config.vision.image_size)
+    preprocess = Preprocess.of(config)
     images = np.stack([preprocess.safe(decode_image(content)) for content in drawings])
     tokens = tokenize(list(names))
 

@@ -5,24 +5,18 @@ official code and we do; with any other value at its first occurrence. The two a
 that id is the largest of the vocabulary; elsewhere the model is refused.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxclip import checkpoint
-from jaxclip.config import MEAN, STD, Activation, ClipConfig, ResNetConfig, VisionConfig
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
 
-from .open_clip import is_same_setting
 from .table import Extras, Layout
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-PREPROCESSOR_NAME = "preprocessor_config.json"
-PROCESSOR_NAME = "processor_config.json"  # of transformers 5, which keeps the settings inside
-PROCESSOR_NAMES = (PREPROCESSOR_NAME, PROCESSOR_NAME)
 LAYER_NORM_EPSILON = 1e-5
 
 # Ours -> theirs, outside the blocks.
@@ -168,24 +162,6 @@ def to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def preprocessor_json(image_size: int) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`: the released preprocessing."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": image_size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-    }
-
-
 def _tower(data: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
     """One tower's config with defaults; `..._dict` overrides it, as in the library."""
     parts = [data.get(key) for key in (name, f"{name}_dict")]
@@ -256,88 +232,4 @@ def check(data: Mapping[str, Any], config: ClipConfig) -> None:
     if faults:
         raise ValueError(
             f"{CONFIG_NAME} does not describe the weights: {'; '.join(sorted(faults))}"
-        )
-
-
-# The names that CLIP's image processor had, and settings without effect on the pixels.
-IMAGE_PROCESSORS = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
-IMAGE_PROCESSORS |= {"CLIPFeatureExtractor"}
-KIND_KEYS = ("image_processor_type", "feature_extractor_type")
-NO_EFFECT = {*KIND_KEYS, "processor_class", "_valid_processor_keys", "data_format"}
-NO_EFFECT |= {"input_data_format", "return_tensors", "device", "disable_grouping"}
-NO_EFFECT |= {"_processor_class", "transformers_version", "image_seq_length", "image_seq_len"}
-
-
-def _kind_faults(settings: Mapping[str, Any]) -> list[str]:
-    """The image processor of the settings, where it is not CLIP's."""
-    kinds = {key: settings[key] for key in KIND_KEYS if settings.get(key) is not None}
-    if not kinds and settings.get("processor_class") is not None:
-        known = {"CLIPProcessor", *IMAGE_PROCESSORS}
-        kinds = {"processor_class": settings["processor_class"]}
-    else:
-        known = IMAGE_PROCESSORS
-    return [
-        f"{key} {short_repr(kind)}"
-        for key, kind in kinds.items()
-        if type(kind) is not str or kind not in known
-    ]
-
-
-def _picture_faults(settings: Mapping[str, Any], size: int) -> list[str]:
-    """The settings that make other pixels than the released preprocessing at that size.
-
-    The defaults of transformers are those of CLIP.
-    """
-    expected = {**preprocessor_json(size), "default_to_square": False}
-    faults = []
-    for key in settings.keys() - NO_EFFECT:
-        value = settings[key]
-        if key not in expected:
-            # of an option that this library does not know, only "off" is certain to change nothing
-            if value is not None and value is not False:
-                faults.append(f"{short_repr(key)} {_compact(value)}, which is unknown")
-            continue
-        if key in ("size", "crop_size"):
-            if type(value) is int and value == size:  # as files from before 2023 have them
-                continue
-            if type(value) is dict:
-                value = {side: length for side, length in value.items() if length is not None}
-        if not is_same_setting(value, expected[key]):
-            faults.append(f"{key} {_compact(value)}, expected {_compact(expected[key])}")
-    return sorted(faults)
-
-
-def _compact(value: Any) -> str:
-    """A setting for an error message: JSON, short, on one line."""
-    try:
-        return json.dumps(value)[:80]
-    except RecursionError:
-        return short_repr(value)
-
-
-def _image_settings(data: Mapping[str, Any]) -> Any:
-    """The settings for pictures in a `processor_config.json`: under a key of their own, or not."""
-    for key in ("image_processor", "feature_extractor"):
-        if data.get(key) != {} and key in data:
-            return data[key]
-    about = {*preprocessor_json(1), *KIND_KEYS, "processor_class"}
-    return {key: value for key, value in data.items() if key in about}
-
-
-def check_preprocessor(data: Mapping[str, Any], config: ClipConfig, file: str) -> None:
-    """ValueError where pictures are to be prepared in another way than this library prepares them.
-
-    data: of `preprocessor_config.json`, or of transformers 5's `processor_config.json`, where the
-    settings stand under "image_processor".
-    """
-    if file == PROCESSOR_NAME:
-        data = _image_settings(data)
-    if type(data) is not dict:
-        raise ValueError(
-            f"{file}: expected a JSON object as image_processor, got {short_repr(data)}"
-        )
-    if faults := _kind_faults(data) or _picture_faults(data, config.vision.image_size):
-        raise ValueError(
-            f"{file} asks for other pictures than the released preprocessing makes: "
-            f"{checkpoint.shorten(faults)}; remove the file if you prepare them yourself"
         )

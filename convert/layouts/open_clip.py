@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import MEAN, STD, Activation, ClipConfig, ResNetConfig
+from jaxclip.config import Activation, ClipConfig, ResNetConfig
 from jaxclip.convert.archive.inert import short_repr
 
 from . import openai
 from .infer import HEAD_WIDTH
+from .pictures import to_open_clip
 from .table import Extras, Layout
 
 CONFIG_NAME = "open_clip_config.json"
@@ -90,13 +91,6 @@ MODEL: dict[str, Any] = {
 }
 MODEL_NO_EFFECT = {"embed_dim", "vision_cfg", "text_cfg", "init_logit_scale", "cast_dtype"}
 MODEL_NO_EFFECT |= {"output_dict"}
-PREPROCESS: dict[str, Any] = {
-    "mean": list(MEAN),
-    "std": list(STD),
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "mode": "RGB",
-}
 
 
 def extras(config: ClipConfig) -> list[Extras]:
@@ -147,7 +141,7 @@ def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
     if custom_text:
         model["custom_text"] = True
     model |= {"vision_cfg": vision, "text_cfg": text}
-    return {"model_cfg": model, "preprocess_cfg": {"mean": list(MEAN), "std": list(STD)}}
+    return {"model_cfg": model, "preprocess_cfg": to_open_clip(config.pictures)}
 
 
 def _part(data: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -229,13 +223,6 @@ def check(data: dict[str, Any], config: ClipConfig, *, custom_text: bool) -> Non
         faults.append(
             f"embed_dim: expected {config.embed_dim}, got {short_repr(model.get('embed_dim'))}"
         )
-    preprocess = data.get("preprocess_cfg", {})
-    if type(preprocess) is not dict:
-        raise ValueError(f"preprocess_cfg: expected a JSON object, got {short_repr(preprocess)}")
-    pictures = {
-        key: value for key, value in preprocess.items() if key not in ("size", "fill_color")
-    }
-    faults += _differences(pictures, {}, PREPROCESS, set())
     if faults:
         raise ValueError(
             f"{CONFIG_NAME} describes another model than the weights, or one that this library "

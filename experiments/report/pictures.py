@@ -140,7 +140,9 @@ def attention(model: Any, preprocess: Any, shown: Sequence[Shown]) -> dict[str, 
         return {"grid": grid, "maps": []}
     size, maps = (192, 192), []
     for x, weight in zip(shown, weights, strict=True):
-        square = _square(x.image, preprocess.size).resize(size, Image.Resampling.BICUBIC)
+        square = Image.fromarray(preprocess.denormalise(preprocess.safe(x.image))).resize(
+            size, Image.Resampling.BICUBIC
+        )
         heat = Image.fromarray((weight / weight.max()).astype(np.float32))
         heat = np.asarray(heat.resize(size, Image.Resampling.BILINEAR))[..., None]
         lit = np.asarray(square) * (0.15 + 0.85 * np.clip(heat, 0, 1))
@@ -150,11 +152,3 @@ def attention(model: Any, preprocess: Any, shown: Sequence[Shown]) -> dict[str, 
 
 def _pixels(preprocess: Any, shown: Sequence[Shown]) -> np.ndarray:
     return np.stack([preprocess.safe(x.image) for x in shown])
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The square in the middle that the model sees."""
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    cut = image.crop((left, top, left + side, top + side))
-    return cut.resize((size, size), Image.Resampling.BICUBIC)

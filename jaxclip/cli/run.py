@@ -77,6 +77,7 @@ def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: 
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
         "text_length": recipe.text_length,
+        "preprocessing": recipe.model.pictures,
     }
     if "emoji" in inputs.data and inputs.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
@@ -117,8 +118,7 @@ def held_out_evaluation(
             pairs = open_pairs(_parse_spec(inputs.retrieval), folder)
         return HeldOut(
             mesh,
-            recipe.model.vision.image_size,
-            recipe.model.text.context_length,
+            recipe.model,
             labelled=labelled,
             pairs=pairs,
             skip_limit=inputs.skip_limit,

@@ -1,18 +1,20 @@
 """The random square of a training picture, by two decoders.
 
 "A random square crop from resized images is the only data augmentation" (section 2.3). Which square
-it is depends on the picture's size in the file and the random numbers, not on the decoder.
+it is depends on the picture's size in the file and the random numbers, not on the decoder. A model
+whose preprocessing shows the whole picture, squashed or with a border, is trained so as well.
 """
 
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
+from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.images.open import decode_image, to_rgb
+from jaxclip.images.preprocess import FILTERS, whole_square
 from jaxclip.images.reduced import decode_reduced
 
-RandomSquare = Callable[[bytes, int, np.random.Generator], np.ndarray]
+RandomSquare = Callable[[bytes, int, np.random.Generator, PictureConfig], np.ndarray]
 
 
 def _draw_square(
@@ -25,26 +27,35 @@ def _draw_square(
     return width, height, left, top
 
 
-def random_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+def random_square(
+    content: bytes, size: int, rng: np.random.Generator, pictures: PictureConfig = CLIP_PICTURES
+) -> np.ndarray:
     """An encoded picture -> uint8 [size, size, 3]: resized, then a random square of it.
 
     Pictures are decoded as by evaluation's policy `safe` (`images.open.to_rgb`).
+    pictures: the filter, and whether the picture is squashed or padded whole instead.
     ValueError if the picture cannot be decoded or is beyond the limits of `images.open.check_size`.
     """
     image = to_rgb(decode_image(content))
+    if pictures.resize != "shortest":
+        return np.asarray(whole_square(image, size, pictures))
     width, height, left, top = _draw_square(image.size, size, rng)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), FILTERS[pictures.interpolation])
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def reduced_square(content: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+def reduced_square(
+    content: bytes, size: int, rng: np.random.Generator, pictures: PictureConfig = CLIP_PICTURES
+) -> np.ndarray:
     """`random_square` with a JPEG decoded no larger than it must be: nearly the same pixels."""
     image, picture, (x, y, right, bottom) = decode_reduced(content, size)
+    if pictures.resize != "shortest":
+        return np.asarray(whole_square(image, size, pictures, picture, (x, y, right, bottom)))
     width, height, left, top = _draw_square(picture, size, rng)
     across, down = (right - x) / width, (bottom - y) / height  # decoded pixels to one of the square
     x, y = x + left * across, y + top * down
     box = x, y, min(x + size * across, right), min(y + size * down, bottom)  # min: rounding
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(image.resize((size, size), FILTERS[pictures.interpolation], box=box))
 
 
 SQUARES: dict[str, RandomSquare] = {"full": random_square, "reduced": reduced_square}

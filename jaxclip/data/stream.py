@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.data.crops import SQUARES, RandomSquare, random_square
 from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
@@ -78,11 +79,12 @@ def crop_and_caption(
     skips: Skips,
     key: tuple[int, int] | None = None,
     square: RandomSquare = random_square,
+    pictures: PictureConfig = CLIP_PICTURES,
 ) -> Any:
     """(image uint8 [size, size, 3], one of the captions); None for an unusable pair, counted.
 
     key: of the record, for `Skips.add`.
-    square: one of `data.crops`.
+    square, pictures: one of `data.crops`, and what it takes.
     """
     if pair.fault is not None:
         skips.add(pair.fault.kind, f"{pair.where}: {pair.fault.detail}", key)
@@ -92,7 +94,7 @@ def crop_and_caption(
         skips.add("empty caption", pair.where, key)
         return None
     try:
-        image = square(pair.image, size, rng)
+        image = square(pair.image, size, rng, pictures)
     except ValueError as error:
         skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}", key)
         return None
@@ -125,6 +127,7 @@ def batches(
     skips: Skips,
     weights: Sequence[float] | None = None,
     decoder: str = "full",
+    pictures: PictureConfig = CLIP_PICTURES,
     threads: int = 8,
     start: int = 0,
 ) -> Any:
@@ -141,6 +144,7 @@ def batches(
       skips: counts the unusable pairs.
       weights: of the sources, in examples; equal unless given.
       decoder: of the pictures, one of `data.crops.SQUARES`.
+      pictures: the model's filter and how it resizes.
       threads: for reading and decoding.
       start: how many of its own positions this process has read before.
 
@@ -165,7 +169,8 @@ def batches(
     def load(item: tuple[int, int, int]) -> dict[str, Any] | None:
         position, source, index = item
         rng = np.random.default_rng([seed, position])
-        found = crop_and_caption(sources[source][index], size, rng, skips, (source, index), square)
+        pair, key = sources[source][index], (source, index)
+        found = crop_and_caption(pair, size, rng, skips, key, square, pictures)
         if found is None:
             if next(warn_once, False):
                 logger.warning(

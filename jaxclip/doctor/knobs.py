@@ -86,12 +86,24 @@ class Logits:
 Walk = Mapping[str, Any]  # stage -> its knobs
 
 
+def _right_pixels(config: ClipConfig) -> Pixels:
+    """The knobs of a model's own preprocessing, but for a border, which no knob makes."""
+    how = config.pictures
+    return Pixels(
+        order="squash" if how.resize == "squash" else "resize, crop",
+        resample=how.interpolation,
+        offset="even" if how.steps == "openai" else "down",
+        mean=how.mean,
+        std=how.std,
+    )
+
+
 def right_walk(config: ClipConfig) -> dict[str, Any]:
     """The knobs of CLIP for a config: {stage: knobs}."""
     vision, text = config.vision, config.text
     layers = vision.layers if isinstance(vision.layers, int) else 0
     return {
-        "pixels": Pixels(),
+        "pixels": _right_pixels(config),
         "tokens": Words(),
         "image": Tower(config.activation, vision.heads, tuple(range(layers))),
         "text": Tower(config.activation, text.heads, tuple(range(text.layers)), mask="causal"),

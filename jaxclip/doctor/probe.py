@@ -115,7 +115,7 @@ def make_probe(
     pictures = make_pictures(size, seed)
     from PIL import Image
 
-    preprocess = Preprocess(size)
+    preprocess = Preprocess.of(config)
     pixels = np.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
     has_words = text.vocab_size == VOCAB_SIZE
     texts = TEXTS if has_words else ("",) * len(TEXTS)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxclip.config import ClipConfig
 from jaxclip.data.classes import Relabelled, align_labels
 from jaxclip.data.labelled import Labelled
 from jaxclip.data.pairs import Source
@@ -33,8 +34,7 @@ class HeldOut:
 
     Args:
       mesh: the devices of the run.
-      size: pixels a side of a picture.
-      length: the model's context length; longer texts are truncated with a warning.
+      config: of the model; longer texts than it takes are truncated with a warning.
       labelled: pictures to classify zero-shot; None for none.
       templates: prompts for its class names.
       pairs: pictures and captions for retrieval; None for none.
@@ -44,8 +44,7 @@ class HeldOut:
     def __init__(
         self,
         mesh: Mesh,
-        size: int,
-        length: int,
+        config: ClipConfig,
         *,
         labelled: Labelled | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
@@ -54,9 +53,9 @@ class HeldOut:
     ) -> None:
         self.labelled = None if labelled is None else align_labels(labelled)
         self.templates, self.pairs = templates, pairs
-        self.preprocess = Preprocess(size).safe  # the pictures as training sees them
+        self.preprocess = Preprocess.of(config).safe  # the pictures as training sees them
         self.skips = Skips(skip_limit), Skips(skip_limit)  # of `labelled`, of `pairs`
-        self.cutter = Cutter(length, "held-out texts")
+        self.cutter = Cutter(config.text.context_length, "held-out texts")
         self.block = -(-BLOCK // mesh.size) * mesh.size
         self.split = NamedSharding(mesh, P(mesh.axis_names))
         everywhere = NamedSharding(mesh, P())

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.data.emoji.pictures import EmojiPictures, load_emoji, load_unseen_artist
 from jaxclip.evaluation.features import map_batches
 from jaxclip.evaluation.metrics import Tally, retrieve, top_k
@@ -21,9 +22,9 @@ from jaxclip.tokenizer import check_vocabulary, tokenize
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
 
 
-def pixels(pictures: EmojiPictures, size: int) -> np.ndarray:
+def pixels(pictures: EmojiPictures, size: int, how: PictureConfig = CLIP_PICTURES) -> np.ndarray:
     """The pictures by the policy `safe`, as of picture files -> float32 [n, size, size, 3]."""
-    preprocess = Preprocess(size)
+    preprocess = Preprocess(size, **vars(how))
     return np.stack([preprocess.safe(Image.fromarray(x)) for x in pictures.images])
 
 
@@ -44,7 +45,7 @@ class Evaluation:
         self.answers = np.array([index[name] for name in pictures.names])
         self.encode_image = jax.jit(lambda model, images: model.encode_image(images))
         self.encode_text = jax.jit(lambda model, tokens: model.encode_text(tokens))
-        self._pixels: dict[int, np.ndarray] = {}
+        self._pixels: dict[tuple[int, PictureConfig], np.ndarray] = {}
 
     def embeds(
         self, model: Any, text_embeds: np.ndarray | None = None
@@ -53,10 +54,11 @@ class Evaluation:
 
         text_embeds: the second, where it is known already (`cached_classifier`).
         """
-        size, length = model.config.vision.image_size, model.config.text.context_length
-        if size not in self._pixels:
-            self._pixels[size] = pixels(self.pictures, size)
-        features = map_batches(lambda x: self.encode_image(model, x), self._pixels[size], 256)
+        how = model.config.vision.image_size, model.config.pictures
+        if how not in self._pixels:
+            self._pixels[how] = pixels(self.pictures, *how)
+        made, length = self._pixels[how], model.config.text.context_length
+        features = map_batches(lambda x: self.encode_image(model, x), made, 256)
         if text_embeds is not None:
             return l2_normalize(features), text_embeds
 

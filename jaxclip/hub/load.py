@@ -127,7 +127,7 @@ def load(
         model.jit = False
     if loaded.config.vision is None:  # a text tower alone takes no pictures
         return model, None
-    return model, Preprocess(loaded.config.vision.image_size)
+    return model, Preprocess.of(loaded.config)
 
 
 def _select(

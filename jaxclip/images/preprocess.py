@@ -1,18 +1,31 @@
-"""Picture to pixels, as the released code does it, and a second policy for people's photos.
+"""Picture to pixels, as the model's own library does it, and a second policy for people's photos.
 
 Released order (clip/clip.py: _transform): shortest side to `size` with Pillow's bicubic filter in
 the picture's own mode, centre crop, RGB, divide by 255, subtract the mean, divide by the deviation.
+`PictureConfig` says how another model departs from that.
 
 Annotated: chapter 2, "A picture to patches".
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from jaxclip.config import MEAN, STD
+from jaxclip.config import (
+    MEAN,
+    STD,
+    ClipConfig,
+    Interpolation,
+    PictureConfig,
+    Resize,
+    Steps,
+    TowerConfig,
+)
 from jaxclip.images.open import load_pixels, to_rgb
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -22,27 +35,70 @@ def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
     return int(size * width / height), size
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
+def _centre_square(image: Image.Image, size: int, how: PictureConfig) -> Image.Image:
     """Resize the shortest side to `size` and cut out the middle, in the picture's own mode."""
     wide, high = _resized_size(image.width, image.height, size)
-    left, top = round((wide - size) / 2), round((high - size) / 2)  # a half goes to the even side
+    if how.steps == "openai":  # half a pixel goes to the even side
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+    else:
+        left, top = (wide - size) // 2, (high - size) // 2
+    chosen = FILTERS[how.interpolation]
     if wide > size and image.mode in ("RGB", "L"):
         # Pillow resizes rows, rounds, then columns: crop between the two, and do fewer columns.
-        rows = image.resize((wide, image.height), Image.Resampling.BICUBIC)
+        rows = image.resize((wide, image.height), chosen)
         middle = rows.crop((left, 0, left + size, image.height))
-        return middle.resize((size, size), Image.Resampling.BICUBIC)
-    resized = image.resize((wide, high), Image.Resampling.BICUBIC)
-    return resized.crop((left, top, left + size, top + size))
+        return middle.resize((size, size), chosen)
+    return image.resize((wide, high), chosen).crop((left, top, left + size, top + size))
+
+
+def whole_square(
+    image: Image.Image,
+    size: int,
+    how: PictureConfig,
+    shape: tuple[int, int] | None = None,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """All of a picture: squashed to the square, or its longest side resized and a border added.
+
+    shape, box: width and height in the file, and what of `image` the picture fills, where it was
+      decoded at less than its size.
+    Source: open_clip/transform.py: ResizeKeepRatio, CenterCropOrPad.
+    """
+    if how.resize == "squash":
+        return image.resize((size, size), FILTERS[how.interpolation], box=box)
+    width, height = shape or image.size
+    ratio = max(height / size, width / size)
+    wide, high = (max(1, round(side / ratio)) for side in (width, height))
+    image = image.resize((wide, high), FILTERS[how.interpolation], box=box)
+    across, down = size - wide, size - high
+    border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
+    bands, palette = len(image.getbands()), image.getpalette() if image.mode == "P" else None
+    padded = ImageOps.expand(image, border, fill=(how.fill,) * bands if bands > 1 else how.fill)
+    if palette is not None:  # the fill is an index of it
+        padded.putpalette(palette)
+    return padded
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The picture in RGB, on white where it is transparent, as transformers makes it."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, colours)
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Turns pictures into the pixels that the image tower reads.
 
+    `Preprocess.of(config)` is that of a model.
+
     Args:
         size: height and width of the square in pixels, 1 or more.
         mean: subtracted from the red, green and blue values, which lie in [0, 1].
         std: divided by, after that; positive.
+        interpolation, resize, fill, steps: as of `PictureConfig`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -54,21 +110,35 @@ class Preprocess:
     size: int
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    interpolation: Interpolation = "bicubic"
+    resize: Resize = "shortest"
+    fill: int = 0
+    steps: Steps = "openai"
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size: expected a whole number, 1 or more, got {self.size!r}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if np.shape(values) != (3,) or not np.isfinite(values).all():
-                raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std: expected three positive numbers, got {self.std!r}")
+        assert self.pictures  # its checks
+
+    @classmethod
+    def of(cls, config: ClipConfig | TowerConfig, size: int | None = None) -> Self:
+        """The preprocessing of a model, at its own size unless another is given."""
+        if size is None:
+            assert config.vision is not None, "a text tower alone takes no pictures"
+            size = config.vision.image_size
+        return cls(size, **vars(config.pictures))
+
+    @property
+    def pictures(self) -> PictureConfig:
+        """All but the size."""
+        return PictureConfig(**{k: v for k, v in vars(self).items() if k != "size"})
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The pixels by the `official` policy, bit for bit those of the released code.
+        """The pixels by the `official` policy, bit for bit those of the model's own library.
 
-        Its habits are kept: EXIF orientation is ignored, transparency turns black, palettes are
-        resized by nearest neighbour, values above 255 (16-bit pictures) are clipped to white.
+        The released code's habits are kept: EXIF orientation is ignored, transparency turns black,
+        palettes are resized by nearest neighbour, values above 255 (16-bit pictures) are clipped to
+        white.
 
         Args:
             image: a picture of any mode, within the limits of `images.open.check_size`.
@@ -82,12 +152,19 @@ class Preprocess:
         >>> Preprocess(size=4)(Image.new("L", (9, 7))).shape
         (4, 4, 3)
 
-        Source: clip/clip.py: _transform.
+        Source: clip/clip.py: _transform; open_clip/transform.py: image_transform; transformers:
+        PilBackend of CLIPImageProcessor and SiglipImageProcessor.
         """
         load_pixels(image)
-        square = _centre_square(image, self.size)
+        return self._normalise(np.asarray(self._square(image)))
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        """The picture at its size, in RGB."""
+        image, how = image if self.steps == "openai" else _on_white(image), self.pictures
+        resize = _centre_square if how.resize == "shortest" else whole_square
+        square = resize(image, self.size, how)
         square.info.pop("transparency", None)  # conversion to RGB ignores it, with a warning
-        return self._normalise(np.asarray(square.convert("RGB")))
+        return square.convert("RGB")
 
     def safe(self, image: Image.Image) -> np.ndarray:
         """The pixels by the `safe` policy: the picture as a person sees it, then as `official`.
@@ -120,6 +197,7 @@ class Preprocess:
         return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
 
     def _normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [h, h, 3] to float32: divided by 255, less the mean, divided by the deviation."""
         size, channels = len(pixels), 3
         # Rows [h, w c], mean and deviation as long: three values at a time would take four times
         # as long.

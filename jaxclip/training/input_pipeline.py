@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
+from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.data.ahead import read_ahead
 from jaxclip.data.emoji.batches import EmojiBatches
 from jaxclip.data.emoji.pictures import EmojiPictures
@@ -46,15 +47,22 @@ class DrawingStream:
     """Named pictures in memory: `drawings`, `mirrorable` and `tokens` of every step."""
 
     def __init__(
-        self, pictures: EmojiPictures, *, size: int, batch_size: int, seed: int, text_length: int
+        self,
+        pictures: EmojiPictures,
+        *,
+        size: int,
+        batch_size: int,
+        seed: int,
+        text_length: int,
+        preprocessing: PictureConfig = CLIP_PICTURES,
     ) -> None:
-        self.size = size
+        self.size, self.preprocessing = size, preprocessing
         self.batches = EmojiBatches(pictures, batch_size, seed)
         self.cutter = Cutter(text_length, "captions")
         self.rows, self.step = own_rows(batch_size), 0
 
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
-        return augment_drawings(batch, key, size=self.size)
+        return augment_drawings(batch, key, size=self.size, pictures=self.preprocessing)
 
     def __next__(self) -> HostBatch:
         batch = self.batches.at(self.step)
@@ -81,8 +89,6 @@ class PairStream:
     positions of processes differ.
     """
 
-    batch_to_pixels = staticmethod(normalize_image)
-
     def __init__(
         self,
         sources: Sequence[Source],
@@ -92,13 +98,14 @@ class PairStream:
         seed: int,
         text_length: int,
         skips: Skips,
+        preprocessing: PictureConfig = CLIP_PICTURES,
         weights: Sequence[float] | None = None,
         decoder: str = "full",
         threads: int = 8,
     ) -> None:
         self.cutter = Cutter(text_length, "captions")
         self.rows, self.batch_size = own_rows(batch_size), batch_size
-        self.skips = skips
+        self.skips, self.preprocessing = skips, preprocessing
         self.options: dict[str, Any] = {
             "size": size,
             "batch_size": batch_size,
@@ -108,9 +115,13 @@ class PairStream:
             "weights": weights,
             "decoder": decoder,
             "threads": threads,
+            "pictures": preprocessing,
         }
         self.sources = sources
         self._open(0)
+
+    def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        return normalize_image(batch, key, pictures=self.preprocessing)
 
     def _open(self, read: int) -> None:
         self.read = read  # of this process's own share of the order

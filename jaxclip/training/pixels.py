@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip.config import MEAN, STD
+from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.data.emoji.augment import augment
 
 Array = jax.Array
@@ -21,12 +21,21 @@ def as_given(batch: dict[str, Any], key: Array) -> Array:
     return batch["image"]
 
 
-def normalize_image(batch: dict[str, Any], key: Array) -> Array:
+def _normalize(images: Array, pictures: PictureConfig) -> Array:
+    """images [n, h, w, 3] in [0, 1], less the model's mean, divided by its deviation."""
+    return (images - jnp.array(pictures.mean)) / jnp.array(pictures.std)
+
+
+def normalize_image(
+    batch: dict[str, Any], key: Array, *, pictures: PictureConfig = CLIP_PICTURES
+) -> Array:
     """`image` uint8 [n, h, w, 3], cropped and augmented on the host, normalised."""
-    return (batch["image"].astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+    return _normalize(batch["image"].astype(jnp.float32) / 255, pictures)
 
 
-def augment_drawings(batch: dict[str, Any], key: Array, *, size: int) -> Array:
+def augment_drawings(
+    batch: dict[str, Any], key: Array, *, size: int, pictures: PictureConfig = CLIP_PICTURES
+) -> Array:
     """`drawings` uint8 [n, h, w, 4] and `mirrorable` bool [n] as [n, size, size, 3]."""
     images = augment(key, batch["drawings"], size, batch["mirrorable"])  # [n, h, w, c]
-    return (images - jnp.array(MEAN)) / jnp.array(STD)
+    return _normalize(images, pictures)

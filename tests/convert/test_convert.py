@@ -522,7 +522,7 @@ def test_text_config_dict_overrides_as_in_the_library(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("image_mean", [0.5, 0.5, 0.5]), ("crop_size", 24), ("do_center_crop", False)]
+    "key, value", [("image_mean", [0.5, 0.5]), ("crop_size", 24), ("do_center_crop", False)]
 )
 def test_other_pictures_are_refused(tmp_path, key, value):
     folder = tmp_path / "hf"
@@ -556,8 +556,10 @@ def test_other_pictures_are_refused(tmp_path, key, value):
         ("model_cfg/quick_gelu", 1),
         ("model_cfg/init_logit_bias", -10),
         ("model_cfg", 7),
-        ("preprocess_cfg/mean", [0.5, 0.5, 0.5]),
-        ("preprocess_cfg/interpolation", "bilinear"),
+        ("preprocess_cfg/mean", [0.5, 0.5]),
+        ("preprocess_cfg/interpolation", "lanczos"),
+        ("preprocess_cfg/resize_mode", "crop"),
+        ("preprocess_cfg/surprise", 1),
         ("preprocess_cfg", 7),
     ],
 )

@@ -111,7 +111,7 @@ def test_text_for_another_vocabulary_is_refused_everywhere(
     assert "token id 49406" in line and "101" in line and "49408" in line
     with pytest.raises(ValueError, match="token id 49406"):
         cached_classifier(loaded(), ["cat"], ["{}"], None)
-    texts = HeldOut(data_mesh(jax.devices()[:1]), 20, 13)._texts(loaded())
+    texts = HeldOut(data_mesh(jax.devices()[:1]), loaded().config)._texts(loaded())
     with pytest.raises(ValueError, match="token id 49406"):
         texts(["a cat"])
     assert "token id 49406" in fails(capsys, 1, "evaluate", "--model", path)

@@ -154,7 +154,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
 
 OTHER_PICTURES = [
     ("image_processor_type", "ViTImageProcessor"),
-    ("image_processor_type", "SiglipImageProcessor"),
+    ("image_processor_type", "Siglip2ImageProcessor"),
     ("image_processor_type", 7),
     ("feature_extractor_type", "ViTFeatureExtractor"),
     ("rescale_factor", 1 / 127.5),
@@ -164,14 +164,14 @@ OTHER_PICTURES = [
     ("do_normalize", None),
     ("do_pad", True),
     ("do_flip_channel_order", True),
-    ("resample", 2),
+    ("resample", 1),
     ("resample", "bicubic"),
-    ("size", {"height": 20, "width": 20}),
+    ("size", {"height": 20, "width": 24}),
     ("size", {"shortest_edge": 24}),
     ("size", 24),
     ("crop_size", {"height": 20, "width": 24}),
-    ("image_mean", [0.5, 0.5, 0.5]),
-    ("image_std", 0.5),
+    ("image_mean", [0.5, 0.5]),
+    ("image_std", "half"),
     ("default_to_square", True),
     ("offset", [1]),
 ]
@@ -225,7 +225,7 @@ def test_settings_in_another_place_of_a_processor_file_count(folder, said):
     foreign.write_json(folder / "processor_config.json", {"processor_class": "CLIPProcessor"})
     assert convert.load(folder).config == VIT
     foreign.write_json(folder / "processor_config.json", said)
-    assert "asks for other pictures" in message_of(convert.load, folder)
+    assert "for other pictures" in message_of(convert.load, folder)
 
 
 @pytest.mark.parametrize("inside", [[], None, 7, {"image_processor": 7}, {"image_processor": None}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -46,8 +47,7 @@ def held_out(folders: Path, devices: int, fsdp: int, tensor: int) -> dict[str, f
     model = clip.create(CONFIG, placement=shardings(clip.abstract(CONFIG), mesh))
     asked = HeldOut(
         mesh,
-        16,
-        16,
+        CONFIG,
         labelled=open_labelled(parse_spec(str(folders / "classes"))),
         templates=("a {}.", "one more {}."),
         pairs=open_pairs(parse_spec(str(folders / "captions"))),
@@ -94,7 +94,8 @@ def test_the_scores_are_those_by_hand_and_the_broken_picture_does_not_count(fold
 def test_pictures_are_those_of_training() -> None:
     """A 16-bit ramp: white all over by the policy `official`."""
     content = encoded(deep("I;16"), "PNG")
-    seen = HeldOut(data_mesh(jax.devices()[:1]), 256, 16).preprocess(decode_image(content))
+    config = replace(CONFIG, vision=replace(CONFIG.vision, image_size=256))
+    seen = HeldOut(data_mesh(jax.devices()[:1]), config).preprocess(decode_image(content))
     trained = random_square(content, 256, np.random.default_rng(0))
     np.testing.assert_array_equal(Preprocess(256).denormalise(seen), trained)
 

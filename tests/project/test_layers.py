@@ -15,7 +15,7 @@ BASE = {"config", "losses", "tokenizer", "files", "images", "data", "reference"}
 MIDDLE = {"checkpoint", "models", "hardware", "training", "evaluation", "convert"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
-    "data": {"images", "tokenizer"},  # which files count; how many captions are cut
+    "data": {"images", "tokenizer", "config"},  # which files count; how many captions are cut
     "images": {"config"},  # mean and standard deviation of the pixels
     "shapes": {"config"},
     "checkpoint": {"config", "shapes"},
