@@ -145,7 +145,7 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
     for path in targets[1:-1]:
-        if isinstance(config, ClipConfig):
+        if config.vision is not None:
             kind = huggingface_config.processor_of(config)
             size = config.vision.image_size
             _write_json(path, pictures.to_hugging_face(config.pictures, size, kind))

@@ -151,7 +151,7 @@ def _require_agreement(
 
 def require_agreement(given: Given, config: Config, what: str) -> None:
     """ValueError where the caller contradicts a config that is known."""
-    heads = None
+    heads = None  # of one tower alone: nothing to compare with two numbers
     if isinstance(config, ClipConfig):
         heads = config.vision.heads, config.text.heads
     _require_agreement(given, config.activation, heads, what)
@@ -242,11 +242,13 @@ def _choose_config(found: Described, given: Given, arrays: Flat, what: str) -> C
 
 def _with_pictures(found: Described, config: Config) -> Config:
     """The config with how the files beside the weights say that pictures are prepared."""
-    if not isinstance(config, ClipConfig):
+    if config.vision is None:
         return config
     if found.layout.name in huggingface.LAYOUTS:
-        is_siglip = found.layout is huggingface.SIGLIP_LAYOUT
-        said = pictures.from_folder(found.files, config, "Siglip" if is_siglip else "CLIP")
+        is_siglip = "siglip" in found.layout.name
+        said = pictures.from_folder(
+            found.files, config.vision.image_size, "Siglip" if is_siglip else "CLIP"
+        )
     elif found.layout is big_vision.LAYOUT:
         said = pictures.SIGLIP
     else:

@@ -411,6 +411,8 @@ class TowerConfig:
     embed_dim: int
     """Of its features: the tower's width where it has no projection."""
     activation: Activation = "quick_gelu"
+    pictures: PictureConfig = CLIP_PICTURES
+    """Of an image tower."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -443,7 +445,8 @@ class TowerConfig:
             data = json.loads(text)
             tower = data["tower"]
             kind = VisionConfig if "image_size" in tower else TextConfig
-            return cls(**{**data, "tower": kind(**tower)})
+            pictures = PictureConfig.from_dict(data.get("pictures", {}))
+            return cls(**{**data, "tower": kind(**tower), "pictures": pictures})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"expected a config that TowerConfig.to_json wrote, got another one ({error})"
             raise ValueError(message) from None
@@ -460,6 +463,11 @@ def _resnet(
 def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: int) -> ClipConfig:
     vision = VisionConfig(size, patch, width, layers, heads=width // 64)
     return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
+
+
+def read_config(text: str) -> ClipConfig | TowerConfig:
+    """The config that `to_json` of either kind wrote; ValueError for any other text."""
+    return (TowerConfig if '"tower"' in text else ClipConfig).from_json(text)
 
 
 # The released models in the released order; all of them use quick_gelu.

@@ -13,7 +13,16 @@ from typing import Self
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxclip.config import MEAN, STD, ClipConfig, Interpolation, PictureConfig, Resize, Steps
+from jaxclip.config import (
+    MEAN,
+    STD,
+    ClipConfig,
+    Interpolation,
+    PictureConfig,
+    Resize,
+    Steps,
+    TowerConfig,
+)
 from jaxclip.images.open import load_pixels, to_rgb
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -112,9 +121,11 @@ class Preprocess:
         assert self.pictures  # its checks
 
     @classmethod
-    def of(cls, config: ClipConfig, size: int | None = None) -> Self:
+    def of(cls, config: ClipConfig | TowerConfig, size: int | None = None) -> Self:
         """The preprocessing of a model, at its own size unless another is given."""
-        size = config.vision.image_size if size is None else size
+        if size is None:
+            assert config.vision is not None, "a text tower alone takes no pictures"
+            size = config.vision.image_size
         return cls(size, **vars(config.pictures))
 
     @property
