@@ -227,3 +227,24 @@ def run_tower(model: Any, images: Any, tokens: Any) -> Arrays:
     )
     hidden = np.stack([state.numpy() for state in out.hidden_states])
     return {"features": features.numpy(), "hidden_states": hidden}
+
+
+# Published weights --------------------------------------------------------------------------------
+
+
+def saved_peer(folder: Path) -> Peer:
+    """The model that a folder of open_clip or transformers holds, with its own weights."""
+    torchvision_transforms()
+    if (folder / "open_clip_config.json").is_file():
+        import open_clip
+
+        model = open_clip.create_model(f"local-dir:{folder}").eval().float()
+        return Peer(model, lambda _: None, run_open_clip)
+    import torch
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text())
+    kind = getattr(transformers, config["architectures"][0])
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    is_whole = hasattr(model, "get_image_features")
+    return Peer(model, lambda _: None, run_hugging_face if is_whole else run_tower)
