@@ -19,8 +19,8 @@ from jaxclip.hub import load as hub
 from jaxclip.shapes import parameters
 
 # What ours may depart from float64: so many times what torch's float32 departs, and so much of the
-# largest value. Measured: at most 2.4 times; tanh for exact GELU in one tower, the smallest mistake,
-# departs by 1.5e-4 of the largest value, a hundred times what is allowed.
+# largest value. Measured: at most 2.4 times. The smallest mistake, tanh for exact GELU, departs by
+# 1.5e-4 of the largest value, a hundred times what is allowed.
 TIMES, FLOOR = 4.0, 1e-6
 
 
