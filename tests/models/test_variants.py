@@ -165,19 +165,24 @@ def test_left_over_pixels_change_nothing() -> None:
 # What chips change --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["narrow MLP", "epsilon", "not causal", "SigLIP 2"])
-@pytest.mark.parametrize("chip", ["cpu", "gpu", "tpu"])
-def test_arranged_for_a_chip_a_variant_computes_the_same(name: str, chip: str) -> None:
-    images, tokens = inputs(name)
+@pytest.mark.usefixtures("quick_compiling")
+@pytest.mark.parametrize("chip", ["gpu", "tpu"])
+def test_arranged_for_a_chip_a_variant_trains_the_same(chip: str) -> None:
+    name = "SigLIP 2"  # another epsilon, another MLP, not causal, a pool of its own
+    options = {"device_kind": "H100", "attention": "einsum"} if chip == "gpu" else {}
     with jax.enable_x64(True):
-        plain = model64(name)
-        options = {"device_kind": "H100", "attention": "einsum"} if chip == "gpu" else {}
-        arranged = hardware.arrange_training(plain, chip, "full", **options)
-        got, want = (jax.jit(gradient)(m, images, tokens) for m in (arranged, plain))
-    assert worst(flat_of(got), flat_of(want)) < within("arranged gradients float64")
+        arranged = hardware.arrange_training(model64(name), chip, "full", **options)
+        got = flat_of(jax.jit(gradient)(arranged, *inputs(name)))
+    assert worst(got, plain_gradient(name)) < within("arranged gradients float64")
 
 
-@pytest.mark.parametrize("name", ["narrow MLP", "epsilon", "not causal", "SigLIP 2"])
+@functools.cache
+def plain_gradient(name: str) -> dict[str, np.ndarray]:
+    with jax.enable_x64(True):
+        return flat_of(jax.jit(gradient)(model64(name), *inputs(name)))
+
+
+@pytest.mark.parametrize("name", ["narrow MLP", "SigLIP 2"])
 def test_inference_on_a_cpu_equals_the_plain_model(name: str) -> None:
     found = departures(name, hardware.for_cpu(model(name)))
     assert {stage: x for stage, x in found.items() if x > 1} == {}
