@@ -149,8 +149,8 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName, force: bool)
     _write_arrays(targets[0], arrays)
     for path in targets[1:-1]:
         if config.vision is not None:
-            size, family = config.vision.image_size, huggingface_config.family_of(config)
-            kind: pictures.Kind = "Siglip" if family is huggingface_config.SIGLIP else "CLIP"
+            kind = huggingface_config.processor_of(config)
+            size = config.vision.image_size
             _write_json(path, pictures.to_hugging_face(config.pictures, size, kind))
     if settings:
         _write_json(targets[-1], settings)

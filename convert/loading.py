@@ -153,7 +153,7 @@ def _require_agreement(
 
 def require_agreement(given: Given, config: Config, what: str) -> None:
     """ValueError where the caller contradicts a config that is known."""
-    heads = None
+    heads = None  # of one tower alone: nothing to compare with two numbers
     if isinstance(config, ClipConfig):
         heads = config.vision.heads, config.text.heads
     _require_agreement(given, config.activation, heads, what)

@@ -337,11 +337,6 @@ class TextConfig:
         """Whether a text must fill the context: its padding changes its features."""
         return not self.causal or self.pooling == "last"
 
-    @property
-    def needs_whole_rows(self) -> bool:
-        """Whether padding changes the features, so that rows are as long as the context."""
-        return self.kind == "transformer" and (not self.causal or self.pooling == "last")
-
 
 def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
     """ValueError where a tower without a projection is not as wide as the joint space."""
@@ -466,6 +461,7 @@ class TowerConfig:
     """Of its features: the tower's width where it has no projection."""
     activation: Activation = "quick_gelu"
     pictures: PictureConfig = CLIP_PICTURES
+    """Of an image tower."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -516,6 +512,11 @@ def _resnet(
 def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: int) -> ClipConfig:
     vision = VisionConfig(size, patch, width, layers, heads=width // 64)
     return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
+
+
+def read_config(text: str) -> ClipConfig | TowerConfig:
+    """The config that `to_json` of either kind wrote; ValueError for any other text."""
+    return (TowerConfig if '"tower"' in text else ClipConfig).from_json(text)
 
 
 # The released models in the released order; all of them use quick_gelu.

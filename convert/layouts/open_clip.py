@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import (
-    Activation,
-    ClipConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
 
 from . import openai, refusals, timm_trunk

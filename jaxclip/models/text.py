@@ -45,8 +45,8 @@ def pooled_positions(tokens: Array, t: TextConfig) -> Array:
     n, l = tokens.shape
     if t.pooling == "largest":
         return tokens.argmax(axis=-1)  # end-of-text has the largest id of CLIP's vocabulary
-    if t.pooling == "end":
-        return (tokens == t.end_token).argmax(axis=-1)
+    if t.end_token is not None:
+        return jnp.equal(tokens, t.end_token).argmax(axis=-1)
     return jnp.full((n,), l - 1 if t.pooling == "last" else 0)
 
 
@@ -102,8 +102,11 @@ class ContinuousBagOfWords(Encoder):
     the words and the end token; what follows is ignored; no position, no normalisation, no bias.
     """
 
-    def __init__(self, config: ClipConfig, *, numerics: Numerics, init: Initialiser) -> None:
+    def __init__(
+        self, config: ClipConfig | TowerConfig, *, numerics: Numerics, init: Initialiser
+    ) -> None:
         t = config.text
+        assert t is not None
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
         self.text_projection = make_projection(t, config.embed_dim, numerics=numerics, init=init)
         self.numerics = numerics
@@ -117,3 +120,10 @@ class ContinuousBagOfWords(Encoder):
         if taps is not None:
             taps["pooled"] = pooled
         return project(pooled, self.text_projection, self.numerics)  # [n, e]
+
+
+def make_text_tower(config: ClipConfig | TowerConfig, *, remat: str, **options: Any) -> Encoder:
+    """The text tower of the config's kind; `options` are `numerics` and `init`."""
+    if config.text is not None and config.text.kind == "cbow":
+        return ContinuousBagOfWords(config, **options)
+    return TextTransformer(config, remat=remat, **options)

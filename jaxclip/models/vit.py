@@ -119,17 +119,21 @@ class VisionTransformer(Encoder):
         """images [n, h, w, c] -> image_features [n, e].
 
         Taps: `stem` [n, l, d] (what the first block sees), `hidden` [layers, n, l, d],
-        `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection).
+        `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection), and `last`
+        [n, l, d], where every position is normalised before they are pooled.
         """
         stem = self.stem(images)
         x = self.transformer(stem, taps=taps)
-        pooled = self.pool(x)  # [n, d]
+        pooled = self.pool(x, taps)  # [n, d]
         if taps is not None:
             taps.update(stem=stem, pooled=pooled)
         return project(pooled, self.proj, self.numerics)  # [n, e]
 
     def stem(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, l, d], what the first block sees."""
+        size = self.tower.image_size
+        if images.shape[1:3] != (size, size):  # not left to the positions: pixels may be left over
+            raise ValueError(f"expected pictures of {size} pixels a side, got {images.shape}")
         x = self.conv1(images)  # [n, p, d]
         n, _, d = x.shape
         if self.class_embedding is not None:
@@ -138,12 +142,15 @@ class VisionTransformer(Encoder):
         x = x + self.positional_embedding[...].astype(x.dtype)
         return x if self.ln_pre is None else self.ln_pre(x)
 
-    def pool(self, x: Array) -> Array:
+    def pool(self, x: Array, taps: Taps | None = None) -> Array:
         """x [n, l, d] -> [n, d], normalised before or after: of one token that is the same."""
         v = self.tower
         if v.pooling == "class":
             return self.ln_post(x[:, 0])
-        x = x if v.norm_after_pooling else self.ln_post(x)
+        if not v.norm_after_pooling:
+            x = self.ln_post(x)
+            if taps is not None:
+                taps["last"] = x
         # the mean is of the patches, without the class token
         pooled = self.attnpool(x) if v.pooling == "attention" else x[:, v.class_token :].mean(1)
         return self.ln_post(pooled) if v.norm_after_pooling else pooled

@@ -122,7 +122,7 @@ class Recipe:
             f"got {self.text_length}",
         )
         require(
-            self.text_length == context or not self.model.text.needs_whole_rows,
+            self.text_length == context or not self.model.text.fixed_length,
             f"text_length: expected {context}, the model's context length, as its text tower sees "
             f"the padding, got {self.text_length}",
         )

@@ -217,7 +217,7 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
         return {**parameters.named_leaves(found[0]), "x": found[1]}
 
     with jax.enable_x64(True):
-        norm = LayerNorm(24, init=Shapes())
+        norm = LayerNorm(24, 1e-5, init=Shapes())
         drawn = [RNG.normal(size=24), RNG.normal(size=24)]
         norm = jax.tree.unflatten(jax.tree.structure(norm), drawn)
         lean = jax.tree.unflatten(jax.tree.structure(norm), drawn)

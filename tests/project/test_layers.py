@@ -54,7 +54,9 @@ MODELS_MAY_IMPORT: dict[str, set[str]] = {
     **{tower: {"layers"} for tower in TOWERS},
     "parameters": set(),
     "inputs": set(),
-    "clip": TOWERS | {"layers", "parameters", "inputs"},
+    "encoders": {"layers", "parameters", "inputs"},
+    "clip": TOWERS | {"layers", "parameters", "inputs", "encoders"},
+    "single": TOWERS | {"layers", "parameters", "encoders"},
     "__init__": TOWERS | {"layers", "clip"},
 }
 
