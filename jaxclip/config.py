@@ -514,6 +514,23 @@ def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: i
     return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
 
 
+def differences(config: ClipConfig) -> list[str]:
+    """What makes the towers compute otherwise than the released ones, such as "text.causal False".
+
+    Sizes are none of it, nor is the activation of the whole model.
+    """
+    free = {"heads", "kind", "mlp_width"}
+    return [
+        f"{name}.{field.name} {value!r}"
+        for name, tower in (("vision", config.vision), ("text", config.text))
+        for field in dataclasses.fields(tower)
+        if field.name not in free
+        and field.default is not dataclasses.MISSING
+        and field.name not in LARGEST
+        and (value := getattr(tower, field.name)) != field.default
+    ]
+
+
 def read_config(text: str) -> ClipConfig | TowerConfig:
     """The config that `to_json` of either kind wrote; ValueError for any other text."""
     return (TowerConfig if '"tower"' in text else ClipConfig).from_json(text)

@@ -179,7 +179,7 @@ def _random_tokens(text: TextConfig) -> np.ndarray:
     tokens = np.zeros((3, length), np.int32)
     for row, end in zip(tokens, (length - 1, length // 2, 0), strict=True):
         row[:end] = rng.integers(0, max(1, text.vocab_size - 1), end)
-        row[end] = text.vocab_size - 1
+        row[end] = text.vocab_size - 1 if text.end_token is None else text.end_token
     return tokens
 
 
