@@ -12,10 +12,10 @@ from jaxclip.config import Activation, ClipConfig
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
-from .layouts import huggingface, open_clip, openai, pictures
+from .layouts import huggingface, huggingface_config, open_clip, openai, pictures
 from .layouts.infer import Heads
 from .layouts.positions import at_size
-from .layouts.table import to_theirs
+from .layouts.table import Config, Layout, to_theirs
 from .loading import Given, Loaded, load_with_files
 
 LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
@@ -39,24 +39,51 @@ def _origin(notes: Mapping[str, Any]) -> tuple[str, dict[str, int | None]]:
     return origin["layout"], extras
 
 
+def _table(loaded: Loaded, layout: str, read_from: str) -> Layout:
+    """The table of names; ValueError where the layout cannot hold the model."""
+    config = loaded.config
+    if layout == "huggingface":
+        return huggingface.layout_to_write(config, read_from)
+    if not isinstance(config, ClipConfig):
+        raise ValueError(
+            f"the model is one tower alone, which the layout {layout} does not have; use "
+            "huggingface or jaxclip"
+        )
+    if layout == "openai":
+        openai.check_writable(config)
+        return openai.LAYOUT
+    if open_clip.has_trunk(config):
+        return open_clip.TRUNK
+    is_custom = read_from in (open_clip.CUSTOM_TEXT.name, open_clip.TRUNK.name)
+    return open_clip.CUSTOM_TEXT if is_custom else open_clip.LAYOUT
+
+
 def to_layout(loaded: Loaded, layout: Literal["openai", "open_clip", "huggingface"]) -> Flat:
     """The arrays of a model in another layout, under that layout's names, as views.
 
     ValueError where the layout cannot hold the model.
     """
-    if loaded.config.text.kind == "cbow":
+    if loaded.config.text is not None and loaded.config.text.kind == "cbow":
         raise ValueError("the model's text encoder is a bag of words, which no other layout has")
     read_from, extras = _origin(loaded.notes)
-    tables = {"open_clip": open_clip.LAYOUT, "huggingface": huggingface.LAYOUT}
-    table = tables.get(layout, openai.LAYOUT)
-    if layout == "open_clip" and read_from == open_clip.CUSTOM_TEXT.name:
-        table = open_clip.CUSTOM_TEXT
-    if loaded.config.logit_bias:
-        raise ValueError("the model adds a bias to its logits, which no other layout here holds")
-    if layout == "openai":
-        openai.check_writable(loaded.config)
+    table = _table(loaded, layout, read_from)
+    _settings(loaded, layout)  # refuses what the layout cannot say
     same = read_from == table.name
     return to_theirs(table, loaded.config, loaded.flat, extras, only_these=same)
+
+
+def _settings(loaded: Loaded, layout: str) -> dict[str, Any]:
+    """The content of the layout's config file; none where it has none."""
+    config = loaded.config
+    if layout == "open_clip":
+        assert isinstance(config, ClipConfig)
+        custom_text = _origin(loaded.notes)[0] == open_clip.CUSTOM_TEXT.name
+        return open_clip.to_json(config, custom_text=custom_text)
+    if layout == "huggingface":
+        formats = {array.dtype.name for array in loaded.flat.values()}
+        dtype = formats.pop() if len(formats) == 1 else "float32"
+        return huggingface_config.to_json(config, dtype)
+    return {}
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -74,7 +101,11 @@ def _write_arrays(path: Path, arrays: Flat) -> None:
 def _targets(target: Path, layout: str) -> list[Path]:
     """The files to write; last the config, without which the others cannot be read."""
     if layout == "huggingface":
-        names = (huggingface.WEIGHTS_NAME, pictures.PREPROCESSOR_NAME, huggingface.CONFIG_NAME)
+        names = (
+            huggingface.WEIGHTS_NAME,
+            pictures.PREPROCESSOR_NAME,
+            huggingface_config.CONFIG_NAME,
+        )
         return [target / name for name in names]
     return [target, target.parent / open_clip.CONFIG_NAME] if layout == "open_clip" else [target]
 
@@ -108,21 +139,16 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
     config = loaded.config
     if layout == "jaxclip":
         return checkpoint.save(targets[0], loaded.flat, config, loaded.notes)
-    settings: Mapping[str, Any] = {}
-    if layout == "open_clip":
-        custom_text = _origin(loaded.notes)[0] == open_clip.CUSTOM_TEXT.name
-        settings = open_clip.to_json(config, custom_text=custom_text)
-    elif layout == "huggingface":
-        formats = {array.dtype.name for array in loaded.flat.values()}
-        settings = huggingface.to_json(config, formats.pop() if len(formats) == 1 else "float32")
     arrays = to_layout(loaded, layout)
+    settings = _settings(loaded, layout)
     if settings:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
     for path in targets[1:-1]:
-        _write_json(
-            path, pictures.to_hugging_face(config.pictures, config.vision.image_size, "CLIP")
-        )
+        if config.vision is not None:
+            kind = huggingface_config.processor_of(config)
+            size = config.vision.image_size
+            _write_json(path, pictures.to_hugging_face(config.pictures, size, kind))
     if settings:
         _write_json(targets[-1], settings)
 
@@ -137,7 +163,7 @@ def convert(
     image_size: int | None = None,
     url: str | None = None,
     force: bool = False,
-) -> ClipConfig:
+) -> Config:
     """Write the model in `source` to `target` in another layout, bit for bit; returns its config.
 
     source: as for `load`.

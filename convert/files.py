@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxclip.checkpoint import Flat
 from jaxclip.files import open_regular
 
-from .archive import safetensors_file, strict_json, torch_archive
+from .archive import npz_file, safetensors_file, strict_json, torch_archive
 from .archive.inert import short_repr
 from .layouts import prefixes
 
@@ -19,6 +19,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
+    "model.fp16.safetensors",  # of diffusers' folders
 )
 LARGEST_INDEX = 16 << 20
 MOST_SHARDS = 1000
@@ -56,6 +57,8 @@ def _read_file(path: Path) -> tuple[Flat, dict[str, str]]:
             raise ValueError(f"{path}: expected a safetensors file, got {kind}")
         arrays, metadata = safetensors_file.read(path)
         return prefixes.strip(arrays), metadata
+    if path.suffix == ".npz":
+        return npz_file.read(path), {}
     return torch_archive.read(path), {}
 
 
@@ -104,8 +107,8 @@ def read(path: str | Path) -> Flat:
 
     Prefixes of training programs, such as `module.`, are taken off where all names carry them.
 
-    path: a TorchScript archive or state dict (.pt, .bin), a safetensors file, the index of a
-    sharded checkpoint, or a folder with one of these as Hugging Face or open_clip name it.
+    path: a TorchScript archive or state dict (.pt, .bin), a safetensors file, an .npz, the index of
+    a sharded checkpoint, or a folder with one of these as Hugging Face or open_clip name it.
     Returns {the file's own name: array} in the file's number formats (bfloat16 as of ml_dtypes);
     read-only views of the mapped file, see `torch_archive.read`. No tensor is looked at yet:
     `load` also checks that together they are a model.

@@ -9,15 +9,24 @@ from typing import Any, NamedTuple, NoReturn, get_args
 
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
-from jaxclip.config import Activation, ClipConfig, PictureConfig, TextConfig, TowerConfig
+from jaxclip.config import Activation, ClipConfig, TextConfig
 
 from .archive import strict_json
 from .archive.inert import short_repr
 from .files import Weights, open_weights
-from .layouts import huggingface, open_clip, openai, pictures, prefixes
+from .layouts import (
+    big_vision,
+    huggingface,
+    huggingface_config,
+    open_clip,
+    openai,
+    pictures,
+    prefixes,
+    refusals,
+)
 from .layouts.infer import Heads, complete, infer
 from .layouts.released_shapes import OTHER_POOLING, known_heads
-from .layouts.table import Layout, layers_of, shape_of, to_ours
+from .layouts.table import Config, Layout, layers_of, shape_of, to_ours
 
 CONVERTER = 1  # raised whenever the same file gives another result
 
@@ -26,7 +35,7 @@ class Loaded(NamedTuple):
     """A whole model: arrays under our names in the file's number formats, config and origin."""
 
     flat: Flat
-    config: ClipConfig
+    config: Config
     notes: dict[str, Any]
 
 
@@ -37,25 +46,28 @@ class Given(NamedTuple):
     heads: Heads | None = None
 
 
-class Hints(NamedTuple):
+class Described(NamedTuple):
     """The layout of a file, and what it and its config state beside the shapes."""
 
     layout: Layout
-    activation: Activation | None = None
-    heads: tuple[int | None, int | None] | None = None
+    config: Config | None = None
+    files: tuple[Path, ...] = ()  # beside the weights
+    config_name: str = ""
     image_size: int | None = None
-    data: dict[str, Any] | None = None
-    files: tuple[Path, ...] = ()
     is_official: bool = False  # an archive of OpenAI's: its code has fixed heads
 
 
-def _layout(arrays: Mapping[str, Any]) -> Layout:
-    """The layout of the keys."""
+def _layout(arrays: Flat) -> Layout:
+    """The layout of the keys; ValueError that names what the file has where it is none of ours."""
     prefixes.check(arrays)
-    if any(name.startswith(("vision_model.", "text_model.")) for name in arrays):
-        return huggingface.LAYOUT
+    refusals.check_tensors(arrays, {name: array.ndim for name, array in arrays.items()})
+    if big_vision.is_one(arrays):
+        return big_vision.LAYOUT
+    if (layout := huggingface.find_layout(arrays)) is not None:
+        return layout
     if "text.token_embedding.weight" in arrays:
-        return open_clip.CUSTOM_TEXT
+        is_timm = any(name.startswith("visual.trunk.") for name in arrays)
+        return open_clip.TRUNK if is_timm else open_clip.CUSTOM_TEXT
     if "token_embedding.weight" in arrays:
         return openai.LAYOUT
     first = ", ".join(short_repr(name) for name in list(arrays)[:3]) or "none"
@@ -70,37 +82,38 @@ def _existing(folder: Path, *names: str) -> tuple[Path, ...]:
     return tuple(folder / name for name in names if os.path.lexists(folder / name))
 
 
-def _read_hugging_face(folder: Path) -> Hints:
-    configs = _existing(folder, huggingface.CONFIG_NAME)
+def _describe_hugging_face(layout: Layout, arrays: Flat, folder: Path) -> Described:
+    name = huggingface_config.CONFIG_NAME
+    configs = _existing(folder, name)
     files = (*configs, *_existing(folder, *pictures.PROCESSOR_NAMES))
     if not configs:
-        return Hints(huggingface.LAYOUT, files=files)
-    data = strict_json.read(configs[0])
-    return Hints(
-        huggingface.LAYOUT,
-        huggingface.activation(data),
-        huggingface.heads(data),
-        data=data,
-        files=files,
+        return Described(layout, files=files)
+    siglip = (huggingface.SIGLIP_LAYOUT.name, huggingface.BARE_SIGLIP_LAYOUT.name)
+    config = huggingface_config.from_json(
+        strict_json.read(configs[0]),
+        is_siglip=layout.name in siglip,
+        tower=huggingface.single_tower(arrays),
+        has_projection=any(name in arrays for name in huggingface.PROJECTIONS),
     )
+    return Described(layout, config, files, name)
 
 
-def _read_hints(arrays: Flat, folder: Path) -> Hints:
+def _describe(arrays: Flat, folder: Path) -> Described:
     """The layout of the keys, and what the config beside the file states."""
     layout = _layout(arrays)
-    if layout is huggingface.LAYOUT:
-        return _read_hugging_face(folder)
+    if layout.name in huggingface.LAYOUTS:
+        return _describe_hugging_face(layout, arrays, folder)
+    if layout is big_vision.LAYOUT:
+        return Described(layout, big_vision.read_config(arrays))
     if layout is openai.LAYOUT and openai.has_buffers(arrays):
-        size = openai.image_size(arrays)
-        return Hints(layout, "quick_gelu", image_size=size, is_official=True)
+        return Described(layout, image_size=openai.image_size(arrays), is_official=True)
     files = _existing(folder, open_clip.CONFIG_NAME)
     if not files:
-        return Hints(layout)
+        return Described(layout)
     if layout is openai.LAYOUT:
         layout = open_clip.LAYOUT
-    data = strict_json.read(files[0])
-    heads, size = open_clip.sizes(data)
-    return Hints(layout, open_clip.activation(data), heads, size, data, files)
+    config = open_clip.from_json(strict_json.read(files[0]))
+    return Described(layout, config, files, open_clip.CONFIG_NAME)
 
 
 def _check_given(given: Given) -> None:
@@ -136,23 +149,12 @@ def _require_agreement(
         )
 
 
-def require_agreement(given: Given, config: ClipConfig | TowerConfig, what: str) -> None:
+def require_agreement(given: Given, config: Config, what: str) -> None:
     """ValueError where the caller contradicts a config that is known."""
     heads = None  # of one tower alone: nothing to compare with two numbers
     if isinstance(config, ClipConfig):
-        heads = (config.vision.heads, config.text.heads)
+        heads = config.vision.heads, config.text.heads
     _require_agreement(given, config.activation, heads, what)
-
-
-def _check_pooling(shapes: ClipConfig, what: str) -> None:
-    """ValueError for a vocabulary whose models pool at another token than the largest id."""
-    vocabulary = shapes.text.vocab_size
-    if vocabulary in OTHER_POOLING:
-        raise ValueError(
-            f"{what}: expected a text tower that pools at the largest token id, got a vocabulary "
-            f"of {vocabulary:,}, as {OTHER_POOLING[vocabulary]} have it, which pool at another "
-            "token; this library has no such model"
-        )
 
 
 def _refuse_unknown(
@@ -175,45 +177,84 @@ def _refuse_unknown(
         flags += " --heads IMAGE TEXT"
     raise ValueError(
         f"{what} does not say {' nor '.join(missing)}: put its {open_clip.CONFIG_NAME} or "
-        f"{huggingface.CONFIG_NAME} beside it, or give {' and '.join(ways)}, or convert it "
+        f"{huggingface_config.CONFIG_NAME} beside it, or give {' and '.join(ways)}, or convert it "
         f"once with `jaxclip convert {what} OURS.safetensors{flags}`"
     )
 
 
-def _choose_activation_and_heads(
-    hints: Hints, given: Given, shapes: ClipConfig, what: str
-) -> ClipConfig:
-    """The config with the activation and the heads of the file, of the caller, or of its shapes."""
-    if hints.is_official:
-        hints = hints._replace(heads=openai.heads(shapes))
-    elif hints.data is None:
-        _check_pooling(shapes, what)
-    heads: Heads | None = None
-    if hints.heads is not None:  # what is wrong in the config is refused by `_check_configs`
-        heads = hints.heads[0] or shapes.vision.heads, hints.heads[1] or shapes.text.heads
-    _require_agreement(given, hints.activation, heads, what)
-    activation = given.activation or hints.activation
-    heads = heads or given.heads or known_heads(shapes)
-    if activation is None or heads is None:
-        _refuse_unknown(activation, heads, shapes, what)
-    return complete(shapes, activation, (heads[0], heads[1]))
+def _refuse_without_config(layout: Layout, arrays: Flat, what: str) -> None:
+    """ValueError where shapes cannot say which model it is, so that it needs its config."""
+    is_hugging_face = layout.name in huggingface.LAYOUTS
+    name = huggingface_config.CONFIG_NAME if is_hugging_face else open_clip.CONFIG_NAME
+    reason = None
+    if layout is open_clip.TRUNK:
+        reason = "an image tower of timm"
+    elif is_hugging_face and layout is not huggingface.LAYOUT:
+        reason = "towers of SigLIP or one tower alone"
+    elif is_hugging_face and huggingface.single_tower(arrays) is not None:
+        reason = "one tower alone"
+    elif "visual.class_embedding" in arrays and "visual.ln_pre.weight" not in arrays:
+        reason = "an image tower without ln_pre"
+    elif any(name.endswith("text_projection.bias") for name in arrays):
+        reason = "a text projection with a bias"
+    if reason is not None:
+        raise ValueError(
+            f"{what}: this file has {reason}, of which its shapes show neither heads, nor pooling "
+            f"nor epsilon; put its {name} beside it"
+        )
 
 
-def _check_configs(hints: Hints, config: ClipConfig) -> None:
-    """Compare the config beside the weights with the shapes."""
-    if hints.layout is huggingface.LAYOUT:
-        if hints.data is not None:
-            huggingface.check(hints.data, config)
-    elif hints.data is not None:
-        is_custom = hints.layout is open_clip.CUSTOM_TEXT
-        open_clip.check(hints.data, config, custom_text=is_custom)
+def _config_from_shapes(found: Described, given: Given, arrays: Flat, what: str) -> ClipConfig:
+    """The config of the shapes, with activation and heads of the caller or of a known model."""
+    if not found.is_official:
+        _refuse_without_config(found.layout, arrays, what)
+    shapes = infer(
+        shape_of(found.layout, arrays),
+        layers_of(found.layout, arrays),
+        is_resnet="visual.layer1.0.conv1.weight" in arrays,
+        image_size=found.image_size,
+    )
+    vocabulary = shapes.text.vocab_size
+    if found.is_official:
+        heads: Heads | None = openai.heads(shapes)
+        _require_agreement(given, "quick_gelu", heads, what)
+        return complete(shapes, "quick_gelu", openai.heads(shapes))
+    if vocabulary in OTHER_POOLING:
+        raise ValueError(
+            f"{what}: expected a text tower that pools at the largest token id, got a vocabulary "
+            f"of {vocabulary:,}, as {OTHER_POOLING[vocabulary]} have it, which pool at another "
+            f"token; put its {open_clip.CONFIG_NAME} or {huggingface_config.CONFIG_NAME} beside it"
+        )
+    _require_agreement(given, None, None, what)
+    heads = given.heads or known_heads(shapes)
+    if given.activation is None or heads is None:
+        _refuse_unknown(given.activation, heads, shapes, what)
+    return complete(shapes, given.activation, (heads[0], heads[1]))
 
 
-def _pictures(hints: Hints, config: ClipConfig) -> PictureConfig:
-    """How the configs beside the weights say that pictures are prepared."""
-    if hints.layout is huggingface.LAYOUT:
-        return pictures.from_folder(hints.files, config, "CLIP")
-    return pictures.from_open_clip((hints.data or {}).get("preprocess_cfg", {}))
+def _choose_config(found: Described, given: Given, arrays: Flat, what: str) -> Config:
+    """The config beside the file, or the one that its shapes show."""
+    if found.config is None:
+        return _config_from_shapes(found, given, arrays, what)
+    require_agreement(given, found.config, what)
+    return found.config
+
+
+def _with_pictures(found: Described, config: Config) -> Config:
+    """The config with how the files beside the weights say that pictures are prepared."""
+    if config.vision is None:
+        return config
+    if found.layout.name in huggingface.LAYOUTS:
+        is_siglip = "siglip" in found.layout.name
+        said = pictures.from_folder(
+            found.files, config.vision.image_size, "Siglip" if is_siglip else "CLIP"
+        )
+    elif found.layout is big_vision.LAYOUT:
+        said = pictures.SIGLIP
+    else:
+        data = strict_json.read(found.files[0]) if found.files else {}
+        said = pictures.from_open_clip(data.get("preprocess_cfg", {}))
+    return dataclasses.replace(config, pictures=said)
 
 
 class Digests(Mapping[str, str]):
@@ -248,24 +289,31 @@ def _stat_key(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
+def _to_ours(
+    found: Described, config: Config, arrays: Flat, check_numbers: bool
+) -> tuple[Flat, dict[str, int | None]]:
+    """`to_ours`, whose faults may be the config's where it stands in a file of its own."""
+    if found.layout is big_vision.LAYOUT:
+        arrays = big_vision.plain_arrays(arrays)
+    try:
+        return to_ours(found.layout, config, arrays, check_numbers=check_numbers)
+    except ValueError as error:
+        if not found.config_name:
+            raise
+        raise ValueError(f"{found.config_name} does not describe the weights: {error}") from None
+
+
 def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loaded, list[Path]]:
     arrays, path = weights.arrays, weights.files[0]
-    hints = _read_hints(arrays, path.parent)
-    shapes = infer(
-        shape_of(hints.layout, arrays),
-        layers_of(hints.layout, arrays),
-        is_resnet="visual.layer1.0.conv1.weight" in arrays,
-        image_size=hints.image_size,
-    )
-    config = _choose_activation_and_heads(hints, given, shapes, path.name)
-    _check_configs(hints, config)
-    config = dataclasses.replace(config, pictures=_pictures(hints, config))
-    flat, extras = to_ours(hints.layout, config, arrays, check_numbers=check_numbers)
-    files = [*weights.files, *hints.files]
+    found = _describe(arrays, path.parent)
+    config = _choose_config(found, given, arrays, path.name)
+    config = _with_pictures(found, config)
+    flat, extras = _to_ours(found, config, arrays, check_numbers)
+    files = [*weights.files, *found.files]
     notes = {
         "image_policy": "official",
         "source": {"file": path.name, "sha256": Digests(files)},
-        "converted": {"converter": CONVERTER, "layout": hints.layout.name, "extras": extras},
+        "converted": {"converter": CONVERTER, "layout": found.layout.name, "extras": extras},
     }
     return Loaded(flat, config, notes), files
 

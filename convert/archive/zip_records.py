@@ -128,8 +128,8 @@ def _locate(data: memoryview, entry: _Entry) -> int:
     return start + name + extra
 
 
-def _check_names(names: list[str]) -> str:
-    """The one top folder of all names."""
+def _check_names(names: list[str]) -> None:
+    """ValueError for a name that leads out of its folder, or is there twice."""
     for name in names:
         parts = name.split("/")
         if re.search(r"[\x00-\x1f\\]|^[A-Za-z]:/", name) or not {"", ".", ".."}.isdisjoint(parts):
@@ -137,6 +137,10 @@ def _check_names(names: list[str]) -> str:
     double, times = Counter(names).most_common(1)[0]
     if times > 1:
         refuse(f"record {short_repr(double)} is there twice")
+
+
+def _top_folder(names: list[str]) -> str:
+    """The one top folder of all names."""
     tops = {name.split("/")[0] for name in names}
     if len(tops) != 1 or names[0] in tops:
         raise ValueError(
@@ -147,9 +151,10 @@ def _check_names(names: list[str]) -> str:
     return tops.pop()
 
 
-def records(data: memoryview) -> dict[str, Record]:
+def records(data: memoryview, *, has_folder: bool = True) -> dict[str, Record]:
     """Every record of the zip under its name without the top folder, such as "data/0".
 
+    has_folder: whether there must be such a folder, as PyTorch makes it; an .npz has none.
     ValueError unless records, directory and end follow one another from the first byte to the last.
     """
     count, at, end = _directory(data)
@@ -159,7 +164,9 @@ def records(data: memoryview) -> dict[str, Record]:
         entries.append(entry)
     if at != end:
         refuse("the directory of the zip is longer than its entries")
-    top = _check_names([entry.name for entry in entries])
+    names = [entry.name for entry in entries]
+    _check_names(names)
+    top = f"{_top_folder(names)}/" if has_folder else ""
     found, cursor = {}, 0
     gaps: tuple[int, ...] = (0,)
     for entry in sorted(entries, key=lambda entry: entry.header):
@@ -170,7 +177,7 @@ def records(data: memoryview) -> dict[str, Record]:
         if cursor > directory:
             refuse(f"record {short_repr(entry.name)} reaches past the end of the records")
         gaps = _DESCRIPTOR_SIZES if entry.flags & _DESCRIPTOR else (0,)
-        name = entry.name.removeprefix(f"{top}/")
+        name = entry.name.removeprefix(top)
         found[name] = Record(start, entry.packed, entry.crc, entry.method == 0)
     if directory - cursor not in gaps:
         refuse("there are bytes between the records and the directory of the zip")

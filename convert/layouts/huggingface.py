@@ -1,23 +1,18 @@
-"""The layout of Hugging Face's CLIPModel: its keys, split projections, and `config.json`.
+"""The layouts of Hugging Face's CLIP, MetaCLIP 2 and SigLIP: their keys and split projections.
 
-It has no ResNets. Where a file's `eos_token_id` is 2 the library pools at the largest id, as the
-official code and we do; with any other value at its first occurrence. The two are the same where
-that id is the largest of the vocabulary; elsewhere the model is refused.
+It has no ResNets. `huggingface_config` reads and writes the config.json beside them.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxclip.config import Activation, ClipConfig, ResNetConfig, VisionConfig
-from jaxclip.convert.archive.inert import short_repr
+from jaxclip.config import ClipConfig
 
-from .table import Extras, Layout
+from .huggingface_config import SIGLIP, family_of
+from .table import Config, Extras, Layout
 
-CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-LAYER_NORM_EPSILON = 1e-5
 
 # Ours -> theirs, outside the blocks.
 MODULES = {
@@ -36,6 +31,27 @@ MODULES = {
     "text.text_projection": "text_projection.weight",
     "logit_scale": "logit_scale",
 }
+# What SigLIP has beside or instead of them.
+SIGLIP_MODULES = {
+    "visual.conv1.bias": "vision_model.embeddings.patch_embedding.bias",
+    "visual.attnpool.probe": "vision_model.head.probe",
+    "visual.attnpool.attn.in_proj_kernel": "vision_model.head.attention.in_proj_weight",
+    "visual.attnpool.attn.in_proj_bias": "vision_model.head.attention.in_proj_bias",
+    "visual.attnpool.attn.out_proj.kernel": "vision_model.head.attention.out_proj.weight",
+    "visual.attnpool.attn.out_proj.bias": "vision_model.head.attention.out_proj.bias",
+    "visual.attnpool.ln.scale": "vision_model.head.layernorm.weight",
+    "visual.attnpool.ln.bias": "vision_model.head.layernorm.bias",
+    "visual.attnpool.mlp.c_fc.kernel": "vision_model.head.mlp.fc1.weight",
+    "visual.attnpool.mlp.c_fc.bias": "vision_model.head.mlp.fc1.bias",
+    "visual.attnpool.mlp.c_proj.kernel": "vision_model.head.mlp.fc2.weight",
+    "visual.attnpool.mlp.c_proj.bias": "vision_model.head.mlp.fc2.bias",
+    "text.text_projection.kernel": "text_model.head.weight",
+    "text.text_projection.bias": "text_model.head.bias",
+    "logit_bias": "logit_bias",
+}
+# Of a tower alone; SigLIP's is part of its text tower.
+PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
+SIGLIP_ONES = {"visual.attnpool.probe": 2, "logit_scale": 1, "logit_bias": 1}
 TOWERS = {
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "text.transformer.resblocks": "text_model.encoder.layers",
@@ -57,45 +73,14 @@ BLOCK = {
 }
 AXES = {
     "linear": (1, 0),  # [out, in] -> [in, out]
+    "joint": (1, 0),
     "projection": (1, 0),  # [e, d] -> [d, e]
     "convolution": (2, 3, 1, 0),  # [out, in, h, w] -> [h, w, in, out]
 }
-ACTIVATIONS: dict[str, Activation] = {
-    "quick_gelu": "quick_gelu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-_WRITTEN = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-
-# transformers/models/clip/configuration_clip.py: the defaults of a config.
-TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": LAYER_NORM_EPSILON,
-}
-VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": LAYER_NORM_EPSILON,
-}
-EOS_TOKEN_ID = 49407
-PROJECTION_DIM = 512
-LARGEST_ID_POOLING = 2  # the `eos_token_id` of the first files, which was a mistake
 
 
 def names(path: str) -> tuple[str, ...]:
+    """Of a parameter of CLIPModel or MetaClip2Model."""
     if path in MODULES:
         return (MODULES[path],)
     for ours, theirs in TOWERS.items():
@@ -105,131 +90,86 @@ def names(path: str) -> tuple[str, ...]:
     raise ValueError(f"{path}: expected a parameter of a Transformer; this layout has no other")
 
 
-def extras(config: ClipConfig) -> list[Extras]:
+def siglip_names(path: str) -> tuple[str, ...]:
+    """Of a parameter of SiglipModel."""
+    return (SIGLIP_MODULES[path],) if path in SIGLIP_MODULES else names(path)
+
+
+def _bare(of_whole: Callable[[str], tuple[str, ...]]) -> Callable[[str], tuple[str, ...]]:
+    """Names of a tower alone as transformers 5 writes it: without `text_model.` in front."""
+
+    def of_tower(path: str) -> tuple[str, ...]:
+        return tuple(
+            name.removeprefix("text_model.").removeprefix("vision_model.")
+            for name in of_whole(path)
+        )
+
+    return of_tower
+
+
+def _position_ids(config: Config, prefixes: Mapping[str, str]) -> list[Extras]:
     """`position_ids` 0, 1, 2, ..., which files from before 2023 hold."""
-    lengths = {"text_model": config.text.context_length, "vision_model": config.vision.tokens}
+    lengths = {
+        "text_model": config.text.context_length if config.text else None,
+        "vision_model": config.vision.tokens if config.vision else None,
+    }
     return [
-        {f"{tower}.embeddings.position_ids": np.arange(length, dtype=np.int64)[None]}
+        {f"{prefixes[tower]}embeddings.position_ids": np.arange(length, dtype=np.int64)[None]}
         for tower, length in lengths.items()
+        if length is not None
     ]
 
 
+def extras(config: Config) -> list[Extras]:
+    return _position_ids(config, {"text_model": "text_model.", "vision_model": "vision_model."})
+
+
+def bare_extras(config: Config) -> list[Extras]:
+    return _position_ids(config, {"text_model": "", "vision_model": ""})
+
+
 LAYOUT = Layout("huggingface", names, AXES, extras)
+SIGLIP_LAYOUT = Layout("huggingface siglip", siglip_names, AXES, extras, SIGLIP_ONES)
+BARE_LAYOUT = Layout("huggingface tower", _bare(names), AXES, bare_extras)
+BARE_SIGLIP_LAYOUT = Layout(
+    "huggingface siglip tower", _bare(siglip_names), AXES, bare_extras, SIGLIP_ONES
+)
+LAYOUTS = {
+    layout.name: layout for layout in (LAYOUT, SIGLIP_LAYOUT, BARE_LAYOUT, BARE_SIGLIP_LAYOUT)
+}
 
 
-def to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
-    """The content of `config.json`; ValueError where transformers cannot build the model."""
-    v, t = config.vision, config.text
-    if isinstance(v, ResNetConfig):
-        raise ValueError(
-            "Hugging Face's CLIPModel has no ResNet; use the layout openai or open_clip"
-        )
-    activation = _WRITTEN[config.activation]
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "torch_dtype": dtype,
-        "text_config": {
-            "model_type": "clip_text_model",
-            "vocab_size": t.vocab_size,
-            "hidden_size": t.width,
-            "intermediate_size": 4 * t.width,
-            "projection_dim": config.embed_dim,
-            "num_hidden_layers": t.layers,
-            "num_attention_heads": t.heads,
-            "max_position_embeddings": t.context_length,
-            "hidden_act": activation,
-            "layer_norm_eps": LAYER_NORM_EPSILON,
-            "pad_token_id": 1,
-            "bos_token_id": t.vocab_size - 2,
-            "eos_token_id": t.vocab_size - 1,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": v.width,
-            "intermediate_size": 4 * v.width,
-            "projection_dim": config.embed_dim,
-            "num_hidden_layers": v.layers,
-            "num_attention_heads": v.heads,
-            "num_channels": 3,
-            "image_size": v.image_size,
-            "patch_size": v.patch_size,
-            "hidden_act": activation,
-            "layer_norm_eps": LAYER_NORM_EPSILON,
-        },
+def find_layout(arrays: Mapping[str, np.ndarray]) -> Layout | None:
+    """The layout of the names, or None where it is none of Hugging Face's."""
+    is_whole = any(name.startswith(("vision_model.", "text_model.")) for name in arrays)
+    is_bare = any(name.startswith("encoder.layers.0.self_attn.") for name in arrays)
+    if not is_whole and not is_bare:
+        return None
+    if is_whole:
+        signs = ("vision_model.head.probe", "text_model.head.weight")
+        return SIGLIP_LAYOUT if any(name in arrays for name in signs) else LAYOUT
+    signs = ("head.probe", "head.weight")
+    return BARE_SIGLIP_LAYOUT if any(name in arrays for name in signs) else BARE_LAYOUT
+
+
+def single_tower(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """ "text" or "vision" where the names are of that tower alone, None where of both."""
+    held = {
+        "text": (
+            "text_model.embeddings.token_embedding.weight",
+            "embeddings.token_embedding.weight",
+        ),
+        "vision": (
+            "vision_model.embeddings.patch_embedding.weight",
+            "embeddings.patch_embedding.weight",
+        ),
     }
+    found = [tower for tower, names in held.items() if any(name in arrays for name in names)]
+    return found[0] if len(found) == 1 else None
 
 
-def _tower(data: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """One tower's config with defaults; `..._dict` overrides it, as in the library."""
-    parts = [data.get(key) for key in (name, f"{name}_dict")]
-    for part in parts:
-        if part is not None and type(part) is not dict:
-            raise ValueError(f"{name}: expected a JSON object, got {short_repr(part)}")
-    plain, override = parts
-    return {**defaults, **(plain or {}), **({**defaults, **override} if override else {})}
-
-
-def _towers(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    text = _tower(data, "text_config", {**TEXT, "eos_token_id": EOS_TOKEN_ID})
-    return text, _tower(data, "vision_config", VISION)
-
-
-def activation(data: Mapping[str, Any]) -> Activation:
-    """The activation that both towers name."""
-    named = [tower["hidden_act"] for tower in _towers(data)]
-    for name in named:
-        if type(name) is not str or name not in ACTIVATIONS:
-            raise ValueError(
-                f"{CONFIG_NAME}: hidden_act: expected one of {', '.join(ACTIVATIONS)}, got "
-                f"{short_repr(name)}"
-            )
-    found = {ACTIVATIONS[name] for name in named}
-    if len(found) > 1:
-        raise ValueError(
-            f"{CONFIG_NAME}: hidden_act: expected one activation for both towers, got {named[0]} "
-            f"and {named[1]}; this library has one for both"
-        )
-    return found.pop()
-
-
-def heads(data: Mapping[str, Any]) -> tuple[int, int]:
-    """(heads of the image tower, heads of the text tower)."""
-    text, vision = (tower["num_attention_heads"] for tower in _towers(data))
-    for value in (text, vision):
-        if type(value) is not int or value < 1:
-            raise ValueError(
-                f"{CONFIG_NAME}: num_attention_heads: expected 1 or more, got {short_repr(value)}"
-            )
-    return vision, text
-
-
-def check(data: Mapping[str, Any], config: ClipConfig) -> None:
-    """ValueError listing where a `config.json` describes another model than `config`."""
-    assert isinstance(config.vision, VisionConfig)
-    expected = to_json(config, "float32")
-    faults = []
-    for tower, name, defaults in zip(
-        _towers(data), ("text_config", "vision_config"), (TEXT, VISION), strict=True
-    ):
-        for key in defaults.keys() - {"hidden_act"}:
-            got, wanted = tower[key], expected[name][key]
-            if type(got) not in (int, float) or got != wanted:
-                faults.append(f"{name}.{key}: expected {wanted}, got {short_repr(got)}")
-    if data.get("projection_dim", PROJECTION_DIM) != config.embed_dim:
-        got = short_repr(data.get("projection_dim"))
-        faults.append(f"projection_dim: expected {config.embed_dim}, got {got}")
-    end, largest = _towers(data)[0]["eos_token_id"], config.text.vocab_size - 1
-    if type(end) is not int or end not in (LARGEST_ID_POOLING, largest):
-        faults.append(
-            f"eos_token_id: expected {LARGEST_ID_POOLING} or the largest id {largest}, at which "
-            f"this library pools, got {short_repr(end)}"
-        )
-    if data.get("model_type", "clip") != "clip":
-        faults.append(f"model_type: expected 'clip', got {short_repr(data['model_type'])}")
-    if faults:
-        raise ValueError(
-            f"{CONFIG_NAME} does not describe the weights: {'; '.join(sorted(faults))}"
-        )
+def layout_to_write(config: Config, read_from: str) -> Layout:
+    """The layout of a model of that config; without the prefix where it was read without it."""
+    plain = SIGLIP_LAYOUT if family_of(config) is SIGLIP else LAYOUT
+    bare = {LAYOUT.name: BARE_LAYOUT, SIGLIP_LAYOUT.name: BARE_SIGLIP_LAYOUT}[plain.name]
+    return bare if read_from == bare.name and not isinstance(config, ClipConfig) else plain

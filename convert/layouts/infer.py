@@ -13,11 +13,13 @@ HEAD_WIDTH = 64  # of every head of the models that OpenAI released (clip/model.
 
 
 def kind(path: str) -> str:
-    """How a parameter lies in memory: "convolution", "linear", "projection" or "plain"."""
+    """How a parameter lies in memory: "convolution", "joint", "linear", "projection" or "plain"."""
     leaf = path.rpartition(".")[2]
     if (leaf == "kernel" and "conv" in path) or path.endswith("downsample.0.kernel"):
         return "convolution"
-    if leaf in ("kernel", "in_proj_kernel"):
+    if leaf == "in_proj_kernel":
+        return "joint"
+    if leaf == "kernel":
         return "linear"
     return "projection" if path in ("visual.proj", "text.text_projection") else "plain"
 
@@ -33,6 +35,20 @@ def _side(positions: int, what: str) -> int:
     return side
 
 
+def mlp_width(width: int, inner: int) -> int | None:
+    """`mlp_width` of a config: none where it is four times the width."""
+    return None if inner == 4 * width else inner
+
+
+def _blocks(
+    shape: Callable[[str, int], Shape], layers: Callable[[str], int], path: str
+) -> dict[str, Any]:
+    """Layers and MLP width of the transformer at that path."""
+    count = layers(f"{path}.resblocks.{{}}.ln_1.bias")
+    width, inner = shape(f"{path}.resblocks.0.mlp.c_fc.kernel", 2)
+    return {"layers": count, "mlp_width": mlp_width(width, inner)}
+
+
 def infer(
     shape: Callable[[str, int], Shape],
     layers: Callable[[str], int],
@@ -41,6 +57,9 @@ def infer(
     image_size: int | None = None,
 ) -> ClipConfig:
     """The config of a model as far as its shapes show it: transformers with one head each.
+
+    The rest is as in the released models: class token, `ln_pre`, causal text, pooled at the largest
+    id. Shapes cannot show another model.
 
     shape: of the parameter of that path of ours and that rank; ValueError where there is none.
     layers: how many numbers stand in the place of `{}` in a path of ours.
@@ -56,14 +75,14 @@ def infer(
     else:
         patch, _, _, d = shape("visual.conv1.kernel", 4)
         side = _side(shape("visual.positional_embedding", 2)[0], "the image tower")
-        blocks = layers("visual.transformer.resblocks.{}.ln_1.bias")
-        vision = VisionConfig(side * patch, patch, d, blocks, heads=1)
+        sizes = _blocks(shape, layers, "visual.transformer")
+        vision = VisionConfig(side * patch, patch, d, heads=1, **sizes)
     text = TextConfig(
         width,
-        layers("text.transformer.resblocks.{}.ln_1.bias"),
         heads=1,
         context_length=shape("text.positional_embedding", 2)[0],
         vocab_size=shape("text.token_embedding.embedding", 2)[0],
+        **_blocks(shape, layers, "text.transformer"),
     )
     return ClipConfig(vision, text, embed_dim)
 

@@ -1,26 +1,27 @@
-"""The layout of open_clip: the official keys, and `open_clip_config.json` with the rest.
+"""The layouts of open_clip: the official keys, or timm's image tower; and `open_clip_config.json`.
 
 Its CustomTextCLIP keeps the text tower under `text.`, as we do.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import Activation, ClipConfig, ResNetConfig
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
 
-from . import openai
-from .infer import HEAD_WIDTH
+from . import openai, refusals, timm_trunk
+from .compare import config_faults, own_activation, tower_activations
+from .infer import HEAD_WIDTH, mlp_width
 from .pictures import to_open_clip
-from .table import Extras, Layout
+from .table import Config, Extras, Layout
 
 CONFIG_NAME = "open_clip_config.json"
 
-# open_clip/model.py: CLIPVisionCfg, CLIPTextCfg: the defaults, which build the released towers.
-# Another value in a file means another model.
+# open_clip/model.py: CLIPVisionCfg, CLIPTextCfg of version 3.3.0: the defaults.
 _BLOCKS = {
     "mlp_ratio": 4.0,
     "ls_init_value": None,
@@ -52,19 +53,20 @@ TEXT: dict[str, Any] = {
     **_BLOCKS,
     "context_length": 77,
     "vocab_size": 49408,
-    "hf_tokenizer_name": None,
     "width": 512,
     "heads": 8,
     "layers": 12,
     "embed_cls": False,
     "pad_id": 0,
+    "eos_id": 2,
     "no_causal_mask": False,
     "pool_type": "argmax",
     "proj_bias": False,
     "proj_type": "linear",
     "hf_model_name": None,
 }
-# Settings without effect on the results while the feature that they belong to is off.
+# Settings without effect on the results while the feature that they belong to is off, or of the
+# tokenizer.
 NO_EFFECT = {
     "patch_dropout",
     "output_tokens",
@@ -78,11 +80,16 @@ NO_EFFECT = {
     "timm_drop_path",
     "tokenizer_mode",
     "tokenizer_kwargs",
-    "eos_id",
+    "hf_tokenizer_name",
     "hf_model_pretrained",
     "hf_proj_type",
     "hf_pooler_type",
 }
+# Read into a config; every other setting must have its default.
+VISION_READ = {"layers", "width", "head_width", "patch_size", "image_size", "mlp_ratio"}
+VISION_READ |= {"act_kwargs", "norm_kwargs", "no_ln_pre", "final_ln_after_pool", "pool_type"}
+TEXT_READ = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "act_kwargs"}
+TEXT_READ |= {"norm_kwargs", "eos_id", "no_causal_mask", "pool_type", "proj_bias", "proj_type"}
 MODEL: dict[str, Any] = {
     "quick_gelu": False,
     "custom_text": False,
@@ -90,10 +97,13 @@ MODEL: dict[str, Any] = {
     "init_logit_bias": None,
 }
 MODEL_NO_EFFECT = {"embed_dim", "vision_cfg", "text_cfg", "init_logit_scale", "cast_dtype"}
-MODEL_NO_EFFECT |= {"output_dict"}
+MODEL_NO_EFFECT |= {"output_dict", "custom_text", "init_logit_bias"}
+VISION_POOLING = {"tok": "class", "avg": "mean"}
+TEXT_POOLING = {"argmax": "largest", "eos": "end", "last": "last", "first": "first"}
+LOGIT_BIAS = -10  # SigLIP's starting value; the weights hold the trained one
 
 
-def extras(config: ClipConfig) -> list[Extras]:
+def extras(config: Config) -> list[Extras]:
     return [openai.counters(config)]
 
 
@@ -101,29 +111,74 @@ def custom_names(path: str) -> tuple[str, ...]:
     return (openai.official_leaf(path),)
 
 
+def trunk_names(path: str) -> tuple[str, ...]:
+    return timm_trunk.names(path) if path.startswith("visual.") else custom_names(path)
+
+
 LAYOUT = Layout("open_clip", openai.names, openai.AXES, extras)
 CUSTOM_TEXT = Layout("open_clip custom_text", custom_names, openai.AXES, extras)
+TRUNK = Layout(
+    "open_clip timm",
+    trunk_names,
+    openai.AXES,
+    extras,
+    timm_trunk.ONES,
+    timm_trunk.SHARES,
+)
 
 
-def _tanh(config: ClipConfig) -> dict[str, str] | None:
-    return {"approximate": "tanh"} if config.activation == "gelu_tanh" else None
+def has_trunk(config: ClipConfig) -> bool:
+    """Whether open_clip builds the image tower by timm, having none of its own like it."""
+    v = config.vision
+    if isinstance(v, ResNetConfig):
+        return False
+    return not v.class_token or v.patch_bias or v.pooling == "attention" or v.projection != "matrix"
 
 
-def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
-    """The content of `open_clip_config.json`.
+# From a config of ours to theirs ------------------------------------------------------------------
 
-    ValueError where open_clip cannot build the model.
+
+def _ratio(width: int, inner: int) -> float:
+    """The `mlp_ratio` of an MLP that is `int(width * ratio)` wide; to four places if they do.
+
+    >>> _ratio(1408, 6144), _ratio(768, 3072)
+    (4.3637, 4.0)
     """
-    v, t = config.vision, config.text
+    for places in (4, 8, 12):
+        ratio = math.ceil(inner / width * 10**places) / 10**places
+        if int(width * ratio) == inner:
+            return ratio
+    raise ValueError(f"no mlp_ratio of open_clip gives an MLP of {inner} channels at width {width}")
+
+
+def _blocks_to_json(tower: VisionConfig | TextConfig, activation: Activation) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if tower.mlp_width is not None:
+        found["mlp_ratio"] = _ratio(tower.width, tower.mlp_width)
+    if activation == "gelu_tanh":
+        found["act_kwargs"] = {"approximate": "tanh"}
+    if tower.layer_norm_epsilon != 1e-5:
+        found["norm_kwargs"] = {"eps": tower.layer_norm_epsilon}
+    return found
+
+
+def _vision_to_json(v: VisionConfig | ResNetConfig, activation: Activation) -> dict[str, Any]:
     vision: dict[str, Any] = {"image_size": v.image_size, "width": v.width}
     if isinstance(v, ResNetConfig):
-        vision |= {"layers": list(v.layers), "patch_size": None}
-    else:
-        if v.width % v.heads:
-            raise ValueError(f"image width {v.width} is no multiple of its {v.heads} heads")
-        vision |= {"layers": v.layers, "patch_size": v.patch_size}
-        if v.width != HEAD_WIDTH * v.heads:
-            vision["head_width"] = v.width // v.heads
+        return vision | {"layers": list(v.layers), "patch_size": None}
+    vision |= {"layers": v.layers, "patch_size": v.patch_size}
+    if v.width != HEAD_WIDTH * v.heads:
+        vision["head_width"] = v.width // v.heads
+    if not v.pre_norm:
+        vision["no_ln_pre"] = True
+    if v.pooling == "mean":
+        vision["pool_type"] = "avg"
+    if v.norm_after_pooling:
+        vision["final_ln_after_pool"] = True
+    return vision | _blocks_to_json(v, activation)
+
+
+def _text_to_json(t: TextConfig, activation: Activation) -> dict[str, Any]:
     text: dict[str, Any] = {
         "context_length": t.context_length,
         "vocab_size": t.vocab_size,
@@ -131,17 +186,46 @@ def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
         "heads": t.heads,
         "layers": t.layers,
     }
-    if (tanh := _tanh(config)) is not None:
-        text["act_kwargs"] = tanh
-        if not isinstance(v, ResNetConfig):
-            vision["act_kwargs"] = tanh
+    if not t.causal:
+        text["no_causal_mask"] = True
+    if t.pooling != "largest":
+        text["pool_type"] = {ours: theirs for theirs, ours in TEXT_POOLING.items()}[t.pooling]
+    if t.end_token is not None:
+        text["eos_id"] = t.end_token
+    if t.projection == "linear":
+        text["proj_bias"] = True
+    elif t.projection == "none":
+        text["proj_type"] = "none"
+    return text | _blocks_to_json(t, activation)
+
+
+def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
+    """The content of `open_clip_config.json`.
+
+    ValueError where open_clip cannot build the model.
+    """
+    v = config.vision
+    of_images, of_texts = tower_activations(config)
     model: dict[str, Any] = {"embed_dim": config.embed_dim}
-    if config.activation == "quick_gelu":
+    if of_texts == "quick_gelu":
         model["quick_gelu"] = True
+    if has_trunk(config):
+        assert isinstance(v, VisionConfig)
+        vision, custom_text = timm_trunk.settings(v, of_images), True
+    else:
+        vision = _vision_to_json(v, of_images)
     if custom_text:
         model["custom_text"] = True
-    model |= {"vision_cfg": vision, "text_cfg": text}
-    return {"model_cfg": model, "preprocess_cfg": to_open_clip(config.pictures)}
+    if config.logit_bias:
+        model["init_logit_bias"] = LOGIT_BIAS
+    model |= {"vision_cfg": vision, "text_cfg": _text_to_json(config.text, of_texts)}
+    data = {"model_cfg": model, "preprocess_cfg": to_open_clip(config.pictures)}
+    if faults := config_faults(from_json(data), config):  # what its fields cannot say
+        raise ValueError(f"open_clip has no such model: {shorten(faults)}")
+    return data
+
+
+# From theirs to ours ------------------------------------------------------------------------------
 
 
 def _part(data: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -151,41 +235,16 @@ def _part(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def activation(data: dict[str, Any]) -> Activation:
-    """The activation of a config; open_clip's GELU is exact unless `act_kwargs` says tanh."""
-    model = _part(data, "model_cfg")
-    if model.get("quick_gelu") is True:
-        return "quick_gelu"
-    tanh = _part(model, "text_cfg").get("act_kwargs") == {"approximate": "tanh"}
-    return "gelu_tanh" if tanh else "gelu"
-
-
-def sizes(data: dict[str, Any]) -> tuple[tuple[int | None, int | None], int | None]:
-    """((image heads, text heads), image size); None where the config has no valid number."""
-    model = _part(data, "model_cfg")
-    vision, text = {**VISION, **_part(model, "vision_cfg")}, {**TEXT, **_part(model, "text_cfg")}
-    width, head, size = vision["width"], vision["head_width"], vision["image_size"]
-    heads = None
-    if type(width) is int and type(head) is int and head > 0 and type(vision["layers"]) is int:
-        heads = width // head or None
-    of_text = text["heads"] if type(text["heads"]) is int and text["heads"] > 0 else None
-    return (heads, of_text), size if type(size) is int and 0 < size < 1 << 20 else None
-
-
 def _differences(
-    got: Mapping[str, Any],
-    expected: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    no_effect: set[str],
+    got: Mapping[str, Any], defaults: Mapping[str, Any], no_effect: set[str]
 ) -> list[str]:
-    """The settings that make another model than `expected`, each as a text."""
+    """The settings that are unknown, or not at their default, each as a text."""
     got = {key: value for key, value in got.items() if key not in no_effect}
     unknown = [f"{short_repr(key)} is unknown" for key in got if key not in defaults]
-    filled, wanted = {**defaults, **got}, {**defaults, **expected}
     return unknown + [
-        f"{key}: expected {wanted[key]!r}, got {short_repr(filled[key])}"
+        f"{key}: expected {defaults[key]!r}, got {short_repr(got[key])}"
         for key in defaults
-        if not is_same_setting(filled[key], wanted[key])
+        if key in got and not is_same_setting(got[key], defaults[key])
     ]
 
 
@@ -204,27 +263,125 @@ def is_same_setting(got: Any, wanted: Any) -> bool:
     return type(got) is type(wanted) and bool(got == wanted)
 
 
-def check(data: dict[str, Any], config: ClipConfig, *, custom_text: bool) -> None:
-    """ValueError listing where an `open_clip_config.json` describes another model than `config`."""
-    expected = to_json(config, custom_text=custom_text)["model_cfg"]
-    model = _part(data, "model_cfg")
-    vision, text = dict(_part(model, "vision_cfg")), dict(_part(model, "text_cfg"))
-    for tower in (vision, text):
-        if tower.get("norm_kwargs") == {"eps": 1e-5}:  # what it is anyway
-            tower["norm_kwargs"] = None
-    if isinstance(config.vision, ResNetConfig):  # has neither; ReLU stays ReLU
-        vision |= {"patch_size": None, "act_kwargs": None}
-    model = {**model, "custom_text": custom_text}  # the keys show it
-    faults = _differences(vision, expected["vision_cfg"], VISION, NO_EFFECT)
-    faults += _differences(text, expected["text_cfg"], TEXT, NO_EFFECT)
-    head = {key: expected[key] for key in ("quick_gelu", "custom_text") if key in expected}
-    faults += _differences(model, head, MODEL, MODEL_NO_EFFECT)
-    if model.get("embed_dim") != config.embed_dim:
-        faults.append(
-            f"embed_dim: expected {config.embed_dim}, got {short_repr(model.get('embed_dim'))}"
-        )
-    if faults:
+def _activation(cfg: Mapping[str, Any], quick_gelu: bool) -> Activation:
+    kwargs = cfg["act_kwargs"]
+    if kwargs in (None, {}):
+        return "quick_gelu" if quick_gelu else "gelu"
+    if kwargs != {"approximate": "tanh"} or quick_gelu:
         raise ValueError(
-            f"{CONFIG_NAME} describes another model than the weights, or one that this library "
-            f"does not have: {shorten(faults)}"
+            "act_kwargs: expected none or {'approximate': 'tanh'} without quick_gelu, got "
+            f"{short_repr(str(kwargs))}"
         )
+    return "gelu_tanh"
+
+
+def _number(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value < 1 << 24:
+        raise ValueError(f"{name}: expected an integer of 1 or more, got {short_repr(value)}")
+    return value
+
+
+def _square(value: Any, name: str) -> int:
+    """One number, where the file may have two equal ones."""
+    if type(value) is list and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if type(value) is list and len(value) == 2:
+        raise ValueError(f"{name}: expected a square, got two lengths; jaxclip has squares alone")
+    return _number(value, name)
+
+
+def _block_fields(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    width, ratio, norm = _number(cfg["width"], "width"), cfg["mlp_ratio"], cfg["norm_kwargs"]
+    if type(ratio) not in (int, float) or not 0 < ratio <= 1024:
+        raise ValueError(f"mlp_ratio: expected a number up to 1024, got {short_repr(ratio)}")
+    norm = {} if norm is None else norm
+    if type(norm) is not dict or norm.keys() - {"eps"}:
+        raise ValueError(f"norm_kwargs: expected eps alone, got {short_repr(str(norm))}")
+    return {
+        "width": width,
+        "layers": cfg["layers"],
+        "mlp_width": mlp_width(width, int(width * ratio)),
+        "layer_norm_epsilon": norm.get("eps", 1e-5),
+    }
+
+
+def _choice(cfg: Mapping[str, Any], key: str, known: Mapping[str, str]) -> Any:
+    value = cfg[key]
+    if type(value) is not str or value not in known:
+        raise ValueError(f"{key}: expected one of {', '.join(known)}, got {short_repr(value)}")
+    return known[value]
+
+
+def _flag(cfg: Mapping[str, Any], key: str) -> bool:
+    if type(cfg[key]) is not bool:
+        raise ValueError(f"{key}: expected true or false, got {short_repr(cfg[key])}")
+    return bool(cfg[key])
+
+
+def _vision(data: Mapping[str, Any], quick_gelu: bool) -> tuple[Any, Activation | None]:
+    """(config, activation) of the image tower; a ResNet has ReLU instead."""
+    if data.get("timm_model_name") is not None:
+        return timm_trunk.tower(data)  # always with its own activation
+    cfg = {**VISION, **data}
+    size = _square(cfg["image_size"], "image_size")
+    if type(cfg["layers"]) is list:
+        if cfg["head_width"] != HEAD_WIDTH:
+            raise ValueError(f"head_width: expected 64 of a ResNet, got {cfg['head_width']!r:.40}")
+        return ResNetConfig(size, cfg["width"], tuple(cfg["layers"])), None
+    fields = _block_fields(cfg)
+    head = _number(cfg["head_width"], "head_width")
+    config = VisionConfig(
+        size,
+        _square(cfg["patch_size"], "patch_size"),
+        heads=max(fields["width"] // head, 1),
+        pre_norm=not _flag(cfg, "no_ln_pre"),
+        pooling=_choice(cfg, "pool_type", VISION_POOLING),
+        norm_after_pooling=_flag(cfg, "final_ln_after_pool"),
+        **fields,
+    )
+    return config, _activation(cfg, quick_gelu)
+
+
+def _text(data: Mapping[str, Any], quick_gelu: bool) -> tuple[TextConfig, Activation]:
+    cfg = {**TEXT, **data}
+    pooling = _choice(cfg, "pool_type", TEXT_POOLING)
+    projection = "linear" if _flag(cfg, "proj_bias") else "matrix"
+    config = TextConfig(
+        heads=cfg["heads"],
+        context_length=cfg["context_length"],
+        vocab_size=cfg["vocab_size"],
+        causal=not _flag(cfg, "no_causal_mask"),
+        pooling=pooling,
+        end_token=cfg["eos_id"] if pooling == "end" else None,
+        projection=_choice(cfg, "proj_type", {"linear": projection, "none": "none"}),
+        **_block_fields(cfg),
+    )
+    return config, _activation(cfg, quick_gelu)
+
+
+def from_json(data: Mapping[str, Any]) -> ClipConfig:
+    """The config that an `open_clip_config.json` describes.
+
+    ValueError names what the model has that this library does not.
+    """
+    model = _part(data, "model_cfg")
+    vision, text = _part(model, "vision_cfg"), _part(model, "text_cfg")
+    refusals.check_open_clip(model)
+    faults = _differences(vision, VISION, NO_EFFECT | VISION_READ | {"timm_model_name"})
+    faults += _differences(text, TEXT, NO_EFFECT | TEXT_READ)
+    faults += _differences(model, MODEL, MODEL_NO_EFFECT | {"quick_gelu"})
+    if faults:
+        raise ValueError(f"{CONFIG_NAME} asks for what jaxclip does not have: {shorten(faults)}")
+    bias = model.get("init_logit_bias")
+    try:
+        quick_gelu = _flag({**MODEL, **model}, "quick_gelu")
+        image_tower, of_images = _vision(vision, quick_gelu)
+        text_tower, of_texts = _text(text, quick_gelu)
+        image_tower, text_tower, activation = own_activation(
+            image_tower, of_images, text_tower, of_texts
+        )
+        return ClipConfig(
+            image_tower, text_tower, model.get("embed_dim", 0), activation, bias is not None
+        )
+    except ValueError as error:
+        raise ValueError(f"{CONFIG_NAME}: {error}") from None

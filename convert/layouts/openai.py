@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.checkpoint import shorten
+from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.shapes import parameters
 
+from .compare import config_faults
 from .infer import HEAD_WIDTH, Heads
-from .table import COUNTER, Extras, Layout
+from .table import COUNTER, Config, Extras, Layout
 
 # The last part of a name, where it is another one.
 LEAVES = {
@@ -24,6 +26,7 @@ LEAVES = {
 }
 AXES = {
     "linear": (1, 0),  # [out, in] -> [in, out]
+    "joint": (1, 0),
     "convolution": (2, 3, 1, 0),  # [out, in, h, w] -> [h, w, in, out]
 }
 # Only the archives that OpenAI released hold them; no other program writes all three.
@@ -41,13 +44,14 @@ def names(path: str) -> tuple[str, ...]:
     return (official_leaf(path.removeprefix("text.")),)
 
 
-def counters(config: ClipConfig) -> Extras:
+def counters(config: Config) -> Extras:
     """How many batches each BatchNorm has seen: of no use to us, kept for the way back."""
     statistics = (path for path in parameters(config) if path.endswith(".mean"))
     return {f"{path.removesuffix('.mean')}.num_batches_tracked": COUNTER for path in statistics}
 
 
-def extras(config: ClipConfig) -> list[Extras]:
+def extras(config: Config) -> list[Extras]:
+    assert isinstance(config, ClipConfig)  # a tower alone has another layout
     t = config.text
     sizes = (config.vision.image_size, t.context_length, t.vocab_size)
     buffers = zip(BUFFERS, map(np.asarray, sizes), strict=True)
@@ -99,3 +103,17 @@ def check_writable(config: ClipConfig) -> None:
             f"the model needs {config.activation}, the official code has quick_gelu alone; use the "
             "layout open_clip or huggingface"
         )
+    if faults := config_faults(_released_like(config), config):
+        raise ValueError(
+            f"the official code has no such model: {shorten(faults)}; use the layout open_clip or "
+            "huggingface"
+        )
+
+
+def _released_like(config: ClipConfig) -> ClipConfig:
+    """The config of those sizes with nothing that departs from the released models."""
+    v, t = config.vision, config.text
+    if not isinstance(v, ResNetConfig):
+        v = VisionConfig(v.image_size, v.patch_size, v.width, v.layers, v.heads)
+    text = TextConfig(t.width, t.layers, t.heads, t.context_length, t.vocab_size)
+    return ClipConfig(v, text, config.embed_dim, config.activation)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import CLIP_PICTURES, ClipConfig, PictureConfig
+from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.convert.archive import strict_json
 from jaxclip.convert.archive.inert import short_repr
 
@@ -245,12 +245,11 @@ def from_hugging_face(data: Mapping[str, Any], size: int, file: str, kind: Kind)
         ) from None
 
 
-def from_folder(files: tuple[Path, ...], config: ClipConfig, kind: Kind) -> PictureConfig:
+def from_folder(files: tuple[Path, ...], size: int, kind: Kind) -> PictureConfig:
     """From the image processors' files among those beside the weights, which must agree.
 
-    Without any: the defaults of the library for that kind.
+    size: of the image tower's pictures. Without any file: the library's defaults for that kind.
     """
-    size = config.vision.image_size
     said = {path.name: strict_json.read(path) for path in files if path.name in PROCESSOR_NAMES}
     found = {
         name: from_hugging_face(data, size, name, kind)

@@ -8,9 +8,9 @@ One key and one array, there and back:
 >>> huggingface.LAYOUT.names(path)[0]                              # theirs: three arrays [out, in]
 'text_model.encoder.layers.0.self_attn.q_proj.weight'
 >>> entry = next(e for e in entries(huggingface.LAYOUT, RELEASED["ViT-B/32"]) if e.path == path)
->>> entry.shape, entry.axes                        # of each of theirs; our axis i is their axes[i]
+>>> entry.shapes[0], entry.axes                    # of each of theirs; our axis i is their axes[i]
 ((512, 512), (1, 0))
->>> parts = [np.full(entry.shape, number, np.float32) for number in (1, 2, 3)]  # q, k, v
+>>> parts = [np.full(entry.shapes[0], number, np.float32) for number in (1, 2, 3)]  # q, k, v
 >>> entry.to_ours(parts).shape                     # joined along their axis 0, then transposed
 (512, 1536)
 >>> all(map(np.array_equal, entry.to_theirs(entry.to_ours(parts)), parts))
@@ -24,7 +24,7 @@ from typing import NamedTuple, NoReturn, TypeAlias
 import numpy as np
 
 from jaxclip.checkpoint import Flat, check_model, parameter_fault, shorten
-from jaxclip.config import LARGEST, ClipConfig
+from jaxclip.config import LARGEST, ClipConfig, ResNetConfig, TowerConfig
 from jaxclip.convert.archive.inert import short_repr
 from jaxclip.shapes import Shape, parameters
 
@@ -33,6 +33,7 @@ from .infer import kind
 COUNTER = None  # for an extra whose value is any whole number
 # Whole numbers beside the parameters: {foreign name: value that follows from the config}.
 Extras: TypeAlias = dict[str, np.ndarray | None]
+Config: TypeAlias = ClipConfig | TowerConfig
 
 
 class Layout(NamedTuple):
@@ -41,40 +42,55 @@ class Layout(NamedTuple):
     names: of a parameter of ours; several where ours is theirs one after the other, along axis 0.
     axes: {kind of parameter: the axes of theirs in the order of ours}, where that is another one.
     extras: groups of which a file holds all or none.
+    ones: {path of ours: how many axes of size 1 theirs has in front}.
+    shares: {path of ours: shares of axis 0 that its names have}, where they are not equal.
     """
 
     name: str
     names: Callable[[str], tuple[str, ...]]
     axes: Mapping[str, tuple[int, ...]]
-    extras: Callable[[ClipConfig], list[Extras]]
+    extras: Callable[[Config], list[Extras]]
+    ones: Mapping[str, int] = {}
+    shares: Mapping[str, tuple[int, ...]] = {}
 
 
 class Entry(NamedTuple):
     path: str  # ours
     names: tuple[str, ...]  # theirs
     axes: tuple[int, ...]
-    shape: Shape  # of each of theirs
+    shapes: tuple[Shape, ...]  # of theirs
+    ones: int  # axes of size 1 in front of theirs
 
     def to_ours(self, parts: list[np.ndarray]) -> np.ndarray:
         """The array in our axes; a view where there is one part."""
+        parts = [part.reshape(part.shape[self.ones :]) for part in parts]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole.transpose(self.axes)
 
     def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
         """The array in their axes, split into their parts, as views."""
         whole = array.transpose([self.axes.index(i) for i in range(len(self.axes))])
-        return [whole] if len(self.names) == 1 else np.split(whole, len(self.names))
+        if len(self.names) == 1:
+            return [whole[(np.newaxis,) * self.ones]] if self.ones else [whole]
+        ends = np.cumsum([shape[0] for shape in self.shapes])
+        return np.split(whole, ends[:-1])
 
 
-def entries(layout: Layout, config: ClipConfig) -> Iterator[Entry]:
+def _entry(layout: Layout, path: str, shape: Shape) -> Entry:
+    axes = layout.axes.get(kind(path), tuple(range(len(shape))))
+    names, ones = layout.names(path), layout.ones.get(path, 0)
+    theirs = tuple(shape[i] for i in np.argsort(axes))
+    if len(names) == 1:
+        return Entry(path, names, axes, ((1,) * ones + theirs,), ones)
+    shares = layout.shares.get(path, (1,) * len(names))
+    sizes = [theirs[0] * share // sum(shares) for share in shares]
+    return Entry(path, names, axes, tuple((size, *theirs[1:]) for size in sizes), ones)
+
+
+def entries(layout: Layout, config: Config) -> Iterator[Entry]:
     """An entry for every parameter of ours, in their layout."""
     for path, shape in parameters(config).items():
-        axes = layout.axes.get(kind(path), tuple(range(len(shape))))
-        names = layout.names(path)
-        theirs = [shape[i] for i in np.argsort(axes)]
-        if len(names) > 1:
-            theirs[0] //= len(names)
-        yield Entry(path, names, axes, tuple(theirs))
+        yield _entry(layout, path, shape)
 
 
 def refuse(faults: list[str], layout: str) -> NoReturn:
@@ -83,6 +99,22 @@ def refuse(faults: list[str], layout: str) -> NoReturn:
         f"no sound CLIP model in the layout {layout}: {shorten(faults)} (- is missing, + is "
         "unexpected); get the file again, or the model is of another kind"
     )
+
+
+def _check_layers(layout: Layout, config: Config, arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError where the config has another number of layers than the arrays.
+
+    Before their names are made: a config may claim any number.
+    """
+    towers = {"visual": config.vision, "text": config.text}
+    for prefix, tower in towers.items():
+        if tower is None or isinstance(tower, ResNetConfig):
+            continue
+        count = layers_of(layout, arrays)(f"{prefix}.transformer.resblocks.{{}}.ln_1.bias")
+        if count != tower.layers:
+            refuse(
+                [f"{prefix}.transformer: expected {tower.layers} layers, got {count}"], layout.name
+            )
 
 
 def _extra_fault(name: str, got: np.ndarray, expected: np.ndarray | None) -> str | None:
@@ -96,7 +128,7 @@ def _extra_fault(name: str, got: np.ndarray, expected: np.ndarray | None) -> str
 
 def to_ours(
     layout: Layout,
-    config: ClipConfig,
+    config: Config,
     arrays: Mapping[str, np.ndarray],
     *,
     check_numbers: bool = True,
@@ -106,19 +138,18 @@ def to_ours(
     The arrays are views of the given ones wherever nothing had to be joined, in their formats.
     ValueError lists every name that is missing, unexpected, or of a wrong shape, format or value.
     """
+    _check_layers(layout, config, arrays)
     wanted = list(entries(layout, config))
     faults, left = [], dict.fromkeys(arrays)
     for entry in wanted:
         formats = set()
-        for name in entry.names:
+        for name, shape in zip(entry.names, entry.shapes, strict=True):
             if name not in left:
                 faults.append(f"- {name}")
                 continue
             del left[name]
             formats.add(arrays[name].dtype)
-            if fault := parameter_fault(
-                name, arrays[name], entry.shape, check_numbers=check_numbers
-            ):
+            if fault := parameter_fault(name, arrays[name], shape, check_numbers=check_numbers):
                 faults.append(fault)
         if len(formats) > 1:
             faults.append(f"{', '.join(entry.names)}: expected one number format")
@@ -140,7 +171,7 @@ def to_ours(
 
 
 def _extra_values(
-    layout: Layout, config: ClipConfig, extras: Mapping[str, int | None], only_these: bool
+    layout: Layout, config: Config, extras: Mapping[str, int | None], only_these: bool
 ) -> Flat:
     """The extras to write: values that follow from the config, and counts as they were read."""
     known = {name: value for group in layout.extras(config) for name, value in group.items()}
@@ -154,7 +185,7 @@ def _extra_values(
 
 def to_theirs(
     layout: Layout,
-    config: ClipConfig,
+    config: Config,
     flat: Mapping[str, np.ndarray],
     extras: Mapping[str, int | None],
     *,
@@ -183,9 +214,11 @@ def shape_of(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Callable[[str,
         name = layout.names(path)[0]
         if name not in arrays:
             refuse([f"- {name}"], layout.name)
-        theirs = arrays[name].shape
+        ones = layout.ones.get(path, 0)
+        theirs = arrays[name].shape[ones:]
         if len(theirs) != rank or 0 in theirs:
-            refuse([f"{name}: expected {rank} sizes, got shape {theirs}"], layout.name)
+            expected = f"{name}: expected {rank + ones} sizes"
+            refuse([f"{expected}, got shape {arrays[name].shape}"], layout.name)
         axes = layout.axes.get(kind(path), tuple(range(rank)))
         return tuple(theirs[i] for i in axes)
 
