@@ -38,11 +38,19 @@ def _activation(name: str) -> Pitfall:
 
 
 def _epsilon(value: float, name: str, who: str) -> Pitfall:
+    got = f"{name.removeprefix('epsilon-')} where CLIP has 1e-5"
+
+    def members(place: Place) -> Iterable[Member]:
+        yield Member({"epsilon": value})
+        if place.kind in ("vit", "text"):  # as in KerasHub 0.32's text tower
+            last = f"the epsilon of the {{side}} tower's last norm is {got}"
+            yield Member({"last_epsilon": value}, sentence=last)
+
     return Pitfall(
         name,
         TOWERS,
-        f"the epsilon of the norms is {name.removeprefix('epsilon-')} where CLIP has 1e-5",
-        ({"epsilon": value},),
+        f"the epsilon of the norms is {got}",
+        members,
         sees="Nearly the right features; the error is largest where activations are small, as at "
         "the first norm of the text tower.",
         why=f"It is the default of {who}; torch's is 1e-5.",

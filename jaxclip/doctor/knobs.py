@@ -48,6 +48,7 @@ class Tower:
     heads: int
     order: tuple[Any, ...]  # of the blocks
     epsilon: float = 1e-5
+    last_epsilon: float | None = None  # of the norm after the blocks, where it is not the others'
     channels: str = "rgb"
     patches: str = "rows"
     class_token: str = "first"

@@ -88,7 +88,12 @@ def extra_is_there(needed: list[Requirement], extra: str) -> bool:
 def check_packages(
     needed: list[Requirement],
 ) -> tuple[dict[str, str | None], list[str], dict[str, bool]]:
-    """(versions of the core, what is missing or too old in words, {extra: installed})."""
+    """(versions of the core, what is missing or too old in words, {extra: installed}).
+
+    A package that only an extra needs may be old where that extra is not whole: others brought it.
+    """
+    names = dict.fromkeys(each.extra for each in needed if each.extra)
+    extras = {name: extra_is_there(needed, name) for name in names}
     versions: dict[str, str | None] = {}
     wrong: list[str] = []
     for each in needed:
@@ -98,11 +103,11 @@ def check_packages(
             versions[each.package] = version
             if version is None:
                 wrong.append(f"{wanted}, got none; pip install {each.package}")
-        if version is not None and least and is_older(version, least):
+        used = not each.extra or extras[each.extra]
+        if used and version is not None and least and is_older(version, least):
             of = f" for the extra {each.extra}" if each.extra else ""
             wrong.append(f"{wanted}{of}, got {version}; pip install -U {each.package}")
-    names = dict.fromkeys(each.extra for each in needed if each.extra)
-    return versions, wrong, {name: extra_is_there(needed, name) for name in names}
+    return versions, wrong, extras
 
 
 def memory() -> dict[str, int | None]:

@@ -90,7 +90,7 @@ class Network:
         hidden = self._blocks(x, params, t, stem)
         x = towers.pool_image(hidden[-1], t)
         if t.ln_post:
-            x = reference.layer_norm(x, **params["ln_post"], eps=t.epsilon)
+            x = reference.layer_norm(x, **params["ln_post"], eps=t.last_epsilon or t.epsilon)
         return Features(hidden, towers.finish(x, params["proj"], t))
 
     def _text(self, tokens: Array, t: Tower, key: Hashable) -> Features:
@@ -102,7 +102,7 @@ class Network:
         hidden = self._blocks(x.astype(params["text_projection"].dtype), params, t, stem)
         x = hidden[-1]
         if t.ln_post:  # on all tokens: a mean over them is another one after it than before
-            x = reference.layer_norm(x, **params["ln_final"], eps=t.epsilon)
+            x = reference.layer_norm(x, **params["ln_final"], eps=t.last_epsilon or t.epsilon)
         x = towers.pool_text(x, tokens, t)
         return Features(hidden, towers.finish(x, params["text_projection"], t))
 

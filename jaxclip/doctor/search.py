@@ -244,7 +244,7 @@ def search(side: Side, config: ClipConfig, walk: Walk, tell: Tell) -> Finding:
     if rounding == "float32" or (rounding and not convinced and found.is_half):
         return agrees
     pairs = found.pairs(singles)
-    if pairs and not (left and side.cost > ALL_PAIRS):
+    if pairs and not (left and found.is_half and side.cost > ALL_PAIRS):
         tell(f"{side.name}: trying {len(pairs)} pairs of faults ...")
         scored = found.try_all(pairs)
         if _is_better(found, base, singles[0][1], scored[0][1]):

@@ -115,6 +115,18 @@ def test_diagnose_names_one_fault(side: str, name: str, model: clip.Clip, probe:
     assert found.first_stage == f"{side}_features" and name in str(found)
 
 
+def test_diagnose_tells_the_last_norm_from_all(model: clip.Clip, probe: Arrays) -> None:
+    evidence = Evidence(probe, {}, Network(flat_params(), CONFIG))
+    walk = turn(right_walk(CONFIG), {"text": {"last_epsilon": 1e-3}})
+    wrong = np.float32(evidence.tower("text", walk, None, "probe").features)
+    found = doctor.diagnose(probe, {"text_features": wrong}, model)
+    assert names(found) == ["epsilon-1e-3"] and "text tower's last norm" in str(found)
+    wrong = features(probe, "text", ("text", "epsilon-1e-3"))
+    assert "the epsilon of the norms" in str(
+        doctor.diagnose(probe, {"text_features": wrong}, model)
+    )
+
+
 def test_diagnose_names_two_faults_of_one_tower(model: clip.Clip, probe: Arrays) -> None:
     wrong = features(probe, "image", ("image", "exact-gelu"), ("image", "no-ln-pre"))
     found = doctor.diagnose(probe, {"image_features": wrong}, model)

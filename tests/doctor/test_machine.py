@@ -93,3 +93,10 @@ def test_extra_of_extras_is_there_only_with_all_of_it() -> None:
         machine.Requirement("numpy", (), "", "other"),
     ]
     assert not machine.extra_is_there(needed, "mine") and machine.extra_is_there(needed, "other")
+
+
+def test_old_package_of_an_extra_counts_only_where_the_extra_is_whole() -> None:
+    old = machine.Requirement("numpy", (), "99", "mine")
+    absent = machine.Requirement("no-such-package", (), "", "mine")
+    assert machine.check_packages([old, absent])[1] == []
+    assert "numpy: expected 99 or newer for the extra mine" in machine.check_packages([old])[1][0]

@@ -73,6 +73,7 @@ def official(program: Program, dtype: torch.dtype) -> Peer:
 
 
 def open_clip(program: Program, dtype: torch.dtype) -> Peer:
+    """open_clip with a program's weights, in that format."""
     torchvision_transforms()
     import open_clip  # type: ignore[import-not-found]
 
@@ -90,6 +91,7 @@ def open_clip(program: Program, dtype: torch.dtype) -> Peer:
 
 
 def transformers(program: Program, dtype: torch.dtype) -> Peer:
+    """The `CLIPModel` of transformers with a program's weights, in that format."""
     from transformers import CLIPConfig, CLIPModel  # type: ignore[import-not-found]
 
     from jaxclip.convert.layouts import huggingface

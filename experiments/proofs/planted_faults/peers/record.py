@@ -30,6 +30,7 @@ class Run:
         return self.stages[key]
 
     def compute(self, key: str) -> Tensor:
+        """The array of that name in theirs.npz, as the program computes it."""
         program, clip, probe = self.program, self.program.clip, self.probe
         match key:
             case "pixels":
