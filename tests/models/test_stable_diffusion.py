@@ -39,7 +39,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     for model, name in zip(models, ("text_encoder", "text_encoder_2"), strict=True):
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.mul_(3)  # at the library's own size layers change little
+                parameter.mul_(1.5 if parameter.ndim > 1 else 1)  # else layers change little
         model.save_pretrained(folder / name)
     return *models, folder
 
