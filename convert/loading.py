@@ -254,7 +254,7 @@ def _with_inputs(found: Described, config: Config, folder: Path) -> Config:
             size = config.vision.image_size
             how = pictures.from_folder(found.files, size, "Siglip" if siglip else "CLIP")
         config = dataclasses.replace(config, pictures=how)
-    if config.text is not None:
+    if config.text is not None and not found.is_official:
         text_cfg = None if data is None else data["model_cfg"]["text_cfg"]
         own = vocabulary.of_folder(folder, config.text, text_cfg, siglip=siglip)
         text = dataclasses.replace(config.text, tokenizer=own)
