@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn, get_args
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
 from jaxclip.config import Activation, ClipConfig, TextConfig
+from jaxclip.model_tokenizer import FILE_NAME, remember
 
 from .archive import strict_json
 from .archive.inert import short_repr
@@ -23,11 +24,13 @@ from .layouts import (
     pictures,
     prefixes,
     refusals,
+    vocabulary,
 )
 from .layouts.infer import Heads, complete, infer
 from .layouts.released_shapes import OTHER_POOLING, known_heads
 from .layouts.table import Config, Layout, layers_of, shape_of, to_ours
 
+SIGLIP_LAYOUTS = (huggingface.SIGLIP_LAYOUT, huggingface.BARE_SIGLIP_LAYOUT)
 CONVERTER = 1  # raised whenever the same file gives another result
 
 
@@ -88,10 +91,9 @@ def _describe_hugging_face(layout: Layout, arrays: Flat, folder: Path) -> Descri
     files = (*configs, *_existing(folder, *pictures.PROCESSOR_NAMES))
     if not configs:
         return Described(layout, files=files)
-    siglip = (huggingface.SIGLIP_LAYOUT.name, huggingface.BARE_SIGLIP_LAYOUT.name)
     config = huggingface_config.from_json(
         strict_json.read(configs[0]),
-        is_siglip=layout.name in siglip,
+        is_siglip=layout in SIGLIP_LAYOUTS,
         tower=huggingface.single_tower(arrays),
         has_projection=any(name in arrays for name in huggingface.PROJECTIONS),
     )
@@ -241,21 +243,26 @@ def _choose_config(found: Described, given: Given, arrays: Flat, what: str) -> C
     return found.config
 
 
-def _with_pictures(found: Described, config: Config) -> Config:
-    """The config with how the files beside the weights say that pictures are prepared."""
-    if config.vision is None:
-        return config
-    if found.layout.name in huggingface.LAYOUTS:
-        is_siglip = "siglip" in found.layout.name
-        said = pictures.from_folder(
-            found.files, config.vision.image_size, "Siglip" if is_siglip else "CLIP"
-        )
-    elif found.layout is big_vision.LAYOUT:
-        said = pictures.SIGLIP
-    else:
-        data = strict_json.read(found.files[0]) if found.files else {}
-        said = pictures.from_open_clip(data.get("preprocess_cfg", {}))
-    return dataclasses.replace(config, pictures=said)
+def _with_inputs(found: Described, config: Config, folder: Path) -> Config:
+    """The config with its preprocessing and its tokenizer, from the files beside the weights."""
+    native = next((x for x in found.files if x.name == open_clip.CONFIG_NAME), None)
+    data = None if native is None else strict_json.read(native)
+    siglip = found.layout in (*SIGLIP_LAYOUTS, big_vision.LAYOUT)
+    if config.vision is not None:
+        if data is not None:
+            how = pictures.from_open_clip(data.get("preprocess_cfg", {}))
+        else:
+            size = config.vision.image_size
+            how = pictures.from_folder(found.files, size, "Siglip" if siglip else "CLIP")
+        config = dataclasses.replace(config, pictures=how)
+    if config.text is not None and not found.is_official:
+        text_cfg = None if data is None else data["model_cfg"]["text_cfg"]
+        own = vocabulary.of_folder(folder, config.text, text_cfg, siglip=siglip)
+        text = dataclasses.replace(config.text, tokenizer=own)
+        if isinstance(config, ClipConfig):
+            return dataclasses.replace(config, text=text)
+        return dataclasses.replace(config, tower=text)
+    return config
 
 
 class Digests(Mapping[str, str]):
@@ -308,7 +315,7 @@ def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[
     arrays, path = weights.arrays, weights.files[0]
     found = _describe(arrays, path.parent)
     config = _choose_config(found, given, arrays, path.name)
-    config = _with_pictures(found, config)
+    config = _with_inputs(found, config, path.parent)
     flat, extras = _to_ours(found, config, arrays, check_numbers)
     files = [*weights.files, *found.files]
     notes = {
@@ -326,6 +333,9 @@ def _load_ours(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loa
     loaded = Loaded(weights.arrays, *checkpoint.read_metadata(path, weights.metadata))
     checkpoint.check_model(loaded.config, loaded.flat, check_numbers=check_numbers)
     require_agreement(given, loaded.config, path.name)
+    beside = path.parent / FILE_NAME
+    if loaded.config.text is not None and loaded.config.text.tokenizer and beside.is_file():
+        remember(beside)
     return loaded, weights.files
 
 

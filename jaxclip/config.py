@@ -6,6 +6,7 @@ Annotated: chapter 13, "Where the released code differs from the paper".
 import dataclasses
 import json
 import math
+import re
 from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
@@ -13,13 +14,14 @@ TextKind = Literal["transformer", "cbow"]
 VisionPooling = Literal["class", "mean", "attention"]
 TextPooling = Literal["largest", "end", "last", "first"]
 Projection = Literal["matrix", "linear", "none"]
+Clean = Literal["none", "lower", "siglip", "canonicalize", "whitespace", "whitespace, lower"]
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["shortest", "squash", "longest"]
 Steps = Literal["openai", "transformers"]
 Remat = Literal["none", "products", "products_and_attention", "full"]
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """ValueError with that message unless the condition holds."""
     if not condition:
         raise ValueError(message)
@@ -235,6 +237,40 @@ def _vision(data: dict[str, Any]) -> VisionConfig | ResNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The `tokenizer.json` beside a model's weights, and the rules around it."""
+
+    sha256: str | None
+    """Of the file; None where the model needs one and none was beside its weights."""
+    pad: int = 0
+    """The id that fills a row."""
+    end: int | None = None
+    """The id after the text, if any; it stays where the text is cut."""
+    start: int | None = None
+    """The id before the text, if any."""
+    clean: Clean = "none"
+    """What happens to a text first: nothing; lower case; transformers' rule for SigLIP (lower case,
+    no punctuation); or one of open_clip's, which repair encodings and HTML escapes as well."""
+    pad_left: bool = False
+
+    def __post_init__(self) -> None:
+        sha256 = self.sha256
+        require(
+            sha256 is None or (type(sha256) is str and re.fullmatch("[0-9a-f]{64}", sha256)),
+            f"TokenizerConfig.sha256: expected 64 hexadecimal digits, got {short_repr(sha256)}",
+        )
+        for name in ("pad", "end", "start"):
+            value = getattr(self, name)
+            require(
+                (value is None and name != "pad")
+                or (type(value) is int and 0 <= value < LARGEST["vocab_size"]),
+                f"TokenizerConfig.{name}: expected an id, got {short_repr(value)}",
+            )
+        _check_choices(self, clean=Clean)
+        _check_flags(self, "pad_left")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Text transformer, or the pseudocode's other encoder, continuous bag of words.
 
@@ -259,11 +295,18 @@ class TextConfig:
     """The id that "end" looks for."""
     projection: Projection = "matrix"
     """To the joint space: a matrix, with a bias as well ("linear"), or none: as wide already."""
+    tokenizer: TokenizerConfig | None = None
+    """CLIP's own if none."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_blocks(self)
         _check_flags(self, "causal")
+        of = self.tokenizer
+        require(
+            of is None or max(of.pad, of.end or 0, of.start or 0) < self.vocab_size,
+            f"text tokenizer: expected ids below {self.vocab_size}, got {of}",
+        )
         _check_choices(self, pooling=TextPooling)
         kinds = get_args(TextKind)
         require(
@@ -302,6 +345,12 @@ def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
         f"{type(tower).__name__}.projection: expected none only where the width is embed_dim, "
         f"{embed_dim}; got none and the width {tower.width}",
     )
+
+
+def _text(data: dict[str, Any]) -> TextConfig:
+    """The text tower's config from JSON."""
+    own = data.get("tokenizer")
+    return TextConfig(**{**data, "tokenizer": None if own is None else TokenizerConfig(**own)})
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -395,7 +444,7 @@ class ClipConfig:
         try:
             data = json.loads(text)
             parts: dict[str, Any] = {"vision": _vision(data["vision"])}
-            parts["text"] = TextConfig(**data["text"])
+            parts["text"] = _text(data["text"])
             parts["pictures"] = PictureConfig.from_dict(data.get("pictures", {}))
             return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
@@ -444,9 +493,9 @@ class TowerConfig:
         try:
             data = json.loads(text)
             tower = data["tower"]
-            kind = VisionConfig if "image_size" in tower else TextConfig
-            pictures = PictureConfig.from_dict(data.get("pictures", {}))
-            return cls(**{**data, "tower": kind(**tower), "pictures": pictures})
+            parts: dict[str, Any] = {"pictures": PictureConfig.from_dict(data.get("pictures", {}))}
+            parts["tower"] = VisionConfig(**tower) if "image_size" in tower else _text(tower)
+            return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"expected a config that TowerConfig.to_json wrote, got another one ({error})"
             raise ValueError(message) from None
@@ -463,6 +512,23 @@ def _resnet(
 def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: int) -> ClipConfig:
     vision = VisionConfig(size, patch, width, layers, heads=width // 64)
     return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
+
+
+def differences(config: ClipConfig) -> list[str]:
+    """What makes the towers compute otherwise than the released ones, such as "text.causal False".
+
+    Sizes are none of it, nor is the activation of the whole model.
+    """
+    free = {"heads", "kind", "mlp_width"}
+    return [
+        f"{name}.{field.name} {value!r}"
+        for name, tower in (("vision", config.vision), ("text", config.text))
+        for field in dataclasses.fields(tower)
+        if field.name not in free
+        and field.default is not dataclasses.MISSING
+        and field.name not in LARGEST
+        and (value := getattr(tower, field.name)) != field.default
+    ]
 
 
 def read_config(text: str) -> ClipConfig | TowerConfig:

@@ -74,18 +74,25 @@ def _byte_letters() -> dict[str, int]:
     return spelled | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
+def spelled() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """({token: id} in the merges' letters, the pairs that are merged, best first)."""
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + _END_OF_WORD for letter in letters)]
+    lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
+    pairs = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    tokens += [left + right for left, right in pairs]
+    return {token: number for number, token in enumerate([*tokens, *_SPECIALS])}, pairs
+
+
 @cache
 def _tables() -> _Tables:
-    letters = _byte_letters()
-    spelled = [*letters, *(letter + _END_OF_WORD for letter in letters)]
-    ids = {token: number for number, token in enumerate(spelled)}
+    letters, (ids, pairs) = _byte_letters(), spelled()
     pieces = [bytes([byte]) for byte in letters.values()]
     pieces += [piece + _END_OF_WORD.encode() for piece in pieces]
     merges = {}
-    for line in gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines():
-        left, right = line.split(" ")
+    for left, right in pairs:
         pair = ids[left], ids[right]
-        merges[pair] = ids[left + right] = len(pieces)
+        merges[pair] = len(pieces)
         pieces.append(pieces[pair[0]] + pieces[pair[1]])
     pieces += [mark.encode() for mark in _SPECIALS]
     by_byte = {byte: number for number, byte in enumerate(letters.values())}
@@ -110,12 +117,19 @@ def _clean(text: str) -> str:
     patterns = _patterns()
     if patterns.plain.fullmatch(text):
         return " ".join(text.split()).lower()
+    return str(patterns.white_space.sub(" ", repair(text))).strip().lower()
+
+
+def repair(text: str) -> str:
+    """The text with its encoding repaired and HTML escapes undone, without white space around it.
+
+    Source: clip/simple_tokenizer.py: basic_clean.
+    """
     import ftfy  # here: plain text does not need it, and it takes time to load
 
     if len(text) > _SHORT:
         _check_depth(text)
-    text = _unescape(_unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
-    return str(patterns.white_space.sub(" ", text)).strip().lower()
+    return _unescape(_unescape(ftfy.fix_text(text))).strip()  # twice: "&amp;amp;"
 
 
 def _check_depth(text: str) -> None:
@@ -288,7 +302,8 @@ def encode(text: str) -> list[int]:
     return _encode(text)
 
 
-def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
+def as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    """One text or several as a sequence of texts; ValueError for anything else."""
     if isinstance(texts, np.ndarray):
         texts = texts.tolist()
     if isinstance(texts, str):
@@ -352,7 +367,7 @@ def tokenize(
         raise ValueError(
             f"context_length: expected 2 or more, for the two marks, got {context_length}"
         )
-    rows = _as_list(texts)
+    rows = as_list(texts)
     tokens = np.zeros((len(rows), context_length), np.int32)  # [n, l]
     for number, text in enumerate(rows):
         if not isinstance(text, str):

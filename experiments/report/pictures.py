@@ -14,7 +14,6 @@ from jaxclip.data.spec import parse_spec
 from jaxclip.evaluation.attention import attention_map
 from jaxclip.images.open import decode_image, to_rgb
 from jaxclip.reference import l2_normalize
-from jaxclip.tokenizer import tokenize
 
 SHOWN = 96  # pixels a side at most
 EACH = 8  # right ones, and as many wrong ones
@@ -119,8 +118,7 @@ def similarity(
 ) -> dict[str, Any]:
     """Cosines of the pictures with the names of all of them, as a table with shades from 0 to 1."""
     names = list(dict.fromkeys(x.label for x in shown))
-    length = model.config.text.context_length
-    tokens = tokenize([template.format(name) for name in names], length, truncate=True)
+    tokens = model.tokenize([template.format(name) for name in names], truncate=True)
     I_e = l2_normalize(np.asarray(model.encode_image(_pixels(preprocess, shown))))
     T_e = l2_normalize(np.asarray(model.encode_text(tokens)))
     cosines = I_e @ T_e.T  # [n, names]

@@ -78,6 +78,7 @@ def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: 
         "seed": recipe.seed,
         "text_length": recipe.text_length,
         "preprocessing": recipe.model.pictures,
+        "text": recipe.model.text,
     }
     if "emoji" in inputs.data and inputs.data != EMOJI:
         raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")

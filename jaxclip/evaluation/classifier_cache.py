@@ -21,7 +21,6 @@ from jaxclip.checkpoint import load_arrays, save_arrays
 from jaxclip.evaluation.features import map_batches, require_finite
 from jaxclip.evaluation.zero_shot import average_prompts, fill_templates
 from jaxclip.models.parameters import to_flat
-from jaxclip.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
 FORMAT = "jaxclip classifier 2"
@@ -101,9 +100,7 @@ def cached_classifier(
     Raises:
       ValueError: a prompt without its slot, or too long for the model without `truncate`.
     """
-    tokens = tokenize(
-        fill_templates(classes, templates), model.config.text.context_length, truncate
-    )
+    tokens = model.tokenize(fill_templates(classes, templates), truncate=truncate)
     name = classifier_key(model, tokens, templates)
     path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
     shape = (len(classes), model.config.embed_dim)

@@ -55,7 +55,7 @@ class HeldOut:
         self.templates, self.pairs = templates, pairs
         self.preprocess = Preprocess.of(config).safe  # the pictures as training sees them
         self.skips = Skips(skip_limit), Skips(skip_limit)  # of `labelled`, of `pairs`
-        self.cutter = Cutter(config.text.context_length, "held-out texts")
+        self.cutter = Cutter(config.text.context_length, "held-out texts", config.text)
         self.block = -(-BLOCK // mesh.size) * mesh.size
         self.split = NamedSharding(mesh, P(mesh.axis_names))
         everywhere = NamedSharding(mesh, P())

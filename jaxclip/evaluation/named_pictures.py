@@ -17,7 +17,7 @@ from jaxclip.evaluation.metrics import Tally, retrieve, top_k
 from jaxclip.evaluation.zero_shot import build_classifier
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.reference import l2_normalize
-from jaxclip.tokenizer import check_vocabulary, tokenize
+from jaxclip.tokenizer import check_vocabulary
 
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
 
@@ -57,13 +57,13 @@ class Evaluation:
         how = model.config.vision.image_size, model.config.pictures
         if how not in self._pixels:
             self._pixels[how] = pixels(self.pictures, *how)
-        made, length = self._pixels[how], model.config.text.context_length
+        made = self._pixels[how]
         features = map_batches(lambda x: self.encode_image(model, x), made, 256)
         if text_embeds is not None:
             return l2_normalize(features), text_embeds
 
         def encode(texts: Sequence[str]) -> np.ndarray:
-            tokens = tokenize(texts, length, truncate=True)
+            tokens = model.tokenize(texts, truncate=True)
             check_vocabulary(tokens, model.config.text.vocab_size)
             return map_batches(lambda t: self.encode_text(model, t), tokens, 256)
 

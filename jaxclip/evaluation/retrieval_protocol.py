@@ -21,7 +21,6 @@ from jaxclip.evaluation.metrics import Retrieved, retrieve
 from jaxclip.evaluation.protocol import Figures, Setup
 from jaxclip.evaluation.resumable import Arrays, KeptBlocks
 from jaxclip.evaluation.retrieval import captions, embed_pairs, why_unusable
-from jaxclip.tokenizer import tokenize
 
 WAYS = ("image_to_text", "text_to_image")
 
@@ -71,7 +70,7 @@ def run_retrieval(task: Retrieval, setup: Setup) -> dict[str, Any]:
 
     def encode_text(captions: Sequence[str]) -> np.ndarray:
         texts.extend(prompt.format(caption) for caption in captions)
-        tokens = tokenize(texts, setup.model.config.text.context_length, truncate=True)
+        tokens = setup.model.tokenize(texts, truncate=True)
         return map_batches(setup.model.encode_text, tokens, 256)
 
     key = setup.key(

@@ -123,9 +123,9 @@ class Preprocess:
     @classmethod
     def of(cls, config: ClipConfig | TowerConfig, size: int | None = None) -> Self:
         """The preprocessing of a model, at its own size unless another is given."""
-        if size is None:
-            assert config.vision is not None, "a text tower alone takes no pictures"
-            size = config.vision.image_size
+        if config.vision is None:
+            raise ValueError("expected a model with an image tower, got a text tower alone")
+        size = config.vision.image_size if size is None else size
         return cls(size, **vars(config.pictures))
 
     @property

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint
+from jaxclip.model_tokenizer import copy_beside, tokenize_for
 from jaxclip.models.inputs import check_images, check_tokens, on_any_mesh
 from jaxclip.models.layers import Taps
 from jaxclip.models.parameters import TOWERS, Tower, describe, to_flat
@@ -107,7 +108,7 @@ class Encoders(nnx.Module):
         the vocabulary, or of one that is too long, are NaN.
 
         Args:
-          tokens: ids [n, l] as `jaxclip.tokenize` makes them. Columns beyond the model's context
+          tokens: ids [n, l] as `tokenize` makes them. Columns beyond the model's context
             length are cut if they hold padding only.
 
         Returns:
@@ -124,6 +125,26 @@ class Encoders(nnx.Module):
         """
         self._require_tower("text")
         return self._run(text_features, check_tokens(tokens, self.config.text))
+
+    def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
+        """Rows of ids [n, l] for `encode_text`, by the model's own tokenizer: CLIP's by default.
+
+        Args:
+          texts: one text, or a list of texts.
+          truncate: cut texts that are too long for the model.
+
+        Raises:
+          ValueError: a text is too long, the file or package of the tokenizer is missing, or the
+            model is an image tower alone.
+
+        >>> import jaxclip
+        >>> model, _ = jaxclip.load("emoji")
+        >>> model.tokenize(["a cat", "a rocket"]).shape
+        (2, 32)
+        """
+        if self.config.text is None:
+            raise ValueError("expected a model with a text tower, got an image tower alone")
+        return tokenize_for(self.config.text, texts, truncate=truncate)
 
     def hidden_states(self, inputs: np.ndarray | Array, *, tower: Tower | None = None) -> Array:
         """What enters each block of a transformer, and what leaves the last one, before its norm.
@@ -163,7 +184,8 @@ class Encoders(nnx.Module):
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the weights and their config as one safetensors file that `jaxclip.load` reads.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all. A model with a tokenizer of its own has its
+        `tokenizer.json` copied beside it.
 
         Raises:
           ValueError: something is at `path` and `force` is not given, no file can be made there, or
@@ -183,6 +205,8 @@ class Encoders(nnx.Module):
                 f"{path}: expected no such file, got one; pass force=True to replace it"
             )
         notes = {"saved_by": f"jaxclip.{type(self).__name__}.save", "made_from": self.notes}
+        if self.config.text is not None:
+            copy_beside(self.config.text, path.parent, force=force)
         checkpoint.save(path, to_flat(self), self.config, notes)
 
     def __deepcopy__(self, memo: Any = None) -> Self:

@@ -33,7 +33,7 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     ValueError for another shape or type, an id outside of the vocabulary or a text that is too
     long. Inside `jax.jit`, where no value is known, such a row becomes one whose features are NaN.
     """
-    length, todo = config.context_length, "use jaxclip.tokenize(texts)"
+    length, todo = config.context_length, "use model.tokenize(texts)"
     if not isinstance(tokens, np.ndarray | Array):
         raise ValueError(
             f"expected tokens [n, l] of whole numbers, got {short_repr(tokens)}; {todo}"

@@ -9,7 +9,7 @@ Annotated: chapter 3, "Attention".
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,17 @@ def rematerialise(body: Callable[..., Any], remat: str, **options: Any) -> Calla
 # Parameters ---------------------------------------------------------------------------------------
 
 
+Start = float | Literal["xavier", "lecun"]  # how a kernel is drawn, see `Initialiser.kernel`
+
+
+def starts_as_siglip(tower: Tower) -> bool:
+    """Whether a new tower is drawn as SigLIP's are (big_vision, models/vit.py) and not as CLIP's.
+
+    The former's image towers have its attention pool, its text towers are not causal.
+    """
+    return tower.pooling == "attention" or (isinstance(tower, TextConfig) and not tower.causal)
+
+
 class Initialiser:
     """Makes parameters in float32, drawn with the next key of `rngs` each."""
 
@@ -80,6 +91,18 @@ class Initialiser:
             return std * jax.random.normal(self.rngs.params(), shape, dtype)
 
         return self.variable(nnx.Param, shape, draw)
+
+    def kernel(self, shape: tuple[int, ...], start: Start, parts: int = 1) -> nnx.Param[Any]:
+        """A kernel [..., i, o] from N(0, start^2), or as Flax's initialiser of that name draws it.
+
+        `parts` kernels side by side are drawn as each alone.
+        """
+        if start == "xavier":
+            return self.uniform(shape, (6 / (shape[-2] + shape[-1] / parts)) ** 0.5)
+        if start == "lecun":
+            lecun = jax.nn.initializers.lecun_normal()
+            return self.variable(nnx.Param, shape, lambda *how: lecun(self.rngs.params(), *how))
+        return self.normal(shape, start)
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
         """A parameter from U(-bound, bound)."""
@@ -184,13 +207,20 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias, kernel [in, out] drawn from N(0, std^2), bias zero."""
+    """x @ kernel + bias, kernel [in, out] drawn as `start` says, bias zero or from N(0, 1e-12)."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, std: float, numerics: Numerics, init: Initialiser
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        start: Start,
+        noise: bool = False,
+        numerics: Numerics,
+        init: Initialiser,
     ) -> None:
-        self.kernel = init.normal((inputs, outputs), std)
-        self.bias = init.constant((outputs,), 0.0)
+        self.kernel = init.kernel((inputs, outputs), start)
+        self.bias = init.normal((outputs,), 1e-6) if noise else init.constant((outputs,), 0.0)
         self.numerics = numerics
 
     def __call__(self, x: Array) -> Array:
@@ -202,12 +232,20 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused in-projection [q; k; v], biases everywhere."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, *, numerics: Numerics, init: Initialiser
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        *,
+        siglip: bool = False,
+        numerics: Numerics,
+        init: Initialiser,
     ) -> None:
-        self.in_proj_kernel = init.normal((width, 3 * width), width**-0.5)
+        first, last = width**-0.5, width**-0.5 * (2 * layers) ** -0.5
+        self.in_proj_kernel = init.kernel((width, 3 * width), "xavier" if siglip else first, 3)
         self.in_proj_bias = init.constant((3 * width,), 0.0)
-        std = width**-0.5 * (2 * layers) ** -0.5
-        self.out_proj = Linear(width, width, std=std, numerics=numerics, init=init)
+        start: Start = "xavier" if siglip else last
+        self.out_proj = Linear(width, width, start=start, numerics=numerics, init=init)
         self.heads = heads
         self.numerics = numerics
 
@@ -256,9 +294,12 @@ class Mlp(nnx.Module):
         self, tower: Tower, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
         width, inner = tower.width, tower.inner_width
-        first, second = (2 * width) ** -0.5, width**-0.5 * (2 * tower.layers) ** -0.5
-        self.c_fc = Linear(width, inner, std=first, numerics=numerics, init=init)
-        self.c_proj = Linear(inner, width, std=second, numerics=numerics, init=init)
+        starts: tuple[Start, Start] = (2 * width) ** -0.5, width**-0.5 * (2 * tower.layers) ** -0.5
+        options: dict[str, Any] = {"numerics": numerics, "init": init, "noise": False}
+        if starts_as_siglip(tower):
+            starts, options["noise"] = ("xavier", "xavier"), True
+        self.c_fc = Linear(width, inner, start=starts[0], **options)
+        self.c_proj = Linear(inner, width, start=starts[1], **options)
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
@@ -274,7 +315,10 @@ class ResidualAttentionBlock(nnx.Module):
         self, tower: Tower, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
         d, epsilon = tower.width, tower.layer_norm_epsilon
-        self.attn = Attention(d, tower.heads, tower.layers, numerics=numerics, init=init)
+        siglip = starts_as_siglip(tower)
+        self.attn = Attention(
+            d, tower.heads, tower.layers, siglip=siglip, numerics=numerics, init=init
+        )
         self.ln_1 = LayerNorm(d, epsilon, init=init)
         self.mlp = Mlp(tower, activation, numerics=numerics, init=init)
         self.ln_2 = LayerNorm(d, epsilon, init=init)
@@ -348,5 +392,6 @@ def make_projection(tower: Tower, embed_dim: int, *, numerics: Numerics, init: I
     """The projection to the joint space that the config says; None if it says none."""
     std = tower.width**-0.5
     if tower.projection == "linear":
-        return Linear(tower.width, embed_dim, std=std, numerics=numerics, init=init)
+        start: Start = "lecun" if starts_as_siglip(tower) else std
+        return Linear(tower.width, embed_dim, start=start, numerics=numerics, init=init)
     return init.normal((tower.width, embed_dim), std) if tower.projection == "matrix" else None

@@ -196,7 +196,7 @@ class AttentionPool(nnx.Module):
         width = vision.features
 
         def linear(outputs: int) -> Linear:
-            made = Linear(width, outputs, std=width**-0.5, numerics=numerics, init=init)
+            made = Linear(width, outputs, start=width**-0.5, numerics=numerics, init=init)
             made.bias = init.uniform((outputs,), width**-0.5)  # torch's default, left as it is
             return made
 

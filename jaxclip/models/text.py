@@ -19,6 +19,7 @@ from jaxclip.models.layers import (
     Transformer,
     make_projection,
     project,
+    starts_as_siglip,
 )
 
 Array = jax.Array
@@ -27,8 +28,10 @@ Array = jax.Array
 class TokenEmbedding(nnx.Module):
     """One row a token of the vocabulary."""
 
-    def __init__(self, vocab_size: int, width: int, *, init: Initialiser) -> None:
-        self.embedding = init.normal((vocab_size, width), 0.02)
+    def __init__(
+        self, vocab_size: int, width: int, *, std: float = 0.02, init: Initialiser
+    ) -> None:
+        self.embedding = init.normal((vocab_size, width), std)
 
     def __call__(self, tokens: Array) -> Array:
         """tokens [n, l] -> [n, l, d]; NaN for an id outside of the vocabulary.
@@ -64,8 +67,11 @@ class TextTransformer(Encoder):
         t = config.text
         assert t is not None
         options: dict[str, Any] = {"numerics": numerics, "init": init}
-        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
-        self.positional_embedding = init.normal((t.context_length, t.width), 0.01)
+        words, positions = 0.02, 0.01
+        if starts_as_siglip(t):
+            words = positions = t.width**-0.5
+        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, std=words, init=init)
+        self.positional_embedding = init.normal((t.context_length, t.width), positions)
         self.transformer = Transformer(t, config.activation, remat=remat, **options)
         self.ln_final = LayerNorm(t.width, t.layer_norm_epsilon, init=init)
         self.text_projection = make_projection(t, config.embed_dim, **options)

@@ -17,10 +17,12 @@ from jaxclip.models.layers import (
     LayerNorm,
     Mlp,
     Numerics,
+    Start,
     Taps,
     Transformer,
     make_projection,
     project,
+    starts_as_siglip,
     weigh,
 )
 
@@ -32,7 +34,8 @@ class PatchConvolution(nnx.Module):
 
     def __init__(self, v: VisionConfig, *, numerics: Numerics, init: Initialiser) -> None:
         p, fan_in = v.patch_size, v.patch_size**2 * 3
-        self.kernel = init.normal((p, p, 3, v.width), (3 * fan_in) ** -0.5)
+        start: Start = "lecun" if starts_as_siglip(v) else (3 * fan_in) ** -0.5
+        self.kernel = init.kernel((p, p, 3, v.width), start)
         self.bias = init.constant((v.width,), 0.0) if v.patch_bias else None
         self.numerics = numerics
 
@@ -74,8 +77,8 @@ class MapHead(nnx.Module):
         self, v: VisionConfig, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
         options: dict[str, Any] = {"numerics": numerics, "init": init}
-        self.probe = init.normal((v.width,), v.width**-0.5)
-        self.attn = ProbeAttention(v.width, v.heads, v.layers, **options)
+        self.probe = init.uniform((v.width,), (6 / (1 + v.width)) ** 0.5)
+        self.attn = ProbeAttention(v.width, v.heads, v.layers, siglip=True, **options)
         self.ln = LayerNorm(v.width, v.layer_norm_epsilon, init=init)
         self.mlp = Mlp(v, v.own_activation or activation, **options)
 

@@ -11,13 +11,13 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
-from jaxclip.config import CLIP_PICTURES, PictureConfig
+from jaxclip.config import CLIP_PICTURES, PictureConfig, TextConfig
 from jaxclip.data.ahead import read_ahead
 from jaxclip.data.emoji.batches import EmojiBatches
 from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips, batches
-from jaxclip.data.texts import Cutter
+from jaxclip.data.texts import CLIP, Cutter
 from jaxclip.training.distributed import own_rows
 from jaxclip.training.pixels import augment_drawings, normalize_image
 
@@ -55,10 +55,11 @@ class DrawingStream:
         seed: int,
         text_length: int,
         preprocessing: PictureConfig = CLIP_PICTURES,
+        text: TextConfig = CLIP,
     ) -> None:
         self.size, self.preprocessing = size, preprocessing
         self.batches = EmojiBatches(pictures, batch_size, seed)
-        self.cutter = Cutter(text_length, "captions")
+        self.cutter = Cutter(text_length, "captions", text)
         self.rows, self.step = own_rows(batch_size), 0
 
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
@@ -99,11 +100,12 @@ class PairStream:
         text_length: int,
         skips: Skips,
         preprocessing: PictureConfig = CLIP_PICTURES,
+        text: TextConfig = CLIP,
         weights: Sequence[float] | None = None,
         decoder: str = "full",
         threads: int = 8,
     ) -> None:
-        self.cutter = Cutter(text_length, "captions")
+        self.cutter = Cutter(text_length, "captions", text)
         self.rows, self.batch_size = own_rows(batch_size), batch_size
         self.skips, self.preprocessing = skips, preprocessing
         self.options: dict[str, Any] = {

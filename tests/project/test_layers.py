@@ -11,23 +11,30 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # A room is a module or a folder directly under jaxclip/; to each, the rooms it may import from.
-BASE = {"config", "losses", "tokenizer", "files", "images", "data", "reference"}
+BASE = {"config", "losses", "tokenizer", "model_tokenizer", "files", "images", "data", "reference"}
 MIDDLE = {"checkpoint", "models", "hardware", "training", "evaluation", "convert"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in BASE},
-    "data": {"images", "tokenizer", "config"},  # which files count; how many captions are cut
+    "data": {
+        "images",
+        "tokenizer",
+        "config",
+        "model_tokenizer",
+    },  # which files count; how many captions are cut
     "images": {"config"},  # mean and standard deviation of the pixels
     "shapes": {"config"},
+    "model_tokenizer": {"config", "tokenizer"},
     "checkpoint": {"config", "shapes"},
     "terminal": set(),
-    "models": {"checkpoint", "config", "losses", "shapes", "tokenizer"},
+    "models": {"checkpoint", "config", "losses", "shapes", "tokenizer", "model_tokenizer"},
     "hardware": {"models", "checkpoint", "config"},
-    "convert": {"checkpoint", "config", "shapes", "terminal", "images"},  # images: kinds of files
+    "convert": {"checkpoint", "config", "shapes", "terminal", "images", "tokenizer"}
+    | {"model_tokenizer"},  # images: kinds of files
     # checkpoint and config: what the models rest on, and what a run folder is written with
     "training": {"models", "hardware", "losses", "data", "tokenizer", "images", "checkpoint"}
-    | {"config", "terminal"},
+    | {"config", "terminal", "model_tokenizer"},
     "evaluation": {"models", "hardware", "losses", "data", "tokenizer", "checkpoint", "config"}
-    | {"images", "terminal", "reference"},
+    | {"images", "terminal", "reference", "model_tokenizer"},
     "hub": BASE | {"checkpoint", "models", "hardware", "convert", "terminal"},
     "parity": BASE | MIDDLE,
     "doctor": BASE | MIDDLE | {"hub", "parity"},
@@ -65,7 +72,7 @@ WITHOUT_JAX = (
     "terminal",
     "shapes",
 )
-WITHOUT_JAX += ("hub.find", "hub.released", "hub.download")
+WITHOUT_JAX += ("model_tokenizer", "hub.hugging_face", "hub.find", "hub.released", "hub.download")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 # The one exception: `main`, the demonstration, reads weights, drawings and names, without jax.
 REFERENCE_MAIN_IMPORTS = {"zipfile", "pathlib.Path"} | {
