@@ -349,8 +349,10 @@ def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
 
 def _text(data: dict[str, Any]) -> TextConfig:
     """The text tower's config from JSON."""
-    own = data.get("tokenizer")
-    return TextConfig(**{**data, "tokenizer": None if own is None else TokenizerConfig(**own)})
+    fields = {**data}  # TypeError for what is no object
+    own = fields.get("tokenizer")
+    fields["tokenizer"] = None if own is None else TokenizerConfig(**own)
+    return TextConfig(**fields)
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -396,7 +398,8 @@ class PictureConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The config whose fields JSON keeps, lists for tuples."""
-        fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in data.items()}
+        items = {**data}.items()  # TypeError for what is no object
+        fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in items}
         return cls(**fields)
 
 

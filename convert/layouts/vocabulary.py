@@ -14,9 +14,8 @@ from jaxclip.config import Clean, TextConfig, TokenizerConfig
 from jaxclip.convert.archive import strict_json
 from jaxclip.convert.archive.inert import short_repr
 from jaxclip.files import decode_text, read_bytes
-from jaxclip.model_tokenizer import FILE_NAME, LARGEST, remember
+from jaxclip.model_tokenizer import FILE_NAME, LARGEST, RULES_NAME, remember
 
-CONFIG_NAME = "tokenizer_config.json"
 MOST_SPARE = 1_024  # rows of an embedding beyond the ids of its tokenizer: round sizes are faster
 
 # transformers 5.23, models/*/tokenization_*.py: the classes that clean a text beyond what the file
@@ -113,7 +112,7 @@ def _token(settings: Mapping[str, Any], name: str, words: Words) -> int | None:
         return None
     if type(text) is not str or text not in words.ids:
         raise ValueError(
-            f"{CONFIG_NAME}: {name}: expected a token of {FILE_NAME}, got {short_repr(text)}"
+            f"{RULES_NAME}: {name}: expected a token of {FILE_NAME}, got {short_repr(text)}"
         )
     return words.ids[text]
 
@@ -171,7 +170,7 @@ def _pad(settings: Mapping[str, Any], words: Words, path: Path) -> int:
     pad = _token(settings, "pad_token", words)
     if pad is None:
         raise ValueError(
-            f"{CONFIG_NAME}: expected a pad_token, which fills the rows, got none; get the file "
+            f"{RULES_NAME}: expected a pad_token, which fills the rows, got none; get the file "
             f"that belongs to {path.name}"
         )
     return pad
@@ -197,7 +196,7 @@ def of_folder(
     _check_fit(words, text.vocab_size)
     if words.ids.get("<|startoftext|>") == TextConfig.vocab_size - 2:
         return None  # CLIP's, in a larger embedding
-    settings = strict_json.read(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
+    settings = strict_json.read(folder / RULES_NAME) if (folder / RULES_NAME).is_file() else {}
     start, end = _marks(settings, words)
     kind = _class(settings)
     of_siglip: Clean = "lower" if kind == "Gemma" else "siglip"

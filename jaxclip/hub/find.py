@@ -50,8 +50,9 @@ def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
 
 def _of_hub(name: str) -> hugging_face.HubName | None:
     """The parts of a Hub id, or None where a text is a path with a mistake."""
-    is_said = name.startswith(hugging_face.PREFIX)
-    if not is_said and "/" in name and Path(name.partition("/")[0]).is_dir():
+    owner = name.partition("/")[0]
+    is_path = Path(owner).is_dir() or owner in {known.partition("/")[0] for known in RELEASED}
+    if is_path and not name.startswith(hugging_face.PREFIX):
         return None
     return hugging_face.parse(name)
 
