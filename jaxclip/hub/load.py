@@ -77,7 +77,8 @@ def load(
         folder, a Hugging Face folder, or a file: ours, OpenAI's, open_clip's or Hugging Face's.
         A path that exists never uses the network. The id of a model on the Hugging Face Hub, as
         "google/siglip2-base-patch16-224", "hf-hub:owner/name" or "owner/name@revision" (extra
-        `hub`; what is cached is used without the network). Or what `convert.load` made of a file, to be loaded in parts.
+        `hub`; what is cached is used without the network). Or what `convert.load` made of a file,
+        to be loaded in parts.
       dtype: of activations and matrix products, float32 if not given. Kernels are kept in it too if
         it is narrower.
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
