@@ -227,7 +227,7 @@ def verify(
     compared as well. The exit code is 0 when everything holds and 1 when something departs.
 
     Args:
-        model: "emoji", a released model's name, a run folder or a checkpoint file.
+        model: "emoji", a released model's name, a run folder, a checkpoint file or a Hub id.
         against: Compare with a recorded ladder too: its pixels and tokens are what is run.
         record: Write the stages of this model to a file, for --against elsewhere.
         picture: A picture file to run; two embedded drawings when none is named.

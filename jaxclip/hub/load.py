@@ -75,7 +75,10 @@ def load(
     Args:
       name_or_path: "emoji" (the embedded model), a name that `available_models` lists, a run
         folder, a Hugging Face folder, or a file: ours, OpenAI's, open_clip's or Hugging Face's.
-        A path never uses the network. Or what `convert.load` made of a file, to be loaded in parts.
+        A path that exists never uses the network. The id of a model on the Hugging Face Hub, as
+        "google/siglip2-base-patch16-224", "hf-hub:owner/name" or "owner/name@revision" (extra
+        `hub`; what is cached is used without the network). Or what `convert.load` made of a file,
+        to be loaded in parts.
       dtype: of activations and matrix products, float32 if not given. Kernels are kept in it too if
         it is narrower.
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
@@ -88,13 +91,14 @@ def load(
       tower: "image" or "text" loads that tower alone, in its share of the memory and time; what
         needs the other one raises ValueError. Of a file that holds one tower only, such as Stable
         Diffusion's text encoders, the model is a `SingleTower`.
-      cache_dir: where released models are kept; else JAXCLIP_CACHE or ~/.cache/jaxclip.
+      cache_dir: where released models are kept, else JAXCLIP_CACHE or ~/.cache/jaxclip; those of
+        the Hub, else its own cache.
       jit: compile the model's own methods, once per shape; False runs them op by op.
       arrange: make it faster for inference on this machine (`jaxclip.hardware.arrange`). Otherwise
         the model is plain, with the same names and shapes on every platform.
 
     Returns:
-      The model, a Flax NNX module and JAX pytree, and its `Preprocess`.
+      The model, a Flax NNX module and JAX pytree with `tokenize`, and its `Preprocess`.
 
     Raises:
       ValueError: nothing is there, or it is not a sound checkpoint of a CLIP model.
