@@ -218,9 +218,10 @@ def _config_from_shapes(found: Described, given: Given, arrays: Flat, what: str)
     )
     vocabulary = shapes.text.vocab_size
     if found.is_official:
-        heads: Heads | None = openai.heads(shapes)
-        _require_agreement(given, "quick_gelu", heads, what)
-        return complete(shapes, "quick_gelu", openai.heads(shapes))
+        official = complete(shapes, "quick_gelu", openai.heads(shapes))
+        require_agreement(given, official, what)
+        openai.check_writable(official)  # its MLPs are four times as wide
+        return official
     if vocabulary in OTHER_POOLING:
         raise ValueError(
             f"{what}: expected a text tower that pools at the largest token id, got a vocabulary "

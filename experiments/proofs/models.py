@@ -12,7 +12,7 @@ Result:    docs/models.md; exit code 1 if one model departs. Each row is kept as
 
 The published weights cannot be had everywhere, so random ones are drawn, written by the library
 itself in its own format and read back by our reader. Judge is the library in float64: ours may
-depart from it by four times what its float32 departs (experiments/lib/peers/model_rows.py).
+depart from it by four times what its float32 departs, and 1e-6 of the largest value.
 """
 
 import dataclasses

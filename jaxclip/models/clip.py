@@ -16,9 +16,13 @@ from jaxclip.config import ClipConfig, ResNetConfig, short_repr
 from jaxclip.losses import l2_normalize
 from jaxclip.models.encoders import Encoders, Notes, image_features, text_features
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
-from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
+from jaxclip.models.layers import (
+    Numerics,
+    at_least_float32,
+)
 from jaxclip.models.parameters import new_statistics
 from jaxclip.models.resnet import ModifiedResNet
+from jaxclip.models.starts import Initialiser, Shapes
 from jaxclip.models.text import make_text_tower
 from jaxclip.models.vit import VisionTransformer
 

@@ -19,13 +19,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.models.layers import (
     Encoder,
-    Initialiser,
     Linear,
     Numerics,
     Taps,
     at_least_float32,
     rematerialise,
 )
+from jaxclip.models.starts import Initialiser
 
 Array = jax.Array
 Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every BatchNorm, nested

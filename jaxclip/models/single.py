@@ -8,8 +8,11 @@ from flax import nnx
 
 from jaxclip.config import TowerConfig, short_repr
 from jaxclip.models.encoders import Encoders, Notes
-from jaxclip.models.layers import Initialiser, Numerics, Shapes
+from jaxclip.models.layers import (
+    Numerics,
+)
 from jaxclip.models.parameters import Tower
+from jaxclip.models.starts import Initialiser, Shapes
 from jaxclip.models.text import make_text_tower
 from jaxclip.models.vit import VisionTransformer
 

@@ -12,15 +12,14 @@ from flax import nnx
 from jaxclip.config import ClipConfig, TextConfig, TowerConfig
 from jaxclip.models.layers import (
     Encoder,
-    Initialiser,
     LayerNorm,
     Numerics,
     Taps,
     Transformer,
     make_projection,
     project,
-    starts_as_siglip,
 )
+from jaxclip.models.starts import Initialiser, starts_as_siglip
 
 Array = jax.Array
 

@@ -13,18 +13,16 @@ from jaxclip.config import ClipConfig, TowerConfig, VisionConfig
 from jaxclip.models.layers import (
     Attention,
     Encoder,
-    Initialiser,
     LayerNorm,
     Mlp,
     Numerics,
-    Start,
     Taps,
     Transformer,
     make_projection,
     project,
-    starts_as_siglip,
     weigh,
 )
+from jaxclip.models.starts import Initialiser, Start, starts_as_siglip
 
 Array = jax.Array
 

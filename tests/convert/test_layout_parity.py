@@ -18,6 +18,7 @@ import pytest
 
 from jaxclip import convert
 from jaxclip.config import ClipConfig
+from jaxclip.convert.layouts.compare import config_faults
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiling")]
 
@@ -53,8 +54,7 @@ def go_round(case: Any, folder: Path) -> None:
     back, first = convert.read(target), convert.read(folder)
     assert back.keys() == first.keys()
     assert all(np.array_equal(back[name], first[name]) for name in first)
-    one, other = convert.load(target).config, convert.load(folder).config
-    assert dataclasses.replace(one, pictures=other.pictures) == other
+    assert not config_faults(convert.load(folder).config, convert.load(target).config)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -119,7 +119,8 @@ def test_a_mistake_in_the_config_departs(
     got = model_rows.run_ours(wrong, *inputs(config.vision.image_size, config.text))
     stage = f"{'image' if tower == 'vision' else tower}_features"
     error = np.abs(got[stage] - double[stage]).max()
-    assert error > 5 * row["stages"][stage]["allowed"], error
+    # NaN where a text lacks the end token: no number either
+    assert not error <= 3 * row["stages"][stage]["allowed"], error
 
 
 def test_ratio_4_for_g_14_does_not_fit(tmp_path: Path) -> None:

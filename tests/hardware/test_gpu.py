@@ -21,7 +21,8 @@ from jaxclip.hardware import attention, flat, gpu
 from jaxclip.hardware.attention import Sequences, choose, run_kernel
 from jaxclip.hardware.modules import become
 from jaxclip.models import clip, parameters
-from jaxclip.models.layers import Attention, LayerNorm, Numerics, Shapes, Transformer
+from jaxclip.models.layers import Attention, LayerNorm, Numerics, Transformer
+from jaxclip.models.starts import Shapes
 from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
 

@@ -50,13 +50,14 @@ MAY_IMPORT["files"] = set()
 # The same inside jaxclip/models/.
 TOWERS = {"vit", "resnet", "text"}
 MODELS_MAY_IMPORT: dict[str, set[str]] = {
-    "layers": set(),
-    **{tower: {"layers"} for tower in TOWERS},
+    "starts": set(),
+    "layers": {"starts"},
+    **{tower: {"layers", "starts"} for tower in TOWERS},
     "parameters": set(),
     "inputs": set(),
     "encoders": {"layers", "parameters", "inputs"},
-    "clip": TOWERS | {"layers", "parameters", "inputs", "encoders"},
-    "single": TOWERS | {"layers", "parameters", "encoders"},
+    "clip": TOWERS | {"layers", "starts", "parameters", "inputs", "encoders"},
+    "single": TOWERS | {"layers", "starts", "parameters", "encoders"},
     "__init__": TOWERS | {"layers", "clip"},
 }
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxclip import shapes
 from jaxclip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
+from jaxclip.losses import contrastive_loss
+from jaxclip.models import clip, parameters
+from jaxclip.models.layers import Numerics
+from jaxclip.training.sigmoid import sigmoid_loss
 
 # Like the released models but tiny: what a variant changes is added to these.
 PICTURES: dict[str, Any] = dict(image_size=20, patch_size=5, width=24, layers=3, heads=3)
@@ -121,3 +127,39 @@ def batch(
         row[1 : 1 + words] = rng.integers(4, text.vocab_size - 2, size=words)
         row[1 + words], row[2 + words] = text.vocab_size - 1, 3
     return images, tokens
+
+
+@functools.cache
+def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The batch of a variant, images in float32."""
+    images, tokens = batch(VARIANTS[name])
+    return images.astype(np.float32), tokens
+
+
+def model(name: str, config: ClipConfig | None = None) -> clip.Clip:
+    """The Flax model of a variant's weights, by its own config or by a wrong one."""
+    return parameters.from_flat(flat(VARIANTS[name]), clip.abstract(config or VARIANTS[name]))
+
+
+def model64(name: str) -> clip.Clip:
+    """The same in float64 throughout."""
+    like = clip.abstract(VARIANTS[name], numerics=Numerics(np.float64))
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float64), like)
+    return parameters.from_flat(flat(VARIANTS[name]), wide)
+
+
+def loss(model: clip.Clip, images: Any, tokens: Any) -> Any:
+    """The loss that a model trains with."""
+    I_e, T_e = model.embed(images, tokens)
+    temperature = [parameter[...] for parameter in model.temperature()]
+    return (sigmoid_loss if model.config.logit_bias else contrastive_loss)(I_e, T_e, *temperature)
+
+
+gradient = jax.jit(jax.grad(loss))
+
+
+@functools.cache
+def plain_gradient(name: str) -> dict[str, np.ndarray]:
+    """The gradient of a variant's loss in float64, by official name."""
+    with jax.enable_x64(True):
+        return parameters.to_flat(gradient(model64(name), *inputs(name)))

@@ -19,8 +19,9 @@ from jaxclip.hub import load as hub
 from jaxclip.shapes import parameters
 
 # What ours may depart from float64: so many times what torch's float32 departs, and so much of the
-# largest value. Measured: at most 2.4 times. The smallest mistake, tanh for exact GELU, departs by
-# 1.5e-4 of the largest value, a hundred times what is allowed.
+# largest value, eight roundings, for stages where torch's error happens to be next to nothing. At
+# most 5.1 times was measured, for logits of a ResNet, and at most 0.62 of what is allowed. The
+# smallest mistake, tanh for exact GELU, departs by 1.5e-4 of the largest value.
 TIMES, FLOOR = 4.0, 1e-6
 
 
