@@ -281,7 +281,6 @@ VISION = {"image_size": 20, "patch_size": 5, "width": 24, "layers": 2, "heads": 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 21}, "image_size: expected a multiple of patch_size 5, got 21"),
         ({"heads": 5}, "width: expected a multiple of 5 heads, got 24"),
         ({"layers": 0}, "VisionConfig.layers: expected an integer from 1 to .*, got 0"),
         ({"width": -24}, "VisionConfig.width: expected an integer from 1 to .*, got -24"),
