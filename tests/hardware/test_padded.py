@@ -14,7 +14,7 @@ from experiments.lib.peers import archives
 from jaxclip import convert, hardware
 from jaxclip.hardware import memory, padded
 from jaxclip.hardware.padded import PADDING, CpuNumerics, Padded
-from jaxclip.models import clip, layers, parameters
+from jaxclip.models import clip, parameters, starts
 from jaxclip.models.layers import Numerics
 from tests.support import foreign
 from tests.support.tolerances import departure, within
@@ -123,7 +123,7 @@ def test_a_wrong_shape_is_named_without_the_gap(loaded: convert.Loaded) -> None:
 def test_which_rows_are_set_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     widths = (64, 256, 512, 600, 768, 1024, 2304, 3072, 3088)
-    kernels = {width: layers.Shapes().normal((2, width), 1.0) for width in widths}
+    kernels = {width: starts.Shapes().normal((2, width), 1.0) for width in widths}
     apart = {width for width, kernel in kernels.items() if is_padded(padded.pad(kernel))}
     assert apart == {512, 768, 1024, 2304, 3072}
 
