@@ -132,14 +132,19 @@ def _companions(config: Config) -> dict[str, bytes]:
             if (beside / name).is_file():
                 found[name] = read_bytes(beside / name, LARGEST)
     elif text.tokenizer is None and text.vocab_size >= TextConfig.vocab_size:
+        if text.fixed_length:
+            raise ValueError(
+                "the text tower reads its padding, for which CLIP's tokenizer has id 0 here and "
+                "the end token in transformers: expected a tower that does not, for the layout "
+                "huggingface; use jaxclip"
+            )
         files = clip_words.files(text.context_length)
         found |= {name: content.encode() for name, content in files.items()}
     return found
 
 
-def _write_companions(config: Config, targets: list[Path]) -> None:
+def _write_companions(found: Mapping[str, bytes], targets: list[Path]) -> None:
     """Write them; an old one of another model goes."""
-    found = _companions(config)
     for path in targets:
         if path.name not in found:
             path.unlink(missing_ok=True)
@@ -181,11 +186,12 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName, force: bool)
         return checkpoint.save(targets[0], loaded.flat, config, loaded.notes)
     arrays = to_layout(loaded, layout)
     settings = _settings(loaded, layout)
+    companions = _companions(config) if layout == "huggingface" else {}
     if settings:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
     if layout == "huggingface":
-        _write_companions(config, targets[1:-1])
+        _write_companions(companions, targets[1:-1])
     if settings:
         _write_json(targets[-1], settings)
 

@@ -75,7 +75,8 @@ def _check_recipe(flags: Recipe, model: ClipConfig, given: Container[str], follo
     if model.text.tokenizer is None and model.text.vocab_size < VOCAB_SIZE:
         raise UsageError(
             f"--model.text.vocab-size: expected a model of {VOCAB_SIZE} tokens or more, as the "
-            f"tokenizer has, got {model.text.vocab_size}; token ids above would have no embedding"
+            f"tokenizer has, got {model.text.vocab_size}; give {VOCAB_SIZE}, or --start a model "
+            "that has a tokenizer.json"
         )
     try:
         return Recipe(**{**values, "model": model})

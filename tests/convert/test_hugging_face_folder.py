@@ -79,6 +79,15 @@ def test_clips_folder_has_all_that_transformers_reads(tmp_path: Path) -> None:
     assert len(merges) == tokenizer.VOCAB_SIZE - 2 * 256 - 2 + 1
 
 
+def test_padding_that_the_tower_reads_is_not_left_to_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    config = siglip_config(tmp_path / "words")
+    text = dataclasses.replace(config.text, tokenizer=None, vocab_size=tokenizer.VOCAB_SIZE)
+    with pytest.raises(ValueError, match="the text tower reads its padding"):
+        write_folder(dataclasses.replace(config, text=text), tmp_path)
+    assert not (tmp_path / "hf").exists() or not list((tmp_path / "hf").iterdir())
+
+
 def test_a_model_with_its_own_tokenizer_keeps_it(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     config = siglip_config(tmp_path / "words")
