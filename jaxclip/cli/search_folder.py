@@ -116,12 +116,16 @@ def open_index(folder: PictureFolder, update: bool) -> Iterator[Any]:
     from jaxclip.search import index
     from jaxclip.search.query import reading
 
+    updated = False  # which checks the blocks, too
     if update:
         try:
             update_index(folder, wait=not index.exists(folder.where))
+            updated = True
         except (index.BeingWritten, index.NotWritable) as error:
             if not index.exists(folder.where):
                 raise
             stderr.print(f"{error}; searching what is indexed already", soft_wrap=True)
     with reading(folder.where, folder.key) as snapshot:
+        if not updated:
+            snapshot.require_sound()
         yield snapshot

@@ -39,13 +39,14 @@ def export(snapshot: Snapshot, root: Path, out: Path) -> int:
     row_of = {digest: row for row, digest in contents}
     files = [x for _, x in sorted(catalogue.files().items()) if x.digest in row_of]
     rows = [row_of[x.digest] for x in files if x.digest is not None]
+    microseconds = arrow.timestamp("us", tz="UTC")
     table = arrow.table(
         {
             # a name that is not UTF-8 has no place in Parquet: shown as it is printed
             "image_path": [_text(full_path(root, x.path)) for x in files],
             "digest": [x.digest.hex() for x in files if x.digest is not None],
             "size": [x.size for x in files],
-            "modified": arrow.array([x.modified for x in files], arrow.timestamp("ns", tz="UTC")),
+            "modified": arrow.array([x.modified // 1000 for x in files], microseconds),
         }
     ).replace_schema_metadata({"model": model.name, "key": model.key})
     with replacing(out / "img_emb" / "img_emb_0.npy") as path, open(path, "wb") as file:

@@ -27,7 +27,7 @@ class Hit(NamedTuple):
 
 
 def from_half(bits: Any) -> Any:
-    """float16 numbers, given as uint16, in float32, exactly.
+    """Finite float16 numbers, given as uint16, in float32, exactly.
 
     XLA:CPU converts one float16 at a time; whole-number operations are vectorised, 8 times as fast.
     """
@@ -87,7 +87,6 @@ def best(
                 break
             at += 1
         found = product(part, query)
-        alive &= np.isfinite(found)
         rows = np.concatenate([rows, start + np.flatnonzero(alive)])
         scores = np.concatenate([scores, found[alive]])
         if len(scores) > count:
@@ -103,7 +102,7 @@ class Snapshot:
     """
 
     def __init__(self, catalogue: Catalogue, folder: Path, model: Model) -> None:
-        self.catalogue, self.model = catalogue, model
+        self.catalogue, self.folder, self.model = catalogue, folder, model
         self.blocks = catalogue.blocks(model)
         self.vectors = index.map_rows(folder, model, index.end_of(self.blocks))
 
@@ -111,6 +110,15 @@ class Snapshot:
         """The vector of a content, float32 [d]; None where it has none."""
         row = self.catalogue.row(self.model, digest)
         return None if row is None else self.vectors[row].astype(np.float32)
+
+    def require_sound(self) -> None:
+        """ValueError where a block is not what was written: its pictures would be ranked wrongly."""
+        bad = index.damaged(self.folder, self.model, self.blocks)
+        if bad:
+            raise ValueError(
+                f"{str(self.folder)!r}: expected sound vectors, got {len(bad)} damaged blocks of "
+                f"{len(self.blocks)}; run jaxclip index, which makes them again"
+            )
 
     def search(self, query: np.ndarray, count: int) -> list[Hit]:
         """The pictures nearest to a query, best first; equal ones by path.

@@ -280,7 +280,7 @@ def test_a_full_disk_under_the_vectors_keeps_the_blocks_before(
         return append(self, vectors)
 
     monkeypatch.setattr(index.Store, "append", full)
-    with pytest.raises(ValueError, match="No space left .* 64 of 96 files are done and stay"):
+    with pytest.raises(ValueError, match=r"No space left .* 64 of 96 files are done and stay"):
         indexed.run(tmp_path)
     assert indexed.check(tmp_path) == 64
     monkeypatch.undo()
@@ -322,7 +322,7 @@ def test_an_index_elsewhere_is_of_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"a b.png", b"it's \"q\".png", b"new\nline.png", b"\xe9\xff.png", "日本.png".encode()]
+    "name", [b"a b.png", b'it\'s "q".png', b"new\nline.png", b"\xe9\xff.png", "日本.png".encode()]
 )
 def test_odd_names_and_links_in_circles(tmp_path: Path, name: bytes) -> None:
     try:

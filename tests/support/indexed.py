@@ -30,9 +30,7 @@ def encode(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(len(pixels), -1) @ matrix
 
 
-def tower(
-    key: str = "a" * 64, encode: Callable[[np.ndarray], np.ndarray] = encode
-) -> update.Tower:
+def tower(key: str = "a" * 64, encode: Callable[[np.ndarray], np.ndarray] = encode) -> update.Tower:
     return update.Tower(key, f"stand-in {key[0]}", PREPROCESS, lambda: encode)
 
 
