@@ -112,7 +112,7 @@ class Snapshot:
         return None if row is None else self.vectors[row].astype(np.float32)
 
     def require_sound(self) -> None:
-        """ValueError where a block is not what was written: its pictures would be ranked wrongly."""
+        """ValueError where a block is not what was written: its ranking would be wrong."""
         bad = index.damaged(self.folder, self.model, self.blocks)
         if bad:
             raise ValueError(
