@@ -32,7 +32,7 @@ def index(
 ) -> int:
     """Index a folder of pictures for `search` and `similar`; again: new and changed files only.
 
-    Examples:
+    For example:
         jaxclip index PHOTOS --model ViT-B/32
         jaxclip index /media/camera --index ~/camera-index      # a folder that cannot be written to
         jaxclip index PHOTOS --export OUT                       # for vector databases
@@ -113,7 +113,7 @@ def search(
     The first search indexes the folder; later ones read new and changed files only. Every picture
     is compared: the ranking is exact.
 
-    Examples:
+    For example:
         jaxclip search PHOTOS "a red boat at sunset" --model ViT-B/32
         jaxclip search PHOTOS --like boat.jpg --minus "people" --html boats.html
         jaxclip search PHOTOS "a dog" --no-update --json | head -3
@@ -189,7 +189,7 @@ def similar(
 
     A chain makes one group: a near b and b near c join all three. Nothing is deleted.
 
-    Examples:
+    For example:
         jaxclip similar PHOTOS --model ViT-B/32
         jaxclip similar PHOTOS --threshold 0.99 --json
 

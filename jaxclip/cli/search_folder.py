@@ -96,6 +96,10 @@ def _warn_broken(root: Path, report: Any) -> None:
 
 
 def update_index(folder: PictureFolder, wait: bool) -> Any:
+    """The report of an update; ValueError or UsageError where there is nothing to search.
+
+    wait: for another process that writes; else BeingWritten is raised.
+    """
     try:
         report = folder.update(wait)
     except KeyboardInterrupt:

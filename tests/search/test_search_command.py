@@ -204,3 +204,11 @@ def test_the_index_equals_embed(
     for record in found:
         cosine = embeds[record["picture"]] @ embeds[str(photos / "rocket.png")]
         assert record["score"] == pytest.approx(float(cosine), abs=2e-3)
+
+
+@pytest.mark.parametrize("command", ["index", "search", "similar"])
+def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.count(f"  jaxclip {command} PHOTOS") >= 2
