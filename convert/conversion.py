@@ -8,17 +8,27 @@ from typing import Any, Literal, get_args
 
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
-from jaxclip.config import Activation, ClipConfig
+from jaxclip.config import Activation, ClipConfig, TextConfig
+from jaxclip.files import read_bytes
+from jaxclip.model_tokenizer import FILE_NAME, LARGEST, RULES_NAME, copy_beside, file_of
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
-from .layouts import huggingface, huggingface_config, open_clip, openai, pictures
+from .layouts import clip_words, huggingface, huggingface_config, open_clip, openai, pictures
 from .layouts.infer import Heads
 from .layouts.positions import at_size
 from .layouts.table import Config, Layout, to_theirs
 from .loading import Given, Loaded, load_with_files
 
 LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
+# Of a Hugging Face folder, beside weights and config.
+COMPANIONS = (
+    pictures.PREPROCESSOR_NAME,
+    FILE_NAME,
+    RULES_NAME,
+    "vocab.json",
+    "merges.txt",
+)
 ENDINGS: dict[str, tuple[str, ...]] = {
     "jaxclip": (".safetensors",),
     "openai": (".pt",),
@@ -101,13 +111,41 @@ def _write_arrays(path: Path, arrays: Flat) -> None:
 def _targets(target: Path, layout: str) -> list[Path]:
     """The files to write; last the config, without which the others cannot be read."""
     if layout == "huggingface":
-        names = (
-            huggingface.WEIGHTS_NAME,
-            pictures.PREPROCESSOR_NAME,
-            huggingface_config.CONFIG_NAME,
-        )
+        names = (huggingface.WEIGHTS_NAME, *COMPANIONS, huggingface_config.CONFIG_NAME)
         return [target / name for name in names]
     return [target, target.parent / open_clip.CONFIG_NAME] if layout == "open_clip" else [target]
+
+
+def _companions(config: Config) -> dict[str, bytes]:
+    """{name: content} of what transformers reads beside weights and config."""
+    found: dict[str, bytes] = {}
+    if config.vision is not None:
+        kind = huggingface_config.processor_of(config)
+        said = pictures.to_hugging_face(config.pictures, config.vision.image_size, kind)
+        found[pictures.PREPROCESSOR_NAME] = (json.dumps(said, indent=2) + "\n").encode()
+    text = config.text
+    if text is None:
+        return found
+    if text.tokenizer is not None and text.tokenizer.sha256 is not None:
+        beside = file_of(text.tokenizer).parent
+        for name in (FILE_NAME, RULES_NAME):
+            if (beside / name).is_file():
+                found[name] = read_bytes(beside / name, LARGEST)
+    elif text.tokenizer is None and text.vocab_size >= TextConfig.vocab_size:
+        files = clip_words.files(text.context_length)
+        found |= {name: content.encode() for name, content in files.items()}
+    return found
+
+
+def _write_companions(config: Config, targets: list[Path]) -> None:
+    """Write them; an old one of another model goes."""
+    found = _companions(config)
+    for path in targets:
+        if path.name not in found:
+            path.unlink(missing_ok=True)
+            continue
+        with checkpoint.replacing(path) as temporary:
+            temporary.write_bytes(found[path.name])
 
 
 def _check_target(target: Path, layout: str) -> list[Path]:
@@ -135,8 +173,10 @@ def _check_overwriting(targets: list[Path], sources: list[Path], force: bool) ->
             raise ValueError(f"{target} exists; give another target, or force=True (--force)")
 
 
-def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
+def _write(loaded: Loaded, targets: list[Path], layout: LayoutName, force: bool) -> None:
     config = loaded.config
+    if config.text is not None and layout != "huggingface":
+        copy_beside(config.text, targets[0].parent, force=force)
     if layout == "jaxclip":
         return checkpoint.save(targets[0], loaded.flat, config, loaded.notes)
     arrays = to_layout(loaded, layout)
@@ -144,11 +184,8 @@ def _write(loaded: Loaded, targets: list[Path], layout: LayoutName) -> None:
     if settings:
         targets[-1].unlink(missing_ok=True)  # an old one must not describe new weights
     _write_arrays(targets[0], arrays)
-    for path in targets[1:-1]:
-        if config.vision is not None:
-            size, family = config.vision.image_size, huggingface_config.family_of(config)
-            kind: pictures.Kind = "Siglip" if family is huggingface_config.SIGLIP else "CLIP"
-            _write_json(path, pictures.to_hugging_face(config.pictures, size, kind))
+    if layout == "huggingface":
+        _write_companions(config, targets[1:-1])
     if settings:
         _write_json(targets[-1], settings)
 
@@ -169,8 +206,8 @@ def convert(
     source: as for `load`.
     target, by layout: "jaxclip" one .safetensors that holds its config and its origin;
       "openai" a .pt that the official code loads; "open_clip" a .safetensors, .pt or .bin, with
-      open_clip_config.json beside it; "huggingface" a folder with model.safetensors, config.json
-      and preprocessor_config.json.
+      open_clip_config.json beside it; "huggingface" a folder with weights, config.json, image
+      processor and tokenizer, which transformers loads as it is.
     activation, heads: as for `load`. force: overwrite what is there.
     image_size: of the pictures, where it is to be another one: the positional embedding is resized
       as open_clip does, the only numbers that change.
@@ -193,5 +230,5 @@ def convert(
     if url is not None:
         origin = {**loaded.notes.get("source", {}), "url": url}
         loaded = loaded._replace(notes={**loaded.notes, "source": origin})
-    _write(loaded, targets, layout)
+    _write(loaded, targets, layout, force)
     return loaded.config

@@ -153,7 +153,7 @@ def _require_agreement(
 
 def require_agreement(given: Given, config: Config, what: str) -> None:
     """ValueError where the caller contradicts a config that is known."""
-    heads = None
+    heads = None  # of one tower alone: nothing to compare with two numbers
     if isinstance(config, ClipConfig):
         heads = config.vision.heads, config.text.heads
     _require_agreement(given, config.activation, heads, what)
@@ -218,9 +218,10 @@ def _config_from_shapes(found: Described, given: Given, arrays: Flat, what: str)
     )
     vocabulary = shapes.text.vocab_size
     if found.is_official:
-        heads: Heads | None = openai.heads(shapes)
-        _require_agreement(given, "quick_gelu", heads, what)
-        return complete(shapes, "quick_gelu", openai.heads(shapes))
+        official = complete(shapes, "quick_gelu", openai.heads(shapes))
+        require_agreement(given, official, what)
+        openai.check_writable(official)  # its MLPs are four times as wide
+        return official
     if vocabulary in OTHER_POOLING:
         raise ValueError(
             f"{what}: expected a text tower that pools at the largest token id, got a vocabulary "
@@ -254,7 +255,7 @@ def _with_inputs(found: Described, config: Config, folder: Path) -> Config:
             size = config.vision.image_size
             how = pictures.from_folder(found.files, size, "Siglip" if siglip else "CLIP")
         config = dataclasses.replace(config, pictures=how)
-    if config.text is not None:
+    if config.text is not None and not found.is_official:
         text_cfg = None if data is None else data["model_cfg"]["text_cfg"]
         own = vocabulary.of_folder(folder, config.text, text_cfg, siglip=siglip)
         text = dataclasses.replace(config.text, tokenizer=own)

@@ -14,6 +14,7 @@ Beside them
   annotate           docs/annotated_clip.py, the paper as a program, as a page and a notebook
   proofs.parity_table, proofs.loss_memory, proofs.plan
                      agreement with the official code; memory of the losses; what TPUs and GPUs need
+  proofs.models      every model of open_clip and transformers against its library
   proofs.planted_faults
                      faults planted in PyTorch code, and whether `jaxclip doctor` names them
   proofs.playground_twin

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxclip.images.preprocess import Preprocess as Preprocess
     from jaxclip.models.clip import Clip as Clip
     from jaxclip.models.clip import create as create
+    from jaxclip.models.single import SingleTower as SingleTower
     from jaxclip.tokenizer import tokenize as tokenize
 
 __version__ = "0.2.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "Clip": "jaxclip.models.clip",
     "ClipConfig": "jaxclip.config",
     "Preprocess": "jaxclip.images.preprocess",
+    "SingleTower": "jaxclip.models.single",
     "available_models": "jaxclip.hub.load",
     "create": "jaxclip.models.clip",
     "load": "jaxclip.hub.load",
@@ -54,6 +56,7 @@ __all__ = [
     "Clip",
     "ClipConfig",
     "Preprocess",
+    "SingleTower",
     "__version__",
     "available_models",
     "config",

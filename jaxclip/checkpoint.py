@@ -22,7 +22,7 @@ import ml_dtypes  # registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxclip.config import ClipConfig, ResNetConfig, short_repr
+from jaxclip.config import ClipConfig, ResNetConfig, TowerConfig, read_config, short_repr
 from jaxclip.files import open_regular, require_writable
 from jaxclip.shapes import parameters
 
@@ -46,6 +46,7 @@ _BLOCK = 1 << 16  # numbers a step: they stay in the processor's cache
 _LARGEST = float(np.finfo(np.float32).max)
 NOT_FINITE = "expected finite numbers, got some that are not finite"
 Flat: TypeAlias = dict[str, np.ndarray]
+Config: TypeAlias = ClipConfig | TowerConfig
 _LAYER = re.compile(r"^(.*\bresblocks)\.(\d+)\.(.*)$")
 _STACK = re.compile(r"^(.*\bresblocks)\.(?!\d)(.*)$")
 
@@ -166,15 +167,16 @@ def _fits_float32(block: np.ndarray) -> bool:
 
 
 def check_model(
-    config: ClipConfig, flat: Mapping[str, np.ndarray], *, check_numbers: bool = True
+    config: Config, flat: Mapping[str, np.ndarray], *, check_numbers: bool = True
 ) -> None:
     """ValueError unless the arrays are the parameters of that model: names, shapes, numbers.
 
     Takes time and memory in proportion to the arrays, whatever the config claims.
     """
     v, t = config.vision, config.text
-    layers = sum(v.layers) if isinstance(v, ResNetConfig) else v.layers
-    layers += 0 if t.kind == "cbow" else t.layers
+    layers = 0 if t is None or t.kind == "cbow" else t.layers
+    if v is not None:
+        layers += sum(v.layers) if isinstance(v, ResNetConfig) else v.layers
     if layers > len(flat):  # before their names are made
         raise ValueError(
             f"parameters do not fit the config: expected those of {layers} layers, got "
@@ -282,7 +284,7 @@ def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
 
 
 def save(
-    path: Path, flat: Mapping[str, np.ndarray], config: ClipConfig, notes: Mapping[str, Any]
+    path: Path, flat: Mapping[str, np.ndarray], config: Config, notes: Mapping[str, Any]
 ) -> None:
     """Write parameters (one entry a layer), their config and their origin as one file."""
     text = json.dumps(notes, default=dict)  # any kind of mapping, at any depth
@@ -290,7 +292,7 @@ def save(
     save_arrays(path, flat, metadata)
 
 
-def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
+def load_stored(path: Path) -> tuple[Flat, Any, dict[str, Any]]:
     """(flat parameters in their own number formats, config, notes) of a file that `save` wrote."""
     arrays, metadata = load_arrays(path)
     config, notes = read_metadata(path, metadata)
@@ -301,15 +303,15 @@ def load_stored(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
     return arrays, config, notes
 
 
-def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[ClipConfig, dict[str, Any]]:
-    """(config, notes) from the metadata of a file that `save` wrote."""
+def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+    """(`ClipConfig` or `TowerConfig`, notes) from the metadata of a file that `save` wrote."""
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; use a checkpoint "
             "that this version of jaxclip wrote"
         )
     try:
-        config = ClipConfig.from_json(metadata.get("config", ""))
+        config = read_config(metadata.get("config", ""))
         notes = json.loads(metadata.get("notes", "{}"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -336,7 +338,7 @@ def load_notes(path: Path) -> dict[str, Any]:
     return notes
 
 
-def load(path: Path) -> tuple[Flat, ClipConfig, dict[str, Any]]:
+def load(path: Path) -> tuple[Flat, Any, dict[str, Any]]:
     """(flat parameters in float32, config, notes) of a file that `save` wrote."""
     arrays, config, notes = load_stored(path)
     return {name: array.astype(np.float32) for name, array in arrays.items()}, config, notes

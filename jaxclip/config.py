@@ -349,8 +349,10 @@ def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
 
 def _text(data: dict[str, Any]) -> TextConfig:
     """The text tower's config from JSON."""
-    own = data.get("tokenizer")
-    return TextConfig(**{**data, "tokenizer": None if own is None else TokenizerConfig(**own)})
+    fields = {**data}  # TypeError for what is no object
+    own = fields.get("tokenizer")
+    fields["tokenizer"] = None if own is None else TokenizerConfig(**own)
+    return TextConfig(**fields)
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -396,7 +398,8 @@ class PictureConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The config whose fields JSON keeps, lists for tuples."""
-        fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in data.items()}
+        items = {**data}.items()  # TypeError for what is no object
+        fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in items}
         return cls(**fields)
 
 
@@ -461,6 +464,7 @@ class TowerConfig:
     """Of its features: the tower's width where it has no projection."""
     activation: Activation = "quick_gelu"
     pictures: PictureConfig = CLIP_PICTURES
+    """Of an image tower."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -511,6 +515,28 @@ def _resnet(
 def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: int) -> ClipConfig:
     vision = VisionConfig(size, patch, width, layers, heads=width // 64)
     return ClipConfig(vision, TextConfig(text, heads=text // 64), embed_dim)
+
+
+def differences(config: ClipConfig) -> list[str]:
+    """What makes the towers compute otherwise than the released ones, such as "text.causal False".
+
+    Sizes are none of it, nor is the activation of the whole model.
+    """
+    free = {"heads", "kind", "mlp_width"}
+    return [
+        f"{name}.{field.name} {value!r}"
+        for name, tower in (("vision", config.vision), ("text", config.text))
+        for field in dataclasses.fields(tower)
+        if field.name not in free
+        and field.default is not dataclasses.MISSING
+        and field.name not in LARGEST
+        and (value := getattr(tower, field.name)) != field.default
+    ]
+
+
+def read_config(text: str) -> ClipConfig | TowerConfig:
+    """The config that `to_json` of either kind wrote; ValueError for any other text."""
+    return (TowerConfig if '"tower"' in text else ClipConfig).from_json(text)
 
 
 # The released models in the released order; all of them use quick_gelu.

@@ -21,6 +21,7 @@ from jaxclip.config import TextConfig, TokenizerConfig
 from jaxclip.files import open_regular
 
 FILE_NAME = "tokenizer.json"
+RULES_NAME = "tokenizer_config.json"
 LARGEST = 256 << 20  # bytes; XLM-V's, of 901,629 tokens, has about 60 MB
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _files: dict[str, Path] = {}  # SHA-256 -> a file that has it
@@ -104,6 +105,9 @@ def copy_beside(config: TextConfig, folder: Path, *, force: bool = False) -> Non
         )
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+    rules = source.with_name(RULES_NAME)  # transformers reads them; ours are in the config
+    if rules.is_file():
+        shutil.copyfile(rules, folder / RULES_NAME)
 
 
 # Tokens -------------------------------------------------------------------------------------------

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from jaxclip import checkpoint, reference
-from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.files import open_regular
 from jaxclip.models import clip
 from jaxclip.tokenizer import check_vocabulary
 
 Rungs = dict[str, np.ndarray]
 FORMAT = "jaxclip-ladder-1"
+VARIANT = set(reference.Variant._fields)  # names of the configs' fields, but for the epsilon's
 
 # What counts as rounding, over the largest value of a stage: MARGIN times the error of another
 # program's float32 (the reference's; torch's in experiments/proofs/parity_table.py) and FLOOR. Sums
@@ -205,6 +206,14 @@ def reference_rungs(
         return _reference_rungs(flat, config, images, tokens, dtype)
 
 
+def reference_options(tower: VisionConfig | TextConfig, activation: str) -> dict[str, Any]:
+    """What `reference`'s transformers take beside inputs and parameters, for a tower's config."""
+    fields = {name: getattr(tower, name) for name in vars(tower) if name in VARIANT}
+    variant = reference.Variant(epsilon=tower.layer_norm_epsilon, **fields)
+    activation = tower.own_activation or activation
+    return {"heads": tower.heads, "activation": activation, "variant": variant}
+
+
 def _reference_rungs(
     flat: Mapping[str, np.ndarray],
     config: ClipConfig,
@@ -220,22 +229,19 @@ def _reference_rungs(
     if isinstance(config.vision, ResNetConfig):
         reference.modified_resnet(pixels, visual, heads=config.vision.heads, taps=image)
     else:
-        heads = config.vision.heads
-        reference.vision_transformer(
-            pixels, visual, heads=heads, activation=config.activation, taps=image
-        )
+        options = reference_options(config.vision, config.activation)
+        reference.vision_transformer(pixels, visual, **options, taps=image)
     if config.text.kind == "cbow":
         reference.continuous_bag_of_words(tokens, words, taps=text)
     else:
-        reference.text_transformer(
-            tokens, words, heads=config.text.heads, activation=config.activation, taps=text
-        )
+        options = reference_options(config.text, config.activation)
+        reference.text_transformer(tokens, words, **options, taps=text)
     I_e, T_e = (reference.l2_normalize(seen["features"]) for seen in (image, text))
     rungs = {"tokens": tokens, "pixels": pixels}
     for tower, seen in (("image", image), ("text", text)):
         rungs |= {f"{tower}.{SAME_STAGE.get(stage, stage)}": x for stage, x in seen.items()}
     if "text.last" in rungs:  # the reference projects these rows without naming them
-        ends = reference.end_of_text(tokens)
+        ends = reference.pooled_position(tokens, options["variant"])
         rungs["text.pooled"] = rungs["text.last"][np.arange(len(tokens)), ends]
     logits = reference.logits(I_e, T_e, params)
     return {**rungs, "image_embeds": I_e, "text_embeds": T_e, "logits": logits}

@@ -2,7 +2,8 @@
 
 The paper is Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
 Supervision", arXiv 2103.00020. The file starts with its pseudocode (Figure 3), then come the
-two towers that the pseudocode calls, their blocks, and the primitives. Run it:
+two towers that the pseudocode calls, their blocks, what other models do otherwise (open_clip's and
+SigLIP's: `Variant`), and the primitives. Run it:
 
     python -m jaxclip.reference
 
@@ -21,7 +22,7 @@ Annotated: chapter 5, "Figure 3, line by line"; chapter 9, "The gradient by hand
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,19 @@ Array = np.ndarray
 Params = dict[str, Any]
 Taps = dict[str, Array] | None
 Norm = Callable[..., Array] | None
+
+
+class Variant(NamedTuple):
+    """How a tower differs from the released ones, where its parameters do not show it."""
+
+    epsilon: float = 1e-5  # of the layer norms
+    pooling: str = "class"  # of pictures: "mean", "attention"; of texts: "end", "last", "first"
+    norm_after_pooling: bool = False  # of pictures
+    causal: bool = True  # of texts
+    end_token: int | None = None  # of texts, for pooling "end"
+
+
+RELEASED = Variant()
 
 
 # The pseudocode: Figure 3 -------------------------------------------------------------------------
@@ -133,6 +147,8 @@ def clip(
     vision_heads: int,
     text_heads: int,
     activation: str = "quick_gelu",
+    vision: Variant = RELEASED,
+    text: Variant = RELEASED,
 ) -> tuple[Array, Array]:
     """Every image against every text: cosine similarities times exp(logit_scale), plus any bias.
 
@@ -143,21 +159,24 @@ def clip(
         vision_heads, text_heads: attention heads; d / 64 in the released models, where d is what
             the attention sees: of a ResNet 32 times the width of its stem.
         activation: a key of `ACTIVATIONS`; a ResNet has none of them.
+        vision, text: how the towers differ from the released ones.
 
     Returns:
         logits_per_image [n, m] and its transpose, logits_per_text [m, n].
     """
-    visual, text = params["visual"], params["text"]
+    visual, words = params["visual"], params["text"]
     if "transformer" in visual:
         image_features = vision_transformer(
-            images, visual, heads=vision_heads, activation=activation
+            images, visual, heads=vision_heads, activation=activation, variant=vision
         )
     else:
         image_features = modified_resnet(images, visual, heads=vision_heads)
-    if "transformer" in text:
-        text_features = text_transformer(tokens, text, heads=text_heads, activation=activation)
+    if "transformer" in words:
+        text_features = text_transformer(
+            tokens, words, heads=text_heads, activation=activation, variant=text
+        )
     else:
-        text_features = continuous_bag_of_words(tokens, text)
+        text_features = continuous_bag_of_words(tokens, words)
     image_embeds = l2_normalize(image_features)  # [n, e]
     text_embeds = l2_normalize(text_features)  # [m, e]
     logits_per_image = logits(image_embeds, text_embeds, params)  # [n, m]
@@ -176,16 +195,24 @@ def logits(image_embeds: Array, text_embeds: Array, params: Params) -> Array:
 
 
 def vision_transformer(
-    images: Array, params: Params, *, heads: int, activation: str = "quick_gelu", taps: Taps = None
+    images: Array,
+    params: Params,
+    *,
+    heads: int,
+    activation: str = "quick_gelu",
+    variant: Variant = RELEASED,
+    taps: Taps = None,
 ) -> Array:
     """The image tower: Dosovitskiy et al. 2020 (arXiv 2010.11929) with one more layer norm.
 
-    The addition, `ln_pre`, is CLIP's (section 2.4).
+    The addition, `ln_pre`, is CLIP's (section 2.4). Of the class token, `ln_pre` and the biases a
+    tower has what its parameters have; the released ones have both, and no bias of the patches.
 
     Args:
         images: [n, h, w, c], preprocessed.
         params: the branch `visual`.
         heads, activation: of a block; `ACTIVATIONS` has the names.
+        variant: how the tower differs from the released ones.
         taps: a dict that receives the stages by name, in order.
 
     Returns:
@@ -195,18 +222,24 @@ def vision_transformer(
     kernel = params["conv1"]["kernel"]  # [patch, patch, c, d]
     patch, width = kernel.shape[0], kernel.shape[-1]
 
-    # a convolution whose stride is its size is one matrix product for each patch; it has no bias
+    # a convolution whose stride is its size is one matrix product for each patch
     x = patchify(images, patch) @ kernel.reshape(-1, width)  # [n, p, d]
+    x = x + params["conv1"].get("bias", 0)
     taps["conv1"] = x
-    class_token = np.broadcast_to(params["class_embedding"], (x.shape[0], 1, width))
-    x = np.concatenate([class_token, x], axis=1)  # [n, 1 + p, d]
+    if "class_embedding" in params:
+        class_token = np.broadcast_to(params["class_embedding"], (x.shape[0], 1, width))
+        x = np.concatenate([class_token, x], axis=1)  # [n, 1 + p, d]
     x = x + params["positional_embedding"]
-    x = layer_norm(x, **params["ln_pre"])
+    if "ln_pre" in params:
+        x = layer_norm(x, **params["ln_pre"], eps=variant.epsilon)
     taps["stem"] = x
-    x = transformer(x, params["transformer"], heads, activation, mask=None, taps=taps)
-    x = layer_norm(x[:, 0], **params["ln_post"])  # [n, d], the class token
+    x = transformer(x, params["transformer"], heads, activation, None, taps, variant.epsilon)
+    if variant.pooling == "class":
+        x = layer_norm(x[:, 0], **params["ln_post"], eps=variant.epsilon)  # [n, d]
+    else:
+        x = pool_patches(x, params, heads, activation, variant, taps)  # [n, d]
     taps["ln_post"] = x
-    x = x @ params["proj"]  # [n, e]
+    x = project(x, params.get("proj"))  # [n, e]
     taps["features"] = x
     return x
 
@@ -250,17 +283,24 @@ def modified_resnet(
 
 
 def text_transformer(
-    tokens: Array, params: Params, *, heads: int, activation: str = "quick_gelu", taps: Taps = None
+    tokens: Array,
+    params: Params,
+    *,
+    heads: int,
+    activation: str = "quick_gelu",
+    variant: Variant = RELEASED,
+    taps: Taps = None,
 ) -> Array:
     """The text tower: a causal transformer read at the end-of-text token (section 2.4).
 
     Texts may be shorter than the context the model was trained with: attention is causal, so
     what follows the end of a text cannot change its features, and there is no padding mask.
+    A variant that is not causal, or reads the last token, needs them whole.
 
     Args:
         tokens: [n, l] token ids, l at most the context length.
         params: the branch `text`.
-        heads, activation, taps: as in `vision_transformer`.
+        heads, activation, variant, taps: as in `vision_transformer`.
 
     Returns:
         text_features [n, e], not normalised.
@@ -270,12 +310,13 @@ def text_transformer(
     x = embed_tokens(tokens, params["token_embedding"]["embedding"])  # [n, l, d]
     x = x + params["positional_embedding"][:length]
     taps["stem"] = x
-    mask = np.tri(length, dtype=bool)  # [l, m], true where token l may look at token m <= l
-    x = transformer(x, params["transformer"], heads, activation, mask=mask, taps=taps)
-    x = layer_norm(x, **params["ln_final"])
+    causal = np.tri(length, dtype=bool)  # [l, m], true where token l may look at token m <= l
+    mask = causal if variant.causal else None
+    x = transformer(x, params["transformer"], heads, activation, mask, taps, variant.epsilon)
+    x = layer_norm(x, **params["ln_final"], eps=variant.epsilon)
     taps["ln_final"] = x
-    x = x[np.arange(n), end_of_text(tokens)]  # [n, d]
-    x = x @ params["text_projection"]  # [n, e]
+    x = x[np.arange(n), pooled_position(tokens, variant)]  # [n, d]
+    x = project(x, params.get("text_projection"))  # [n, e]
     taps["features"] = x
     return x
 
@@ -301,7 +342,7 @@ def continuous_bag_of_words(tokens: Array, params: Params, *, taps: Taps = None)
     in_text = np.arange(tokens.shape[1]) <= end_of_text(tokens)[:, None]  # [n, l]
     x = np.mean(x, axis=1, where=in_text[:, :, None])  # [n, d]
     taps["mean"] = x
-    x = x @ params["text_projection"]  # [n, e]
+    x = project(x, params.get("text_projection"))  # [n, e]
     taps["features"] = x
     return x
 
@@ -330,22 +371,33 @@ def end_of_text(tokens: Array) -> Array:
 
 
 def transformer(
-    x: Array, params: Params, heads: int, activation: str, mask: Array | None, taps: dict
+    x: Array,
+    params: Params,
+    heads: int,
+    activation: str,
+    mask: Array | None,
+    taps: dict,
+    eps: float = 1e-5,
 ) -> Array:
     """Residual attention blocks, one after the other: [n, l, d] -> [n, l, d]."""
     blocks = params["resblocks"]
     for i in range(len(blocks)):  # by number: sorted as strings, "10" would come before "2"
-        x = residual_attention_block(x, blocks[str(i)], heads, activation, mask)
+        x = residual_attention_block(x, blocks[str(i)], heads, activation, mask, eps)
         taps[f"block.{i}"] = x
     return x
 
 
 def residual_attention_block(
-    x: Array, params: Params, heads: int, activation: str, mask: Array | None = None
+    x: Array,
+    params: Params,
+    heads: int,
+    activation: str,
+    mask: Array | None = None,
+    eps: float = 1e-5,
 ) -> Array:
     """x + attention(norm(x)), then x + mlp(norm(x)); [n, l, d] -> [n, l, d]."""
-    x = x + attention(layer_norm(x, **params["ln_1"]), params["attn"], heads, mask)
-    x = x + mlp(layer_norm(x, **params["ln_2"]), params["mlp"], activation)
+    x = x + attention(layer_norm(x, **params["ln_1"], eps=eps), params["attn"], heads, mask)
+    x = x + mlp(layer_norm(x, **params["ln_2"], eps=eps), params["mlp"], activation)
     return x
 
 
@@ -368,7 +420,10 @@ def attention(x: Array, params: Params, heads: int, mask: Array | None = None) -
 
 
 def mlp(x: Array, params: Params, activation: str) -> Array:
-    """Two linear layers with an activation between, 4d wide inside: [..., d] -> [..., d]."""
+    """Two linear layers with an activation between: [..., d] -> [..., d].
+
+    Inside they are 4d wide in the released models; the kernels say how wide.
+    """
     x = x @ params["c_fc"]["kernel"] + params["c_fc"]["bias"]  # [..., 4d]
     x = ACTIVATIONS[activation](x)
     return x @ params["c_proj"]["kernel"] + params["c_proj"]["bias"]  # [..., d]
@@ -425,6 +480,66 @@ def patchify(images: Array, patch: int) -> Array:
     x = x.reshape(n, rows, patch, columns, patch, c)
     x = np.swapaxes(x, 2, 3)  # [n, rows, columns, patch, patch, c]
     return x.reshape(n, rows * columns, patch * patch * c)
+
+
+# Variants: what open_clip's, SigLIP's and other models do otherwise ------------------------------
+
+
+def pool_patches(
+    x: Array, params: Params, heads: int, activation: str, variant: Variant, taps: dict
+) -> Array:
+    """The mean of the patches, or SigLIP's attention pool: [n, l, d] -> [n, d].
+
+    `ln_post` normalises every position before, or what was pooled.
+    """
+    if not variant.norm_after_pooling:
+        x = layer_norm(x, **params["ln_post"], eps=variant.epsilon)
+        taps["last"] = x
+    if variant.pooling == "attention":
+        x = map_head(x, params["attnpool"], heads, activation, variant.epsilon)
+    else:
+        x = x[:, 1:] if "class_embedding" in params else x
+        x = np.mean(x, axis=1)
+    if variant.norm_after_pooling:
+        x = layer_norm(x, **params["ln_post"], eps=variant.epsilon)
+    return x
+
+
+def map_head(x: Array, params: Params, heads: int, activation: str, eps: float) -> Array:
+    """Attention with one learned query, the probe, then an MLP beside it: [n, l, d] -> [n, d].
+
+    Zhai et al. 2022, arXiv 2106.04560; big_vision/models/vit.py: MAPHead.
+    """
+    n, length, width = x.shape
+    attn, k = params["attn"], width // heads
+    W_q, W_k, W_v = np.split(attn["in_proj_kernel"], 3, axis=1)
+    b_q, b_k, b_v = np.split(attn["in_proj_bias"], 3)
+    q = (params["probe"] @ W_q + b_q).reshape(heads, k)  # [a, k]
+    keys = (x @ W_k + b_k).reshape(n, length, heads, k)
+    values = (x @ W_v + b_v).reshape(n, length, heads, k)
+    weights = softmax(np.einsum("ak,nlak->nal", q, keys) * k**-0.5, axis=-1)
+    x = np.einsum("nal,nlak->nak", weights, values).reshape(n, width)  # [n, d]
+    x = x @ attn["out_proj"]["kernel"] + attn["out_proj"]["bias"]
+    return x + mlp(layer_norm(x, **params["ln"], eps=eps), params["mlp"], activation)
+
+
+def pooled_position(tokens: Array, variant: Variant) -> Array:
+    """The position [n] of tokens [n, l] whose row becomes the text's features."""
+    n, length = tokens.shape
+    if variant.pooling == "end":  # not the largest id: the vocabulary goes on behind it
+        return np.argmax(tokens == variant.end_token, axis=1)
+    if variant.pooling in ("last", "first"):
+        return np.full(n, length - 1 if variant.pooling == "last" else 0)
+    return end_of_text(tokens)
+
+
+def project(x: Array, projection: Any) -> Array:
+    """To the joint space [n, e]: by a matrix, by one with a bias, or not at all (None)."""
+    if projection is None:
+        return x
+    if isinstance(projection, dict):
+        return x @ projection["kernel"] + projection["bias"]
+    return x @ projection
 
 
 # Primitives ---------------------------------------------------------------------------------------

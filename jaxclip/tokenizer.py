@@ -74,18 +74,25 @@ def _byte_letters() -> dict[str, int]:
     return spelled | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
+def spelled() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """({token: id} in the merges' letters, the pairs that are merged, best first)."""
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + _END_OF_WORD for letter in letters)]
+    lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
+    pairs = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    tokens += [left + right for left, right in pairs]
+    return {token: number for number, token in enumerate([*tokens, *_SPECIALS])}, pairs
+
+
 @cache
 def _tables() -> _Tables:
-    letters = _byte_letters()
-    spelled = [*letters, *(letter + _END_OF_WORD for letter in letters)]
-    ids = {token: number for number, token in enumerate(spelled)}
+    letters, (ids, pairs) = _byte_letters(), spelled()
     pieces = [bytes([byte]) for byte in letters.values()]
     pieces += [piece + _END_OF_WORD.encode() for piece in pieces]
     merges = {}
-    for line in gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines():
-        left, right = line.split(" ")
+    for left, right in pairs:
         pair = ids[left], ids[right]
-        merges[pair] = ids[left + right] = len(pieces)
+        merges[pair] = len(pieces)
         pieces.append(pieces[pair[0]] + pieces[pair[1]])
     pieces += [mark.encode() for mark in _SPECIALS]
     by_byte = {byte: number for number, byte in enumerate(letters.values())}

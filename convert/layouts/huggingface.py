@@ -1,4 +1,4 @@
-"""The layouts of Hugging Face's CLIP, MetaCLIP 2 and SigLIP: keys, split projections.
+"""The layouts of Hugging Face's CLIP, MetaCLIP 2 and SigLIP: their keys and split projections.
 
 It has no ResNets. `huggingface_config` reads and writes the config.json beside them.
 """

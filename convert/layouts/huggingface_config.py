@@ -10,7 +10,7 @@ MetaCLIP 2 always takes the first occurrence, of 2 as well.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxclip.checkpoint import shorten
 from jaxclip.config import (
@@ -285,6 +285,11 @@ def family_of(config: Config) -> Family:
         return SIGLIP
     ends = (LARGEST_ID_POOLING, text.vocab_size - 1)
     return METACLIP2 if text.pooling == "end" and text.end_token in ends else CLIP
+
+
+def processor_of(config: Config) -> Literal["CLIP", "Siglip"]:
+    """The library's image processor for such a model."""
+    return "Siglip" if family_of(config) is SIGLIP else "CLIP"
 
 
 def _blocks_to_json(tower: VisionConfig | TextConfig, activation: Activation) -> dict[str, Any]:

@@ -10,14 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import (
-    Activation,
-    ClipConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
+from jaxclip.model_tokenizer import FILE_NAME
 
 from . import openai, refusals, timm_trunk
 from .compare import config_faults, own_activation, tower_activations
@@ -105,6 +100,9 @@ MODEL: dict[str, Any] = {
 MODEL_NO_EFFECT = {"embed_dim", "vision_cfg", "text_cfg", "init_logit_scale", "cast_dtype"}
 MODEL_NO_EFFECT |= {"output_dict", "custom_text", "init_logit_bias"}
 VISION_POOLING = {"tok": "class", "avg": "mean"}
+# The nearest that open_clip has: it repairs encodings always, and makes "_" a space.
+CLEAN = {"none": "whitespace", "lower": "lower", "siglip": "canonicalize"}
+CLEAN |= {"canonicalize": "canonicalize", "whitespace": "whitespace", "whitespace, lower": "lower"}
 TEXT_POOLING = {"argmax": "largest", "eos": "end", "last": "last", "first": "first"}
 LOGIT_BIAS = -10  # SigLIP's starting value; the weights hold the trained one
 
@@ -192,6 +190,9 @@ def _text_to_json(t: TextConfig, activation: Activation) -> dict[str, Any]:
         "heads": t.heads,
         "layers": t.layers,
     }
+    if t.tokenizer is not None:  # of any name: open_clip reads the one beside the weights
+        text["hf_tokenizer_name"] = FILE_NAME
+        text["tokenizer_kwargs"] = {"clean": CLEAN[t.tokenizer.clean]}
     if not t.causal:
         text["no_causal_mask"] = True
     if t.pooling != "largest":

@@ -8,7 +8,7 @@ centres are where they lie in a picture (torch's align_corners=False).
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -44,9 +44,12 @@ def weights(old: int, new: int, convention: Convention) -> np.ndarray:
     return table
 
 
-def resize(table: np.ndarray, side: int, convention: Convention = "open_clip") -> np.ndarray:
+def resize(
+    table: np.ndarray, side: int, convention: Convention = "open_clip", *, tokens: int = 1
+) -> np.ndarray:
     """Positions [1 + old², d] of a square grid -> [1 + side², d], in the same number format.
 
+    tokens: positions before the grid: 0 of a tower without a class token.
     ValueError when the grid is not a square or the convention has no name here.
 
     >>> resize(np.ones((1 + 7 * 7, 3), np.float32), 12).shape
@@ -55,15 +58,16 @@ def resize(table: np.ndarray, side: int, convention: Convention = "open_clip") -
     if convention not in get_args(Convention):
         names = ", ".join(get_args(Convention))
         raise ValueError(f"convention: expected one of {names}, got {convention!r}")
-    old = round((len(table) - 1) ** 0.5)
-    if old < 1 or old**2 + 1 != len(table) or side < 1:
-        raise ValueError(f"expected a square and one more positions, got {len(table)}")
+    old = round(max(len(table) - tokens, 0) ** 0.5)
+    if old < 1 or old**2 + tokens != len(table) or side < 1:
+        more = " and one more" if tokens else ""
+        raise ValueError(f"expected a square{more} positions, got {len(table)}")
     if old == side:
         return table
-    grid = table[1:].astype(np.float64).reshape(old, old, -1)
+    grid = table[tokens:].astype(np.float64).reshape(old, old, -1)
     w = weights(old, side, convention)
     grid = np.einsum("io,jp,opd->ijd", w, w, grid, optimize=True).reshape(side**2, -1)
-    return np.concatenate([table[:1], grid.astype(table.dtype)])
+    return np.concatenate([table[:tokens], grid.astype(table.dtype)])
 
 
 def at_size(loaded: Loaded, image_size: int, convention: Convention = "open_clip") -> Loaded:
@@ -73,19 +77,25 @@ def at_size(loaded: Loaded, image_size: int, convention: Convention = "open_clip
 
     Source: open_clip/model.py: resize_pos_embed; transformers: interpolate_pos_encoding.
     """
-    config: ClipConfig = loaded.config
-    if image_size == config.vision.image_size:
+    config = loaded.config
+    vision = config.vision
+    if vision is None:
+        raise ValueError("image_size: expected a model with an image tower, got a text tower alone")
+    if image_size == vision.image_size:
         return loaded
-    vision = dataclasses.replace(config.vision, image_size=image_size)
-    name = "visual.positional_embedding"
+    name, tokens, patch = "visual.positional_embedding", 1, 32
     if isinstance(vision, ResNetConfig):
-        name, side = "visual.attnpool.positional_embedding", image_size // 32
+        name = "visual.attnpool.positional_embedding"
     else:
-        side = image_size // vision.patch_size
-    table = resize(loaded.flat[name], side, convention)
-    resized = {"from": config.vision.image_size, "to": image_size, "positions": convention}
+        tokens, patch = int(vision.class_token), vision.patch_size
+        if image_size % patch:
+            raise ValueError(f"image_size: expected a multiple of {patch}, got {image_size}")
+    new = dataclasses.replace(vision, image_size=image_size)
+    table = resize(loaded.flat[name], image_size // patch, convention, tokens=tokens)
+    resized = {"from": vision.image_size, "to": image_size, "positions": convention}
+    part: dict[str, Any] = {"vision": new} if isinstance(config, ClipConfig) else {"tower": new}
     return Loaded(
         {**loaded.flat, name: table},
-        dataclasses.replace(config, vision=vision),
+        dataclasses.replace(config, **part),
         {**loaded.notes, "resized": resized},
     )

@@ -44,7 +44,7 @@ TENSORS = (
     (r".*\.(ln_[qk]|q_norm|k_norm)\.", "normalised queries and keys"),
     (r".*\.(ln_inner|ln_attn|head_scale)", "scaled attention of NormFormer"),
     (
-        r"text\.(transformer\.(embeddings|encoder|embed_tokens|layers|layer_norm)|proj\.)",
+        r"text\.(transformer\.(embeddings|encoder|embed_tokens|layers|layer_norm|shared)|proj\.)",
         "a text tower of Hugging Face (RoBERTa, mT5, NLLB or another)",
     ),
     (r".*\brotary_|.*\brope\.", "rotary positions (RoPE)"),

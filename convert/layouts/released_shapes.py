@@ -23,11 +23,11 @@ class _Shape(NamedTuple):
     text_layers: int
     context_length: int = 77
     vocab_size: int = 49408
+    mlp_width: int | None = None  # of the image tower, where it is not four times as wide
 
 
 # open_clip 3.3.0, src/open_clip/model_configs/*.json: `head_width` (64 if not there) and `heads`.
-# Models with a tower of another kind are not here, and those that pool elsewhere are below. Every
-# MLP of this library is four times as wide, so g-14, bigG-14 and e-14 are then refused for that.
+# Models with a tower of another kind are not here, and those that pool elsewhere are below.
 _OPEN_CLIP: dict[_Shape, Heads] = {
     _Shape(32, 384, 12, 384, 384, 12): (6, 6),  # ViT-S-32
     _Shape(16, 384, 12, 384, 384, 12): (6, 6),  # ViT-S-16
@@ -40,12 +40,12 @@ _OPEN_CLIP: dict[_Shape, Heads] = {
     _Shape(16, 1024, 24, 768, 768, 12): (16, 12),  # ViT-L-16, ViT-L-16-320
     _Shape(14, 1280, 32, 1024, 1024, 24): (16, 16),  # ViT-H-14, ViT-H-14-378
     _Shape(16, 1280, 32, 1024, 1024, 24): (16, 16),  # ViT-H-16
-    _Shape(14, 1408, 40, 1024, 1024, 24): (16, 16),  # ViT-g-14
-    _Shape(14, 1664, 48, 1280, 1280, 32): (16, 20),  # ViT-bigG-14
-    _Shape(14, 1792, 56, 1280, 1280, 36): (16, 20),  # ViT-e-14
+    _Shape(14, 1408, 40, 1024, 1024, 24, mlp_width=6144): (16, 16),  # ViT-g-14
+    _Shape(14, 1664, 48, 1280, 1280, 32, mlp_width=8192): (16, 20),  # ViT-bigG-14
+    _Shape(14, 1792, 56, 1280, 1280, 36, mlp_width=15360): (16, 20),  # ViT-e-14
 }
 
-# Vocabularies of models that do not pool at the largest id of a text, which this library does.
+# Vocabularies of models that do not pool at the largest id of a text, so that shapes alone mislead.
 # open_clip 3.3.0, text_cfg.pool_type "eos" or "last"; the others are not CLIP's own.
 OTHER_POOLING = {
     901_629: "the worldwide models of MetaCLIP 2 (XLM-V)",
@@ -59,9 +59,9 @@ OTHER_POOLING = {
 
 def _shape(config: ClipConfig) -> _Shape:
     v, t = config.vision, config.text
-    patch = 0 if isinstance(v, ResNetConfig) else v.patch_size
+    patch, inner = (0, None) if isinstance(v, ResNetConfig) else (v.patch_size, v.mlp_width)
     sizes = (config.embed_dim, t.width, t.layers, t.context_length, t.vocab_size)
-    return _Shape(patch, v.width, v.layers, *sizes)
+    return _Shape(patch, v.width, v.layers, *sizes, inner)
 
 
 _KNOWN = _OPEN_CLIP | {
@@ -75,4 +75,4 @@ def known_heads(config: ClipConfig) -> Heads | None:
     >>> known_heads(RELEASED["ViT-L/14"])
     (16, 12)
     """
-    return _KNOWN.get(_shape(config))
+    return None if config.text.mlp_width is not None else _KNOWN.get(_shape(config))

@@ -40,7 +40,10 @@ SIGLIP_NAMES = {
     ("so400m", 16): (256, 384, 512),
     ("giantopt", 16): (256, 384),
 }
-SIGLIP_TANH = {("base", 32), ("giantopt", 16)}  # act_layer="gelu_tanh"; elsewhere exact
+# act_layer="gelu_tanh"; elsewhere exact, also for the other sizes of the same tower
+SIGLIP_TANH = {("base", 32, 256), ("large", 16, 512)}
+SIGLIP_TANH |= {("so400m", 16, side) for side in (256, 384, 512)}
+SIGLIP_TANH |= {("giantopt", 16, side) for side in (256, 384)}
 # vit_{size}_patch{patch}_clip_{image size}: a class token, `norm_pre`, epsilon 1e-5
 CLIP = {"base": Size(768, 12, 12), "large": Size(1024, 24, 16), "huge": Size(1280, 32, 16)}
 CLIP_NAMES = {
@@ -113,8 +116,9 @@ def names(path: str) -> tuple[str, ...]:
     return (f"{TRUNK}.blocks.{layer}.{BLOCK[rest]}",)
 
 
-def _activation(family: str, size: str, patch: int) -> Activation:
-    return "gelu_tanh" if family == "siglip" and (size, patch) in SIGLIP_TANH else "gelu"
+def _activation(family: str, size: str, patch: int, image_size: int) -> Activation:
+    is_tanh = family == "siglip" and (size, patch, image_size) in SIGLIP_TANH
+    return "gelu_tanh" if is_tanh else "gelu"
 
 
 _NAME = re.compile(r"vit_([a-z0-9]+)_patch([0-9]{1,3})_(siglip|clip)_([0-9]{1,5})")
@@ -159,7 +163,7 @@ def tower(vision: Mapping[str, Any]) -> tuple[VisionConfig, Activation]:
             f"{name}: expected image_size {image_size}, got {short_repr(vision.get('image_size'))}"
         )
     config = _build(sizes[size], patch, family, image_size, has_head=projection != "none")
-    return config, _activation(family, size, patch)
+    return config, _activation(family, size, patch, image_size)
 
 
 def settings(config: VisionConfig, activation: Activation) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def settings(config: VisionConfig, activation: Activation) -> dict[str, Any]:
             f"of {config.image_size}; use the layout huggingface or jaxclip"
         )
     name = f"vit_{size}_patch{patch}_{family}_{config.image_size}"
-    if (theirs := _activation(family, size, patch)) != activation:
+    if (theirs := _activation(family, size, patch, config.image_size)) != activation:
         raise ValueError(
             f"timm's {name} has {theirs}, the image tower {activation}; use the layout huggingface "
             "or jaxclip"

@@ -14,9 +14,8 @@ from jaxclip.config import Clean, TextConfig, TokenizerConfig
 from jaxclip.convert.archive import strict_json
 from jaxclip.convert.archive.inert import short_repr
 from jaxclip.files import decode_text, read_bytes
-from jaxclip.model_tokenizer import FILE_NAME, LARGEST, remember
+from jaxclip.model_tokenizer import FILE_NAME, LARGEST, RULES_NAME, remember
 
-CONFIG_NAME = "tokenizer_config.json"
 MOST_SPARE = 1_024  # rows of an embedding beyond the ids of its tokenizer: round sizes are faster
 
 # transformers 5.23, models/*/tokenization_*.py: the classes that clean a text beyond what the file
@@ -36,7 +35,7 @@ class Words(NamedTuple):
 
     ids: Mapping[str, int]
     largest: int
-    around: tuple[list[int], list[int]]
+    around: tuple[list[int], list[int]] | None
 
 
 def _refusal(problem: str) -> ValueError:
@@ -95,14 +94,13 @@ def _read_words(path: Path) -> Words:
         raise _refusal(short_repr(data))
     ids = _ids(data)
     try:
-        around = _around(data.get("post_processor"), ids)
+        said = data.get("post_processor")
+        around = None if said is None else _around(said, ids)
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise _refusal("a post-processor that says no ids") from None
-    if (
-        any(type(number) is not int for side in around for number in side)
-        or max(map(len, around)) > 1
-    ):
-        raise _refusal("a post-processor with more than one token before or after a text")
+    for side in around or ():
+        if len(side) > 1 or any(type(number) is not int for number in side):
+            raise _refusal("a post-processor with more than one token before or after a text")
     return Words(ids, max(ids.values()), around)
 
 
@@ -114,7 +112,7 @@ def _token(settings: Mapping[str, Any], name: str, words: Words) -> int | None:
         return None
     if type(text) is not str or text not in words.ids:
         raise ValueError(
-            f"{CONFIG_NAME}: {name}: expected a token of {FILE_NAME}, got {short_repr(text)}"
+            f"{RULES_NAME}: {name}: expected a token of {FILE_NAME}, got {short_repr(text)}"
         )
     return words.ids[text]
 
@@ -136,17 +134,13 @@ def _check_fit(words: Words, vocab_size: int) -> None:
 
 
 def _marks(settings: Mapping[str, Any], words: Words) -> tuple[int | None, int | None]:
-    """(start, end) around a text: as the config says, else as the post-processor does."""
-    named = settings.keys() & {"add_bos_token", "add_eos_token"}
-    if _class(settings) == "Siglip":
+    """(start, end) around a text: as the post-processor says, or else the config's flags."""
+    if _class(settings) == "Siglip":  # by its class, whatever the file says
         return None, _token(settings, "eos_token", words)
-    if named and _class(settings) in ("Gemma", "Siglip2", "Llama", "CodeLlama", ""):
-        start = _token(settings, "bos_token", words) if settings.get("add_bos_token") else None
-        return start, _token(settings, "eos_token", words) if settings.get(
-            "add_eos_token"
-        ) else None
-    before, after = words.around
-    return next(iter(before), None), next(iter(after), None)
+    if words.around is not None:
+        return next(iter(words.around[0]), None), next(iter(words.around[1]), None)
+    start = _token(settings, "bos_token", words) if settings.get("add_bos_token") else None
+    return start, _token(settings, "eos_token", words) if settings.get("add_eos_token") else None
 
 
 def _open_clip_rules(text_cfg: Mapping[str, Any]) -> tuple[Clean, bool]:
@@ -176,7 +170,7 @@ def _pad(settings: Mapping[str, Any], words: Words, path: Path) -> int:
     pad = _token(settings, "pad_token", words)
     if pad is None:
         raise ValueError(
-            f"{CONFIG_NAME}: expected a pad_token, which fills the rows, got none; get the file "
+            f"{RULES_NAME}: expected a pad_token, which fills the rows, got none; get the file "
             f"that belongs to {path.name}"
         )
     return pad
@@ -202,7 +196,7 @@ def of_folder(
     _check_fit(words, text.vocab_size)
     if words.ids.get("<|startoftext|>") == TextConfig.vocab_size - 2:
         return None  # CLIP's, in a larger embedding
-    settings = strict_json.read(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
+    settings = strict_json.read(folder / RULES_NAME) if (folder / RULES_NAME).is_file() else {}
     start, end = _marks(settings, words)
     kind = _class(settings)
     of_siglip: Clean = "lower" if kind == "Gemma" else "siglip"

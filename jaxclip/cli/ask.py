@@ -46,8 +46,8 @@ def classify(
     Args:
         pictures: Picture files and folders; folders are walked.
         labels: Words to choose from; any words, not a fixed list of classes.
-        model: "emoji" (the embedded model), a released model's name, a run folder or a
-            checkpoint file.
+        model: "emoji" (the embedded model), a released model's name, a run folder, a
+            checkpoint file or the id of a model on the Hugging Face Hub.
         prompts: Templates with one slot {}; the text embeddings of all are averaged.
         as_json: Print one JSON object a picture instead of tables.
     """
@@ -128,7 +128,7 @@ def embed(
     Args:
         pictures: Picture files and folders; folders are walked.
         out: The .npz file to write.
-        model: "emoji", a released model's name, a run folder or a checkpoint file.
+        model: "emoji", a released model's name, a run folder, a checkpoint file or a Hub id.
         policy: How pictures become pixels: "safe" (rotation applied, transparency on white) or
             "official" (the released pipeline, bit for bit).
         batch_size: Pictures that go through the model at once.

@@ -18,6 +18,7 @@ from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.config import ClipConfig
 from jaxclip.files import read_text
 from jaxclip.hub.find import find
+from jaxclip.model_tokenizer import FILE_NAME, remember
 from jaxclip.tokenizer import VOCAB_SIZE
 from jaxclip.training import from_recipe, loop
 from jaxclip.training.recipe import Execution, Recipe
@@ -71,7 +72,7 @@ def _check_recipe(flags: Recipe, model: ClipConfig, given: Container[str], follo
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
     if follow and "text-length" not in given:
         values["text_length"] = model.text.context_length
-    if model.text.vocab_size < VOCAB_SIZE:
+    if model.text.tokenizer is None and model.text.vocab_size < VOCAB_SIZE:
         raise UsageError(
             f"--model.text.vocab-size: expected a model of {VOCAB_SIZE} tokens or more, as the "
             f"tokenizer has, got {model.text.vocab_size}; token ids above would have no embedding"
@@ -125,6 +126,8 @@ def resume_run(out: Path, flags: Recipe, inputs: RunInputs, given: frozenset[str
         raise UsageError(f"{wrong}; the run in {out} continues with its own")
     may = {name for name in ("data_dir", "skip_limit") if name.replace("_", "-") in given}
     kept = kept._replace(**{name: getattr(inputs, name) for name in may})
+    if recipe.model.text.tokenizer is not None and (out / FILE_NAME).is_file():
+        remember(out / FILE_NAME)
     state = out / loop.STATE
     has_state = state.is_dir() and any(child.name.isdigit() for child in state.iterdir())
     return recipe, kept, None if has_state else _first_weights(recipe, kept.start)

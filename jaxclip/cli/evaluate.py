@@ -45,8 +45,8 @@ class EvaluateFlags:
 
     Args:
         data: Pictures with classes or captions: folders, a table, tar shards, tfds:NAME:SPLIT.
-        model: "emoji" (the embedded model), a released model's name, a run folder or a
-            checkpoint file.
+        model: "emoji" (the embedded model), a released model's name, a run folder, a
+            checkpoint file or the id of a model on the Hugging Face Hub.
         task: By default retrieval for pictures with captions, a linear probe with --train, else
             zero-shot classification.
         dataset: Whose class names, prompts and metric: a name such as cifar100, or a .json file.

@@ -7,6 +7,7 @@ import tyro
 
 from jaxclip.cli.shared import UsageError, print_line
 from jaxclip.files import require_writable
+from jaxclip.model_tokenizer import copy_beside
 
 
 def interpolate(
@@ -50,6 +51,7 @@ def interpolate(
 
     flat = mixed(one.flat, other.flat, share)
     notes = {"made_by": "jaxclip interpolate", "before": before, "after": after, "share": share}
+    copy_beside(one.config.text, out.parent, force=force)
     checkpoint.save(out, flat, one.config, notes)
     print_line(f"wrote {out}: {1 - share:g} of {before}, {share:g} of {after}")
     return 0

@@ -9,6 +9,7 @@ import numpy as np
 from jaxclip.cli.evaluate import show_unseen_artist
 from jaxclip.cli.shared import FAILED, print_line
 from jaxclip.cli.train_flags import TrainFlags
+from jaxclip.model_tokenizer import copy_beside
 from jaxclip.training.recipe import Recipe
 
 
@@ -30,6 +31,8 @@ def train(flags: TrainFlags) -> int:
         run.require_tensorboard()
     with run_folder.lock_folder(out):
         run_folder.prepare_folder(out, recipe, inputs, flags.resume, flags.force)
+        if run.is_first():
+            copy_beside(recipe.model.text, out, force=True)
         model = run.run(
             recipe,
             execution,

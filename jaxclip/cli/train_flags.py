@@ -25,7 +25,7 @@ class UncheckedRecipe(Recipe):
 # AvoidSubcommands: one for each kind of image tower would take the flags of the tower away
 RecipeFlags = Annotated[UncheckedRecipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 ExecutionFlags = Annotated[Execution, tyro.conf.arg(name="")]
-Preset = Annotated[str, tyro.conf.arg(metavar="{quick,full,RN50,...,ViT-L/14@336px}")]
+Preset = Annotated[str, tyro.conf.arg(metavar="{quick,full,RN50,...,SigLIP-B/16,CLIP-ViT-H/14}")]
 Given = Annotated[frozenset[str], tyro.conf.Fixed, tyro.conf.Suppress]
 
 
@@ -43,7 +43,8 @@ class TrainFlags:
     execution: ExecutionFlags = Execution()
     preset: Preset = "quick"
     """Gives every flag its default: "quick" and "full" are for two cores (minutes, an hour); the
-    name of a released model is the paper's recipe for it."""
+    name of a released model is the paper's recipe for it, SigLIP-B/16 and CLIP-ViT-H/14 are its
+    authors' and LAION's."""
     out: Path | None = None
     """The run folder; runs/emoji or runs/pairs unless given."""
     start: str = ""

@@ -156,10 +156,11 @@ def _inputs(
 
     from jaxclip.files import read_bytes
     from jaxclip.images.open import open_image
-    from jaxclip.tokenizer import check_vocabulary, tokenize
+    from jaxclip.model_tokenizer import tokenize_for
+    from jaxclip.tokenizer import check_vocabulary
 
     if texts:
-        tokens = tokenize(list(texts), text.context_length)
+        tokens = tokenize_for(text, list(texts))
         check_vocabulary(tokens, text.vocab_size)
     else:
         tokens = _random_tokens(text)
@@ -178,7 +179,7 @@ def _random_tokens(text: TextConfig) -> np.ndarray:
     tokens = np.zeros((3, length), np.int32)
     for row, end in zip(tokens, (length - 1, length // 2, 0), strict=True):
         row[:end] = rng.integers(0, max(1, text.vocab_size - 1), end)
-        row[end] = text.vocab_size - 1
+        row[end] = text.vocab_size - 1 if text.end_token is None else text.end_token
     return tokens
 
 
@@ -226,7 +227,7 @@ def verify(
     compared as well. The exit code is 0 when everything holds and 1 when something departs.
 
     Args:
-        model: "emoji", a released model's name, a run folder or a checkpoint file.
+        model: "emoji", a released model's name, a run folder, a checkpoint file or a Hub id.
         against: Compare with a recorded ladder too: its pixels and tokens are what is run.
         record: Write the stages of this model to a file, for --against elsewhere.
         picture: A picture file to run; two embedded drawings when none is named.
@@ -250,7 +251,7 @@ def verify(
     content = b""
     if against is not None:
         left_out = parity.check_recorded(expected, about, config)
-        made = _remade(preprocess, expected["tokens"].shape[1], expected, about)
+        made = _remade(preprocess, config.text, expected, about)
         if left_out:
             print(f"not compared: {_some(left_out)}, no stages of this model", file=sys.stderr)
         texts = tuple(about.get("texts", ()))
@@ -280,7 +281,9 @@ def _texts(config: ClipConfig, texts: tuple[str, ...]) -> tuple[str, ...]:
     """The texts to run: none where nobody named any and the tokenizer is not the model's."""
     from jaxclip.tokenizer import VOCAB_SIZE
 
-    if texts != DEFAULT_TEXTS or config.text.vocab_size >= VOCAB_SIZE:
+    own = config.text.tokenizer
+    has_words = config.text.vocab_size >= VOCAB_SIZE if own is None else own.sha256 is not None
+    if texts != DEFAULT_TEXTS or has_words:
         return texts
     print(
         f"the vocabulary of the model is {config.text.vocab_size}, that of CLIP's tokenizer "
@@ -310,15 +313,15 @@ def _judged(
 
 
 def _remade(
-    preprocess: Any, length: int, expected: dict[str, np.ndarray], about: dict[str, Any]
+    preprocess: Any, text: TextConfig, expected: dict[str, np.ndarray], about: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Tokens and pixels made anew from the texts and the picture that a recorded ladder names."""
     from jaxclip.images.open import decode_image
-    from jaxclip.tokenizer import tokenize
+    from jaxclip.model_tokenizer import tokenize_for
 
     made: dict[str, np.ndarray] = {}
     if "texts" in about:
-        made["tokens"] = tokenize(list(about["texts"]), length)
+        made["tokens"] = tokenize_for(text, list(about["texts"]), expected["tokens"].shape[1])
     if "picture" in expected:
         made["pixels"] = preprocess(decode_image(expected["picture"].tobytes()))[None]
     return made

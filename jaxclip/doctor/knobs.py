@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxclip.config import MEAN, STD, ClipConfig
+from jaxclip.config import MEAN, STD, ClipConfig, differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,16 @@ def _right_pixels(config: ClipConfig) -> Pixels:
 
 
 def right_walk(config: ClipConfig) -> dict[str, Any]:
-    """The knobs of CLIP for a config: {stage: knobs}."""
+    """The knobs of CLIP for a config: {stage: knobs}.
+
+    ValueError for a model whose towers compute otherwise than the released ones.
+    """
+    if found := differences(config):
+        raise ValueError(
+            "doctor: expected towers that compute as the released ones do, got "
+            f"{', '.join(found)}; "
+            "compare stage by stage with jaxclip verify MODEL --against LADDER"
+        )
     vision, text = config.vision, config.text
     layers = vision.layers if isinstance(vision.layers, int) else 0
     return {

@@ -11,6 +11,7 @@ import math
 
 import jax
 
+from jaxclip.config import VisionConfig
 from jaxclip.models.clip import Clip
 from jaxclip.models.resnet import ModifiedResNet
 
@@ -19,6 +20,11 @@ Array = jax.Array
 
 def attention_map(model: Clip, images: Array) -> Array:
     """images [n, h, w, c] -> weights [n, rows, columns] of the last grid; each map sums to 1."""
+    vision = model.config.vision
+    if isinstance(vision, VisionConfig) and vision.pooling != "class":
+        raise ValueError(
+            f"expected an image tower that pools its class token, got pooling {vision.pooling}"
+        )
     _, seen = model.visual.stages(images)
     if isinstance(model.visual, ModifiedResNet):
         weights = seen["attention"].mean(1)  # [n, m]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.config import CLIP_PICTURES
 from jaxclip.data.classes import Relabelled, align_labels
 from jaxclip.data.labelled import Example, open_labelled
 from jaxclip.data.spec import parse_spec
@@ -76,7 +77,9 @@ class Setup:
         found = {"weights": weights_checksum(self.model)}
         if texts is not None:
             found["prompts"] = keys.digest(texts)
-        return found | {"preprocessing": keys.digest([self.policy, self.preprocess.size])}
+        size, how = self.preprocess.size, self.preprocess.pictures
+        other = [] if how == CLIP_PICTURES else [vars(how)]
+        return found | {"preprocessing": keys.digest([self.policy, size, *other])}
 
     def encode(
         self,

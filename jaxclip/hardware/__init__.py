@@ -1,20 +1,23 @@
 """A plain model arranged for a chip: the same function and names, faster arithmetic."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 
 if TYPE_CHECKING:
     from jaxclip.models.clip import Clip
+    from jaxclip.models.encoders import Encoders
+
+Model = TypeVar("Model", bound="Encoders")  # a `Clip` or a `SingleTower`
 
 
 def arrange(
-    model: "Clip",
+    model: Model,
     platform: str | None = None,
     *,
     device_kind: str | None = None,
     attention: str = "auto",
-) -> "Clip":
+) -> Model:
     """The model arranged for inference on a platform; itself where nothing is measured to gain.
 
     Args:
@@ -42,25 +45,25 @@ def _require_einsum(attention: str, platform: str) -> None:
         raise ValueError(f"attention: expected auto or einsum on a {platform}, got {attention!r}")
 
 
-def for_cpu(model: "Clip") -> "Clip":
+def for_cpu(model: Model) -> Model:
     """The model arranged for inference by XLA on a CPU; see `cpu.for_cpu`."""
     from jaxclip.hardware import cpu
 
     return cpu.for_cpu(model)
 
 
-def for_gpu(model: "Clip", device_kind: str, *, attention: str = "auto") -> "Clip":
+def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model:
     """The model arranged for an NVIDIA GPU, in training as well; see `gpu.for_gpu`."""
     from jaxclip.hardware import gpu
 
     return gpu.for_gpu(model, device_kind, attention=attention)
 
 
-def plain(model: "Clip") -> "Clip":
+def plain(model: Model) -> Model:
     """The plain model that was arranged: to save, compare or train it."""
     from jaxclip.hardware import cpu, flat
 
-    return cpu.plain(model) if isinstance(model, cpu.CpuClip) else flat.plain(model)
+    return cpu.plain(model) if isinstance(model, cpu.CpuEncoders) else flat.plain(model)
 
 
 def arrange_training(

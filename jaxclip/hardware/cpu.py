@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import get_opaque_trace_state
 
-from jaxclip.hardware.modules import become, modules_of, unstack
+from jaxclip.hardware.modules import Model, become, modules_of, unstack
 from jaxclip.hardware.padded import CpuNumerics, pad, unpad
 from jaxclip.hardware.winograd import WinogradConvolution
 from jaxclip.models.clip import Clip
+from jaxclip.models.encoders import Encoders
 from jaxclip.models.layers import Numerics, Taps, Transformer, rematerialise
 from jaxclip.models.parameters import PRODUCTS, copy_tree
 from jaxclip.models.resnet import AveragePool, BatchNorm, Convolution, ModifiedResNet
+from jaxclip.models.single import SingleTower
 from jaxclip.models.vit import ProbeAttention
 
 Array = jax.Array
@@ -128,8 +130,8 @@ def _nothing_traced() -> Any:
         return pool.submit(get_opaque_trace_state).result()
 
 
-class CpuClip(Clip):
-    """A `Clip` arranged by `for_cpu`; make none by its constructor."""
+class CpuEncoders(Encoders):
+    """What `for_cpu` changes of a whole model: how it compiles, and what it saves."""
 
     def _run(self, function: Callable[..., Any], *rows: Array) -> Any:
         if not self.jit or get_opaque_trace_state() != _nothing_traced():
@@ -142,11 +144,22 @@ class CpuClip(Clip):
         return jnp.concatenate([run(rows[0][i : i + CPU_ROWS]) for i in starts])
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """As `Clip.save`: the plain model's arrays."""
+        """As `Encoders.save`: the plain model's arrays."""
         plain(self).save(path, force=force)
 
 
-def for_cpu(model: Clip) -> Clip:
+class CpuClip(CpuEncoders, Clip):
+    """A `Clip` arranged by `for_cpu`; make none by its constructor."""
+
+
+class CpuSingleTower(CpuEncoders, SingleTower):
+    """A `SingleTower` arranged by `for_cpu`; make none by its constructor."""
+
+
+MODELS: Swaps = {Clip: CpuClip, SingleTower: CpuSingleTower}
+
+
+def for_cpu(model: Model) -> Model:
     """The same function, arranged for inference by XLA on a CPU; the model itself is unchanged.
 
     Works on a model of shapes as well, to be filled with `parameters.from_flat(..., put=
@@ -168,20 +181,20 @@ def for_cpu(model: Clip) -> Clip:
     for module in modules_of(arranged):
         if isinstance(module, UnrolledTransformer):
             module.resblocks = nnx.List(unstack(module.resblocks))
-    become(arranged, CpuClip)
+    become(arranged, MODELS[type(model)])
     arranged.notes = model.notes
     return arranged
 
 
-def plain(model: Clip) -> Clip:
+def plain(model: Model) -> Model:
     """What `for_cpu` arranged, as a plain `Clip` again, of arrays."""
     restored = copy_tree(model)
     for module in modules_of(restored):
         if isinstance(module, UnrolledTransformer):
             blocks = list(module.resblocks)
             module.resblocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    own: Swaps = {arranged: plain for plain, arranged in INFERENCE.items()}
-    own |= {WinogradConvolution: Convolution, CpuClip: Clip}
+    own: Swaps = {arranged: plain for plain, arranged in (INFERENCE | MODELS).items()}
+    own |= {WinogradConvolution: Convolution}
     for module in modules_of(restored):
         become(module, own.get(type(module)))
         if hasattr(module, "numerics"):

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.hardware.attention import FusedAttention, Sequences, choose
-from jaxclip.hardware.modules import become, modules_of
-from jaxclip.models.clip import Clip
+from jaxclip.hardware.modules import Model, become, modules_of
 from jaxclip.models.layers import (
     Attention,
     LayerNorm,
@@ -153,7 +152,9 @@ def narrow_kernels(blocks: Tree, dtype: Any) -> Tree:
 # Model --------------------------------------------------------------------------------------------
 
 
-def arrange(model: Clip, attention: type[FusedAttention] = FusedAttention, **options: Any) -> Clip:
+def arrange(
+    model: Model, attention: type[FusedAttention] = FusedAttention, **options: Any
+) -> Model:
     """The same tree in the modules above; the model itself is unchanged.
 
     Args:
@@ -176,7 +177,7 @@ def arrange(model: Clip, attention: type[FusedAttention] = FusedAttention, **opt
     return arranged
 
 
-def plain(model: Clip) -> Clip:
+def plain(model: Model) -> Model:
     """What `arrange` arranged, in plain modules again; any other model itself."""
     if not any(isinstance(module, FlatTransformer) for module in modules_of(model)):
         return model

@@ -2,10 +2,10 @@
 
 from jaxclip.hardware import flat
 from jaxclip.hardware.attention import FUSED_DTYPES, require_kernel
-from jaxclip.models.clip import Clip
+from jaxclip.hardware.modules import Model
 
 
-def for_gpu(model: Clip, device_kind: str, *, attention: str = "auto") -> Clip:
+def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model:
     """The same tree in modules for a GPU, for inference and training; the model is unchanged.
 
     With "auto" a model that does not compute in a dtype of the kernels is returned as it is.

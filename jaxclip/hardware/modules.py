@@ -1,10 +1,14 @@
 """Modules of a model given other classes: the same attributes and names, other arithmetic."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+
+from jaxclip.models.encoders import Encoders
+
+Model = TypeVar("Model", bound=Encoders)  # a `Clip` or a `SingleTower`
 
 
 def modules_of(module: Any) -> Iterator[Any]:

@@ -7,14 +7,17 @@ from typing import Any
 
 from jaxclip import checkpoint, convert
 from jaxclip.config import RELEASED
+from jaxclip.hub import hugging_face
 from jaxclip.hub.released import RELEASED_FILES, cache_folder, fetch
 
 EMBEDDED = "emoji"
 
 
 def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """The file or folder that a name or path stands for; a released model is fetched if need be.
+    """The file or folder that a name or path stands for, fetched if need be.
 
+    A path that exists is itself. "hf-hub:owner/name", and "owner/name" where no folder "owner" is
+    here, are models of the Hugging Face Hub (`hub.hugging_face`).
     A released model is converted once: what comes back is our file, in the cache folder beside the
     official one, which may then be deleted.
 
@@ -35,11 +38,23 @@ def find(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
                 f"jaxclip train --out {path} --resume"
             )
     elif not path.exists():
+        if (of_hub := _of_hub(name)) is not None:
+            return hugging_face.snapshot(of_hub, cache_dir)
         raise ValueError(
             f"no model is named {name!r} and no such file is there; expected {EMBEDDED!r}, one of "
-            f"{', '.join(RELEASED)}, a run folder, a Hugging Face folder or a checkpoint file"
+            f"{', '.join(RELEASED)}, a run folder, a Hugging Face folder or a checkpoint file, or "
+            "the id of a model on the Hugging Face Hub: owner/name"
         )
     return path
+
+
+def _of_hub(name: str) -> hugging_face.HubName | None:
+    """The parts of a Hub id, or None where a text is a path with a mistake."""
+    owner = name.partition("/")[0]
+    is_path = Path(owner).is_dir() or owner in {known.partition("/")[0] for known in RELEASED}
+    if is_path and not name.startswith(hugging_face.PREFIX):
+        return None
+    return hugging_face.parse(name)
 
 
 def _released(name: str, cache_dir: str | Path | None) -> Path:

@@ -3,11 +3,7 @@
 Annotated: chapter 4, "The two towers".
 """
 
-import functools
 import math
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
@@ -18,12 +14,16 @@ from flax import nnx
 from jaxclip import checkpoint
 from jaxclip.config import ClipConfig, ResNetConfig, short_repr
 from jaxclip.losses import l2_normalize
-from jaxclip.model_tokenizer import copy_beside, tokenize_for
+from jaxclip.models.encoders import Encoders, Notes, image_features, text_features
 from jaxclip.models.inputs import check_embeds, check_images, check_tokens, on_any_mesh
-from jaxclip.models.layers import Initialiser, Numerics, Shapes, at_least_float32
-from jaxclip.models.parameters import TOWERS, Tower, describe, new_statistics, to_flat
+from jaxclip.models.layers import (
+    Numerics,
+    at_least_float32,
+)
+from jaxclip.models.parameters import new_statistics
 from jaxclip.models.resnet import ModifiedResNet
-from jaxclip.models.text import ContinuousBagOfWords, TextTransformer
+from jaxclip.models.starts import Initialiser, Shapes
+from jaxclip.models.text import make_text_tower
 from jaxclip.models.vit import VisionTransformer
 
 Array = jax.Array
@@ -63,29 +63,7 @@ def probabilities(logits_per_image: Array, *, sigmoid: bool) -> Array:
     return jax.nn.softmax(logits_per_image, axis=1)
 
 
-class Notes(dict[str, Any]):
-    """Where the weights of a loaded model are from; empty in what JAX makes of it.
-
-    Results of `jax.tree.map`, `jax.jit` or `nnx.merge` may hold other numbers.
-    """
-
-
-jax.tree_util.register_pytree_node(Notes, lambda notes: ((), None), lambda aux, _: Notes())
-
-
 # What runs under jit ------------------------------------------------------------------------------
-
-
-@on_any_mesh
-def image_features(model: "Clip", images: Array) -> Array:
-    """images [n, h, w, c] -> image_features [n, e]."""
-    return model.visual(images)
-
-
-@on_any_mesh
-def text_features(model: "Clip", tokens: Array) -> Array:
-    """tokens [n, l] -> text_features [n, e]."""
-    return model.text(tokens)
 
 
 @on_any_mesh
@@ -102,18 +80,13 @@ def both_logits(model: "Clip", images: Array, tokens: Array) -> tuple[Array, Arr
     return logits_per_image, logits_per_image.T
 
 
-_jitted = functools.cache(jax.jit)  # one compiled program per function, model structure and shape
-
-
-class Clip(nnx.Module):
+class Clip(Encoders):
     """Image tower, text tower and the log temperature: a Flax NNX module and a JAX pytree.
 
     Its own methods are compiled once per shape, unless `jit` is False. `visual` and `text` are the
     towers, `logit_scale` and SigLIP's `logit_bias` the temperature, `config` is frozen, and `notes`
     say where the weights are from.
     """
-
-    jit: bool = True
 
     def __init__(
         self,
@@ -126,11 +99,7 @@ class Clip(nnx.Module):
         towers: dict[str, Any] = {"numerics": numerics, "init": init}
         tower = ModifiedResNet if isinstance(config.vision, ResNetConfig) else VisionTransformer
         self.visual = tower(config, remat=remat, **towers)
-        self.text = (
-            ContinuousBagOfWords(config, **towers)
-            if config.text.kind == "cbow"
-            else TextTransformer(config, remat=remat, **towers)
-        )
+        self.text = make_text_tower(config, remat=remat, **towers)
         scale = math.log(10) if config.logit_bias else INITIAL_LOGIT_SCALE
         self.logit_scale = init.constant((), scale)
         if config.logit_bias:  # SigLIP (arXiv 2303.15343), section 3.2; not in the paper
@@ -142,69 +111,6 @@ class Clip(nnx.Module):
     def from_config(cls, config: ClipConfig, key: Array | int = 0, **options: Any) -> "Clip":
         """A model with fresh random weights: `create`."""
         return create(config, key, **options)
-
-    def encode_image(self, images: np.ndarray | Array) -> Array:
-        """Image features, not normalised, as the official code returns them.
-
-        Args:
-          images: pixels [n, h, w, c] as `Preprocess` makes them, floating point.
-
-        Returns:
-          [n, e], in the model's dtype.
-
-        Raises:
-          ValueError: another shape or integers, or a model loaded without its image tower.
-
-        >>> import jaxclip, numpy as np
-        >>> model, preprocess = jaxclip.load("emoji")
-        >>> size = preprocess.size
-        >>> model.encode_image(np.zeros((2, size, size, 3), np.float32)).shape
-        (2, 192)
-        """
-        self._require_tower("image")
-        return self._run(image_features, check_images(images, self.config.vision.image_size))
-
-    def encode_text(self, tokens: np.ndarray | Array) -> Array:
-        """Text features, not normalised, as the official code returns them.
-
-        Inside `jax.jit` no value can be checked: there the features of a text with an id outside of
-        the vocabulary, or of one that is too long, are NaN.
-
-        Args:
-          tokens: ids [n, l] as `jaxclip.tokenize` makes them. Columns beyond the model's context
-            length are cut if they hold padding only.
-
-        Returns:
-          [n, e], in the model's dtype.
-
-        Raises:
-          ValueError: another shape or type, an id outside of the vocabulary, a text that is too
-            long, or a model loaded without its text tower.
-
-        >>> import jaxclip
-        >>> model, _ = jaxclip.load("emoji")
-        >>> model.encode_text(jaxclip.tokenize(["a cat", "a rocket"])).shape
-        (2, 192)
-        """
-        self._require_tower("text")
-        return self._run(text_features, check_tokens(tokens, self.config.text))
-
-    def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
-        """Rows of ids [n, l] for `encode_text`, by the model's own tokenizer: CLIP's by default.
-
-        Args:
-          texts: one text, or a list of texts.
-          truncate: cut texts that are too long for the model.
-
-        Raises:
-          ValueError: a text is too long, or the file or package of the tokenizer is missing.
-
-        >>> import jaxclip
-        >>> model, _ = jaxclip.load("emoji")
-        >>> model.tokenize(["a cat", "a rocket"]).shape
-        (2, 32)
-        """
-        return tokenize_for(self.config.text, texts, truncate=truncate)
 
     def __call__(
         self, images: np.ndarray | Array, tokens: np.ndarray | Array
@@ -268,58 +174,6 @@ class Clip(nnx.Module):
     def temperature(self) -> list[nnx.Param]:
         """What a loss takes beside the embeddings: the log temperature and, if any, the bias."""
         return [self.logit_scale, *([self.logit_bias] if self.config.logit_bias else [])]
-
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write the weights and their config as one safetensors file that `jaxclip.load` reads.
-
-        The file appears whole or not at all. A model with a tokenizer of its own has its
-        `tokenizer.json` copied beside it.
-
-        Raises:
-          ValueError: something is at `path` and `force` is not given, no file can be made there, or
-            a tower is missing.
-
-        >>> import jaxclip, pathlib, tempfile
-        >>> model, _ = jaxclip.load("emoji")
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.safetensors"
-        >>> model.save(path)
-        >>> jaxclip.load(path)[0].config == model.config
-        True
-        """
-        self._require_tower("image", "text")
-        path = Path(path)
-        if path.exists() and not force:
-            raise ValueError(
-                f"{path}: expected no such file, got one; pass force=True to replace it"
-            )
-        notes = {"saved_by": "jaxclip.Clip.save", "made_from": self.notes}
-        copy_beside(self.config.text, path.parent, force=force)
-        checkpoint.save(path, to_flat(self), self.config, notes)
-
-    def __deepcopy__(self, memo: Any = None) -> "Clip":
-        copied: Clip = super().__deepcopy__(memo)
-        copied.notes = Notes(self.notes)
-        return copied
-
-    def __repr__(self) -> str:
-        """One line: the architecture, how many parameters, the dtype.
-
-        >>> import jaxclip
-        >>> jaxclip.load("emoji", tower="text")[0]
-        Clip(text tower of ResNet at 64 pixels, 6,348,801 parameters, float32)
-        """
-        return f"{type(self).__name__}({describe(self)})"
-
-    __str__ = __repr__
-
-    def _run(self, function: Callable[..., Any], *rows: Array) -> Any:
-        """`function(self, *rows)`, compiled unless `jit` is False; `hardware` overrides this."""
-        return (_jitted(function) if self.jit else function)(self, *rows)
-
-    def _require_tower(self, *towers: Tower) -> None:
-        for tower in towers:
-            if not hasattr(self, TOWERS[tower]):
-                raise ValueError(f"this model was loaded without its {tower} tower; load it whole")
 
 
 def create(

@@ -33,7 +33,7 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     ValueError for another shape or type, an id outside of the vocabulary or a text that is too
     long. Inside `jax.jit`, where no value is known, such a row becomes one whose features are NaN.
     """
-    length, todo = config.context_length, "use jaxclip.tokenize(texts)"
+    length, todo = config.context_length, "use model.tokenize(texts)"
     if not isinstance(tokens, np.ndarray | Array):
         raise ValueError(
             f"expected tokens [n, l] of whole numbers, got {short_repr(tokens)}; {todo}"
@@ -41,13 +41,22 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         got = f"{tokens.shape} {tokens.dtype}"
         raise ValueError(f"expected tokens [n, l] of whole numbers, got {got}; {todo}")
+    if config.fixed_length and tokens.shape[1] != length:
+        raise ValueError(
+            f"expected tokens [n, {length}] with padding, which this model reads as well, got "
+            f"{tokens.shape}; tokenize to the context length"
+        )
     longer = tokens.shape[1] > length
     if not has_values(tokens):
         ids = jnp.asarray(tokens, jnp.int32)
-        if not longer:
+        wrong = jnp.zeros((len(ids), 1), bool)
+        if longer:
+            wrong = (ids[:, length:] != 0).any(axis=1, keepdims=True)
+        if config.end_token is not None:
+            wrong |= ~jnp.equal(ids[:, :length], config.end_token).any(axis=1, keepdims=True)
+        if not longer and config.end_token is None:
             return ids
-        too_long = (ids[:, length:] != 0).any(axis=1, keepdims=True)
-        return jnp.where(too_long, -1, ids[:, :length])  # -1 is never an id
+        return jnp.where(wrong, -1, ids[:, :length])  # -1 is never an id
     known = np.asarray(tokens)
     if known[:, length:].any():
         raise ValueError(
@@ -55,6 +64,11 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
             "shorten it"
         )
     check_vocabulary(known[:, :length], config.vocab_size)
+    if config.pooling == "end" and not (known[:, :length] == config.end_token).any(axis=1).all():
+        raise ValueError(
+            f"expected the end token {config.end_token} in every text, got a text without it; "
+            "use the model's own tokenizer"
+        )
     return jnp.asarray(tokens[:, :length] if longer else tokens)
 
 

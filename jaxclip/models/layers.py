@@ -16,10 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxclip.config import TextConfig, VisionConfig
+from jaxclip.models.starts import Initialiser, Start, Tower, starts_as_siglip
 
 Array = jax.Array
-Tower = VisionConfig | TextConfig  # both say the same of their blocks
 Taps = dict[str, Array]  # intermediates by name, as in `reference.py`
 
 
@@ -62,60 +61,6 @@ def rematerialise(body: Callable[..., Any], remat: str, **options: Any) -> Calla
         raise ValueError(f"remat: expected none, {', '.join(REMAT)}, got {remat!r}")
     policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
     return jax.checkpoint(body, policy=policy, **options)
-
-
-# Parameters ---------------------------------------------------------------------------------------
-
-
-class Initialiser:
-    """Makes parameters in float32, drawn with the next key of `rngs` each."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.rngs = rngs
-
-    def normal(self, shape: tuple[int, ...], std: float) -> nnx.Param[Any]:
-        """A parameter from N(0, std^2)."""
-
-        def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-            return std * jax.random.normal(self.rngs.params(), shape, dtype)
-
-        return self.variable(nnx.Param, shape, draw)
-
-    def uniform(self, shape: tuple[int, ...], bound: float) -> nnx.Param[Any]:
-        """A parameter from U(-bound, bound)."""
-
-        def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-            return jax.random.uniform(self.rngs.params(), shape, dtype, -bound, bound)
-
-        return self.variable(nnx.Param, shape, draw)
-
-    def constant(self, shape: tuple[int, ...], value: float, kind: Any = nnx.Param) -> Any:
-        """A variable that is `value` everywhere."""
-        return self.variable(kind, shape, lambda shape, dtype: jnp.full(shape, value, dtype))
-
-    def variable(self, kind: Any, shape: tuple[int, ...], draw: Callable[..., Array]) -> Any:
-        return kind(draw(shape, jnp.float32))
-
-    def stack(self, make: Callable[["Initialiser"], Any], layers: int) -> Any:
-        """One module whose leaves hold those of `layers` modules, along a leading axis."""
-        keys = jax.random.split(self.rngs.params(), layers)
-        return jax.vmap(lambda key: make(Initialiser(nnx.Rngs(key))))(keys)
-
-
-class Shapes(Initialiser):
-    """Makes parameters that are shapes: nothing is drawn, traced or kept in memory."""
-
-    def __init__(self) -> None:
-        pass
-
-    def variable(self, kind: Any, shape: tuple[int, ...], draw: Callable[..., Array]) -> Any:
-        return kind(jax.ShapeDtypeStruct(shape, jnp.float32))
-
-    def stack(self, make: Callable[[Initialiser], Any], layers: int) -> Any:
-        def stacked(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((layers, *leaf.shape), leaf.dtype)
-
-        return jax.tree.map(stacked, make(self))
 
 
 # Products -----------------------------------------------------------------------------------------
@@ -184,13 +129,20 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias, kernel [in, out] drawn from N(0, std^2), bias zero."""
+    """x @ kernel + bias, kernel [in, out] drawn as `start` says, bias zero or from N(0, 1e-12)."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, std: float, numerics: Numerics, init: Initialiser
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        start: Start,
+        noise: bool = False,
+        numerics: Numerics,
+        init: Initialiser,
     ) -> None:
-        self.kernel = init.normal((inputs, outputs), std)
-        self.bias = init.constant((outputs,), 0.0)
+        self.kernel = init.kernel((inputs, outputs), start)
+        self.bias = init.normal((outputs,), 1e-6) if noise else init.constant((outputs,), 0.0)
         self.numerics = numerics
 
     def __call__(self, x: Array) -> Array:
@@ -202,12 +154,20 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused in-projection [q; k; v], biases everywhere."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, *, numerics: Numerics, init: Initialiser
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        *,
+        siglip: bool = False,
+        numerics: Numerics,
+        init: Initialiser,
     ) -> None:
-        self.in_proj_kernel = init.normal((width, 3 * width), width**-0.5)
+        first, last = width**-0.5, width**-0.5 * (2 * layers) ** -0.5
+        self.in_proj_kernel = init.kernel((width, 3 * width), "xavier" if siglip else first, 3)
         self.in_proj_bias = init.constant((3 * width,), 0.0)
-        std = width**-0.5 * (2 * layers) ** -0.5
-        self.out_proj = Linear(width, width, std=std, numerics=numerics, init=init)
+        start: Start = "xavier" if siglip else last
+        self.out_proj = Linear(width, width, start=start, numerics=numerics, init=init)
         self.heads = heads
         self.numerics = numerics
 
@@ -256,9 +216,12 @@ class Mlp(nnx.Module):
         self, tower: Tower, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
         width, inner = tower.width, tower.inner_width
-        first, second = (2 * width) ** -0.5, width**-0.5 * (2 * tower.layers) ** -0.5
-        self.c_fc = Linear(width, inner, std=first, numerics=numerics, init=init)
-        self.c_proj = Linear(inner, width, std=second, numerics=numerics, init=init)
+        starts: tuple[Start, Start] = (2 * width) ** -0.5, width**-0.5 * (2 * tower.layers) ** -0.5
+        options: dict[str, Any] = {"numerics": numerics, "init": init, "noise": False}
+        if starts_as_siglip(tower):
+            starts, options["noise"] = ("xavier", "xavier"), True
+        self.c_fc = Linear(width, inner, start=starts[0], **options)
+        self.c_proj = Linear(inner, width, start=starts[1], **options)
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
@@ -274,7 +237,10 @@ class ResidualAttentionBlock(nnx.Module):
         self, tower: Tower, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
         d, epsilon = tower.width, tower.layer_norm_epsilon
-        self.attn = Attention(d, tower.heads, tower.layers, numerics=numerics, init=init)
+        siglip = starts_as_siglip(tower)
+        self.attn = Attention(
+            d, tower.heads, tower.layers, siglip=siglip, numerics=numerics, init=init
+        )
         self.ln_1 = LayerNorm(d, epsilon, init=init)
         self.mlp = Mlp(tower, activation, numerics=numerics, init=init)
         self.ln_2 = LayerNorm(d, epsilon, init=init)
@@ -348,5 +314,6 @@ def make_projection(tower: Tower, embed_dim: int, *, numerics: Numerics, init: I
     """The projection to the joint space that the config says; None if it says none."""
     std = tower.width**-0.5
     if tower.projection == "linear":
-        return Linear(tower.width, embed_dim, std=std, numerics=numerics, init=init)
+        start: Start = "lecun" if starts_as_siglip(tower) else std
+        return Linear(tower.width, embed_dim, start=start, numerics=numerics, init=init)
     return init.normal((tower.width, embed_dim), std) if tower.projection == "matrix" else None

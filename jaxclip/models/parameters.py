@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint, shapes
-from jaxclip.config import RELEASED, ResNetConfig
+from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TowerConfig
 
 Array = jax.Array
 Tree = TypeVar("Tree")
@@ -44,16 +44,26 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def describe(model: Any) -> str:
-    """A `Clip`'s architecture, number of parameters and dtype, in one line."""
-    named = [name for name, released in RELEASED.items() if released == model.config]
-    vision = model.config.vision
-    kind = "ResNet" if isinstance(vision, ResNetConfig) else "ViT"
-    name = named[0] if named else f"{kind} at {vision.image_size} pixels"
+    """A model's architecture, number of parameters and dtype, in one line."""
+    config = model.config
     towers = {tower: getattr(model, at) for tower, at in TOWERS.items() if hasattr(model, at)}
-    if len(towers) < len(TOWERS):
-        name = f"{' and '.join(towers)} tower of {name}"
     dtype = np.dtype(next(iter(towers.values())).numerics.dtype).name
+    name = _architecture(config)
+    if isinstance(config, ClipConfig) and len(towers) < len(TOWERS):
+        name = f"{' and '.join(towers)} tower of {name}"
     return f"{name}, {count_parameters(model):,} parameters, {dtype}"
+
+
+def _architecture(config: ClipConfig | TowerConfig) -> str:
+    named = [name for name, released in RELEASED.items() if released == config]
+    if named:
+        return named[0]
+    if config.vision is None:
+        assert config.text is not None
+        return f"text tower of width {config.text.width}"
+    kind = "ResNet" if isinstance(config.vision, ResNetConfig) else "ViT"
+    name = f"{kind} at {config.vision.image_size} pixels"
+    return name if isinstance(config, ClipConfig) else f"image tower of {name}"
 
 
 def count_parameters(model: Any) -> int:

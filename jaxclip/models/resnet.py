@@ -19,13 +19,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxclip.config import ClipConfig, ResNetConfig
 from jaxclip.models.layers import (
     Encoder,
-    Initialiser,
     Linear,
     Numerics,
     Taps,
     at_least_float32,
     rematerialise,
 )
+from jaxclip.models.starts import Initialiser
 
 Array = jax.Array
 Statistics = dict[str, Any]  # {"mean": [c], "var": [c]} at the name of every BatchNorm, nested
@@ -196,7 +196,7 @@ class AttentionPool(nnx.Module):
         width = vision.features
 
         def linear(outputs: int) -> Linear:
-            made = Linear(width, outputs, std=width**-0.5, numerics=numerics, init=init)
+            made = Linear(width, outputs, start=width**-0.5, numerics=numerics, init=init)
             made.bias = init.uniform((outputs,), width**-0.5)  # torch's default, left as it is
             return made
 

@@ -12,7 +12,6 @@ from flax import nnx
 from jaxclip.config import ClipConfig, TextConfig, TowerConfig
 from jaxclip.models.layers import (
     Encoder,
-    Initialiser,
     LayerNorm,
     Numerics,
     Taps,
@@ -20,6 +19,7 @@ from jaxclip.models.layers import (
     make_projection,
     project,
 )
+from jaxclip.models.starts import Initialiser, starts_as_siglip
 
 Array = jax.Array
 
@@ -27,8 +27,10 @@ Array = jax.Array
 class TokenEmbedding(nnx.Module):
     """One row a token of the vocabulary."""
 
-    def __init__(self, vocab_size: int, width: int, *, init: Initialiser) -> None:
-        self.embedding = init.normal((vocab_size, width), 0.02)
+    def __init__(
+        self, vocab_size: int, width: int, *, std: float = 0.02, init: Initialiser
+    ) -> None:
+        self.embedding = init.normal((vocab_size, width), std)
 
     def __call__(self, tokens: Array) -> Array:
         """tokens [n, l] -> [n, l, d]; NaN for an id outside of the vocabulary.
@@ -45,8 +47,8 @@ def pooled_positions(tokens: Array, t: TextConfig) -> Array:
     n, l = tokens.shape
     if t.pooling == "largest":
         return tokens.argmax(axis=-1)  # end-of-text has the largest id of CLIP's vocabulary
-    if t.pooling == "end":
-        return (tokens == t.end_token).argmax(axis=-1)
+    if t.end_token is not None:
+        return jnp.equal(tokens, t.end_token).argmax(axis=-1)
     return jnp.full((n,), l - 1 if t.pooling == "last" else 0)
 
 
@@ -64,8 +66,11 @@ class TextTransformer(Encoder):
         t = config.text
         assert t is not None
         options: dict[str, Any] = {"numerics": numerics, "init": init}
-        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
-        self.positional_embedding = init.normal((t.context_length, t.width), 0.01)
+        words, positions = 0.02, 0.01
+        if starts_as_siglip(t):
+            words = positions = t.width**-0.5
+        self.token_embedding = TokenEmbedding(t.vocab_size, t.width, std=words, init=init)
+        self.positional_embedding = init.normal((t.context_length, t.width), positions)
         self.transformer = Transformer(t, config.activation, remat=remat, **options)
         self.ln_final = LayerNorm(t.width, t.layer_norm_epsilon, init=init)
         self.text_projection = make_projection(t, config.embed_dim, **options)
@@ -102,8 +107,11 @@ class ContinuousBagOfWords(Encoder):
     the words and the end token; what follows is ignored; no position, no normalisation, no bias.
     """
 
-    def __init__(self, config: ClipConfig, *, numerics: Numerics, init: Initialiser) -> None:
+    def __init__(
+        self, config: ClipConfig | TowerConfig, *, numerics: Numerics, init: Initialiser
+    ) -> None:
         t = config.text
+        assert t is not None
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, init=init)
         self.text_projection = make_projection(t, config.embed_dim, numerics=numerics, init=init)
         self.numerics = numerics
@@ -117,3 +125,10 @@ class ContinuousBagOfWords(Encoder):
         if taps is not None:
             taps["pooled"] = pooled
         return project(pooled, self.text_projection, self.numerics)  # [n, e]
+
+
+def make_text_tower(config: ClipConfig | TowerConfig, *, remat: str, **options: Any) -> Encoder:
+    """The text tower of the config's kind; `options` are `numerics` and `init`."""
+    if config.text is not None and config.text.kind == "cbow":
+        return ContinuousBagOfWords(config, **options)
+    return TextTransformer(config, remat=remat, **options)

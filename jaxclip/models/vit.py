@@ -13,7 +13,6 @@ from jaxclip.config import ClipConfig, TowerConfig, VisionConfig
 from jaxclip.models.layers import (
     Attention,
     Encoder,
-    Initialiser,
     LayerNorm,
     Mlp,
     Numerics,
@@ -23,6 +22,7 @@ from jaxclip.models.layers import (
     project,
     weigh,
 )
+from jaxclip.models.starts import Initialiser, Start, starts_as_siglip
 
 Array = jax.Array
 
@@ -32,7 +32,8 @@ class PatchConvolution(nnx.Module):
 
     def __init__(self, v: VisionConfig, *, numerics: Numerics, init: Initialiser) -> None:
         p, fan_in = v.patch_size, v.patch_size**2 * 3
-        self.kernel = init.normal((p, p, 3, v.width), (3 * fan_in) ** -0.5)
+        start: Start = "lecun" if starts_as_siglip(v) else (3 * fan_in) ** -0.5
+        self.kernel = init.kernel((p, p, 3, v.width), start)
         self.bias = init.constant((v.width,), 0.0) if v.patch_bias else None
         self.numerics = numerics
 
@@ -74,8 +75,8 @@ class MapHead(nnx.Module):
         self, v: VisionConfig, activation: str, *, numerics: Numerics, init: Initialiser
     ) -> None:
         options: dict[str, Any] = {"numerics": numerics, "init": init}
-        self.probe = init.normal((v.width,), v.width**-0.5)
-        self.attn = ProbeAttention(v.width, v.heads, v.layers, **options)
+        self.probe = init.uniform((v.width,), (6 / (1 + v.width)) ** 0.5)
+        self.attn = ProbeAttention(v.width, v.heads, v.layers, siglip=True, **options)
         self.ln = LayerNorm(v.width, v.layer_norm_epsilon, init=init)
         self.mlp = Mlp(v, v.own_activation or activation, **options)
 
@@ -119,17 +120,21 @@ class VisionTransformer(Encoder):
         """images [n, h, w, c] -> image_features [n, e].
 
         Taps: `stem` [n, l, d] (what the first block sees), `hidden` [layers, n, l, d],
-        `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection).
+        `attention` [layers, n, a, l, m], `pooled` [n, d] (before the projection), and `last`
+        [n, l, d], where every position is normalised before they are pooled.
         """
         stem = self.stem(images)
         x = self.transformer(stem, taps=taps)
-        pooled = self.pool(x)  # [n, d]
+        pooled = self.pool(x, taps)  # [n, d]
         if taps is not None:
             taps.update(stem=stem, pooled=pooled)
         return project(pooled, self.proj, self.numerics)  # [n, e]
 
     def stem(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, l, d], what the first block sees."""
+        size = self.tower.image_size
+        if images.shape[1:3] != (size, size):  # not left to the positions: pixels may be left over
+            raise ValueError(f"expected pictures of {size} pixels a side, got {images.shape}")
         x = self.conv1(images)  # [n, p, d]
         n, _, d = x.shape
         if self.class_embedding is not None:
@@ -138,12 +143,15 @@ class VisionTransformer(Encoder):
         x = x + self.positional_embedding[...].astype(x.dtype)
         return x if self.ln_pre is None else self.ln_pre(x)
 
-    def pool(self, x: Array) -> Array:
+    def pool(self, x: Array, taps: Taps | None = None) -> Array:
         """x [n, l, d] -> [n, d], normalised before or after: of one token that is the same."""
         v = self.tower
         if v.pooling == "class":
             return self.ln_post(x[:, 0])
-        x = x if v.norm_after_pooling else self.ln_post(x)
+        if not v.norm_after_pooling:
+            x = self.ln_post(x)
+            if taps is not None:
+                taps["last"] = x
         # the mean is of the patches, without the class token
         pooled = self.attnpool(x) if v.pooling == "attention" else x[:, v.class_token :].mean(1)
         return self.ln_post(pooled) if v.norm_after_pooling else pooled

@@ -44,6 +44,7 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         recipe.steps,
         recipe.weight_decay,
         tower=type(recipe.model.vision),
+        beta2=recipe.beta2 or None,
         first_moment=jnp.bfloat16 if recipe.first_moment == "bfloat16" else None,
     )
     if recipe.rates:

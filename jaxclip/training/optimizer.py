@@ -14,7 +14,8 @@ from jaxclip.config import ResNetConfig, VisionConfig
 
 MAX_LOGIT_SCALE = math.log(100)
 CONSTANTS = {VisionConfig: (0.98, 1e-6), ResNetConfig: (0.999, 1e-8)}  # beta2, epsilon
-NEVER_DECAYED = ("bias", "in_proj_bias", "scale", "class_embedding", "logit_scale", "logit_bias")
+NEVER_DECAYED = {"bias", "in_proj_bias", "scale", "class_embedding", "probe"}
+NEVER_DECAYED |= {"logit_scale", "logit_bias"}
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
@@ -45,18 +46,19 @@ def adamw(
     weight_decay: float = 0.2,
     *,
     tower: type[VisionConfig | ResNetConfig] = VisionConfig,
+    beta2: float | None = None,
     first_moment: Any = None,
 ) -> optax.GradientTransformation:
     """AdamW with the paper's constants for the kind of image tower (section 2.5).
 
     `first_moment` is the dtype in which the mean of the gradients is kept between steps; the
-    parameters' if not given.
+    parameters' if not given. `beta2` is the paper's if not given.
     """
-    beta2, epsilon = CONSTANTS[tower]
+    own_beta2, epsilon = CONSTANTS[tower]
     return optax.adamw(
         schedule(learning_rate, warmup, steps),
         b1=0.9,
-        b2=beta2,
+        b2=own_beta2 if beta2 is None else beta2,
         eps=epsilon,
         mu_dtype=first_moment,
         weight_decay=weight_decay,

@@ -6,7 +6,16 @@ import math
 import re
 from typing import Literal, Self, get_args
 
-from jaxclip.config import RELEASED, ClipConfig, Remat, ResNetConfig, TextConfig, require
+from jaxclip.config import (
+    RELEASED,
+    ClipConfig,
+    PictureConfig,
+    Remat,
+    ResNetConfig,
+    TextConfig,
+    VisionConfig,
+    require,
+)
 
 Dtype = Literal["float32", "bfloat16"]
 Decoder = Literal["full", "reduced"]
@@ -26,6 +35,7 @@ RANGES = {  # of whole numbers
     "microbatches": (1, 2**20),
 }
 REAL_RANGES = {"learning_rate": (0.0, 1e3), "weight_decay": (0.0, 1e3), "average": (0.0, 1.0)}
+REAL_RANGES["beta2"] = (0.0, 1.0)
 
 
 def require_whole(name: str, value: object, low: int, high: int) -> None:
@@ -70,6 +80,8 @@ class Recipe:
     """Steps of linear warm-up."""
     weight_decay: float = 0.2
     """Decoupled weight decay, on matrices only."""
+    beta2: float = 0.0
+    """AdamW's decay of the mean of the squared gradients; 0 is the paper's for the image tower."""
     seed: int = 0
     """Of the weights, the order of the data and the augmentation."""
     text_length: int = 20
@@ -110,6 +122,7 @@ class Recipe:
             require(value in known, f"{name}: expected {', '.join(known)}, got {value!r}")
         require(self.learning_rate > 0, "learning_rate: expected more than 0, got 0")
         require(self.average < 1, f"average: expected less than 1, got {self.average}")
+        require(self.beta2 < 1, f"beta2: expected less than 1, got {self.beta2}")
         require(
             self.batch_size % self.microbatches == 0,
             f"microbatches: expected a divisor of the batch of {self.batch_size}, "
@@ -120,6 +133,11 @@ class Recipe:
             self.text_length <= context,
             f"text_length: expected 3 to {context}, the model's context length, "
             f"got {self.text_length}",
+        )
+        require(
+            self.text_length == context or not self.model.text.fixed_length,
+            f"text_length: expected {context}, the model's context length, as its text tower reads "
+            f"the padding too, got {self.text_length}",
         )
         parse_rates(self.rates)
 
@@ -217,8 +235,85 @@ def paper(name: str) -> Recipe:
     )
 
 
+HALF = (0.5, 0.5, 0.5)
+
+
+def _siglip_b16() -> ClipConfig:
+    """SigLIP B/16 at 224 pixels, with its C4 vocabulary (arXiv 2303.15343; big_vision)."""
+    vision = VisionConfig(
+        224,
+        16,
+        768,
+        layers=12,
+        heads=12,
+        layer_norm_epsilon=1e-6,
+        patch_bias=True,
+        class_token=False,
+        pre_norm=False,
+        pooling="attention",
+        projection="none",
+    )
+    text = TextConfig(
+        768,
+        layers=12,
+        heads=12,
+        context_length=64,
+        vocab_size=32_000,
+        layer_norm_epsilon=1e-6,
+        causal=False,
+        pooling="last",
+        projection="linear",
+    )
+    pictures = PictureConfig(mean=HALF, std=HALF, resize="squash")
+    return ClipConfig(vision, text, 768, "gelu_tanh", logit_bias=True, pictures=pictures)
+
+
+# SigLIP from scratch: batch, examples seen, rate, decay and beta2 of the paper's section 4. The
+# warm-up of 3 % is that of the authors' example (big_vision/configs/proj/image_text/
+# siglip_lit_coco.py). They also clip the gradient's norm at 1, which a Recipe does not.
+SIGLIP_EXAMPLES, SIGLIP_BATCH = 9_000_000_000, 32_768
+SIGLIP = Recipe(
+    steps=SIGLIP_EXAMPLES // SIGLIP_BATCH,
+    batch_size=SIGLIP_BATCH,
+    learning_rate=1e-3,
+    warmup=SIGLIP_EXAMPLES // SIGLIP_BATCH * 3 // 100,
+    weight_decay=1e-4,
+    beta2=0.95,
+    text_length=64,
+    evaluate_every=2000,
+    save_every=1000,
+    dtype="bfloat16",
+    remat="full",
+    model=_siglip_b16(),
+)
+
+# LAION's CLIP ViT-H/14: batch (96 on each of 824 GPUs), rate and examples seen as in the name of
+# its run, Model-H-14_Data-2B_Samples-34B_lr-5e-4_bs-79k (laion/scaling-laws-openclip; arXiv
+# 2212.07143). The warm-up is that of the same table's other runs of 34 billion; weight decay,
+# beta2 and epsilon are open_clip's defaults, which are the paper's.
+LAION_EXAMPLES, LAION_BATCH = 34_000_000_000, 79_104
+LAION_H14 = Recipe(
+    steps=LAION_EXAMPLES // LAION_BATCH,
+    batch_size=LAION_BATCH,
+    learning_rate=5e-4,
+    warmup=10_000,
+    text_length=77,
+    evaluate_every=2000,
+    save_every=1000,
+    dtype="bfloat16",
+    remat="full",
+    model=ClipConfig(
+        VisionConfig(224, 14, 1280, layers=32, heads=16),
+        TextConfig(1024, layers=24, heads=16),
+        1024,
+        "gelu",
+    ),
+)
+
 presets: dict[str, Recipe] = {
     "quick": Recipe(),
     "full": Recipe(steps=2400, model=EMOJI_FULL),
     **{name: paper(name) for name in RELEASED},
+    "SigLIP-B/16": SIGLIP,
+    "CLIP-ViT-H/14": LAION_H14,
 }

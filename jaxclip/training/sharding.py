@@ -22,6 +22,9 @@ BATCH = P(("data", "fsdp"))  # axis 0 of images and tokens
 # The first rule whose pattern is found in a parameter's path counts; what no rule names is on every
 # device. Stacked blocks have the layers in front.
 RULES: tuple[tuple[str, P], ...] = (
+    (r"attnpool\.(attn\.in_proj_|mlp\.c_fc\.)kernel$", P("fsdp", "tensor")),  # no stack
+    (r"attnpool\.(attn\.out_proj|mlp\.c_proj)\.kernel$", P("tensor", "fsdp")),
+    (r"attnpool\.(attn|mlp)\.", P()),
     (r"attn\.in_proj_kernel$", P(None, "fsdp", "tensor")),
     (r"attn\.in_proj_bias$", P(None, "tensor")),
     (r"attn\.out_proj\.kernel$", P(None, "tensor", "fsdp")),
@@ -29,7 +32,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp\.c_fc\.bias$", P(None, "tensor")),
     (r"mlp\.c_proj\.kernel$", P(None, "tensor", "fsdp")),
     (r"token_embedding\.embedding$", P("tensor", "fsdp")),
-    (r"visual\.proj$|text_projection$", P("fsdp", "tensor")),
+    (r"(visual\.proj|text_projection)(\.kernel)?$", P("fsdp", "tensor")),
     (r"attnpool\.[qkvc]_proj\.kernel$", P("fsdp", "tensor")),
     (r"(conv\d|downsample\.0)\.kernel$", P(None, None, "fsdp", "tensor")),
 )

@@ -458,12 +458,10 @@ def edited(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     [
         ("text_config/num_hidden_layers", 4),
         ("text_config/vocab_size", 102),
-        ("text_config/eos_token_id", 99),
+        ("text_config/eos_token_id", 101),
         ("text_config/eos_token_id", [100]),
         ("text_config/hidden_act", "relu"),
-        ("text_config/hidden_act", "gelu"),
         ("text_config/hidden_act", ["gelu"]),
-        ("text_config/layer_norm_eps", 1e-6),
         ("text_config_dict", {"num_hidden_layers": 5}),
         ("vision_config/image_size", 25),
         ("vision_config/patch_size", 10),
@@ -540,15 +538,16 @@ def test_other_pictures_are_refused(tmp_path, key, value):
         ("model_cfg/vision_cfg/image_size", 25),
         ("model_cfg/vision_cfg/image_size", [20, 20, 20]),
         ("model_cfg/vision_cfg/no_ln_pre", True),
-        ("model_cfg/vision_cfg/pool_type", "avg"),
+        ("model_cfg/vision_cfg/pool_type", "none"),
+        ("model_cfg/vision_cfg/norm_kwargs", {"elementwise_affine": False}),
+        ("model_cfg/vision_cfg/mlp_ratio", 4.5),
+        ("model_cfg/text_cfg/proj_bias", True),
+        ("model_cfg/text_cfg/act_kwargs", {"approximate": "none"}),
         ("model_cfg/vision_cfg/timm_model_name", "vit"),
         ("model_cfg/vision_cfg/head_width", 0),
-        ("model_cfg/vision_cfg/norm_kwargs", {"eps": 1e-6}),
-        ("model_cfg/vision_cfg/act_kwargs", {"approximate": "tanh"}),
         ("model_cfg/vision_cfg/surprise", 1),
         ("model_cfg/text_cfg/heads", 2.0),
         ("model_cfg/text_cfg/heads", 7),
-        ("model_cfg/text_cfg/no_causal_mask", True),
         ("model_cfg/text_cfg/hf_model_name", "roberta-base"),
         ("model_cfg/text_cfg/pad_id", 1),
         ("model_cfg/text_cfg", None),
@@ -587,6 +586,57 @@ def test_what_leaves_the_model_as_it_is_may_stand_in_a_config(tmp_path, path, va
     described = edited(foreign.open_clip_config(), path, value)
     foreign.write_json(tmp_path / "open_clip_config.json", described)
     assert convert.load(weights).config == VIT
+
+
+HF_VARIANTS = [
+    ("text_config/eos_token_id", 99, "text", {"pooling": "end", "end_token": 99}),
+    ("text_config/hidden_act", "gelu", "text", {"own_activation": "gelu"}),
+    ("text_config/layer_norm_eps", 1e-6, "text", {"layer_norm_epsilon": 1e-6}),
+    ("vision_config/layer_norm_eps", 1e-6, "vision", {"layer_norm_epsilon": 1e-6}),
+]
+OPEN_CLIP_VARIANTS = [
+    ("vision_cfg/pool_type", "avg", "vision", {"pooling": "mean"}),
+    ("vision_cfg/final_ln_after_pool", True, "vision", {"norm_after_pooling": True}),
+    ("vision_cfg/norm_kwargs", {"eps": 1e-6}, "vision", {"layer_norm_epsilon": 1e-6}),
+    ("text_cfg/norm_kwargs", {"eps": 1e-6}, "text", {"layer_norm_epsilon": 1e-6}),
+    ("text_cfg/act_kwargs", {"approximate": "tanh"}, "text", {"own_activation": "gelu_tanh"}),
+    ("text_cfg/no_causal_mask", True, "text", {"causal": False}),
+    ("text_cfg/pool_type", "last", "text", {"pooling": "last"}),
+    ("text_cfg/pool_type", "eos", "text", {"pooling": "end", "end_token": 2}),
+]
+
+
+@pytest.mark.parametrize("path, value, tower, fields", HF_VARIANTS)
+def test_a_variant_in_a_config_of_hugging_face_is_read_and_written(
+    tmp_path, path, value, tower, fields
+):
+    folder = hugging_face(tmp_path / "a")
+    described = edited(foreign.hugging_face_config(), path, value)
+    foreign.write_json(folder / "config.json", described)
+    config = convert.load(folder).config
+    changed_tower = dataclasses.replace(getattr(VIT, tower), **fields)
+    assert config == dataclasses.replace(VIT, **{tower: changed_tower})
+    convert.convert(folder, tmp_path / "b", "huggingface")
+    assert convert.load(tmp_path / "b").config == config
+    assert same(convert.read(tmp_path / "b"), convert.read(folder))
+    message = message_of(convert.convert, folder, tmp_path / "c.pt", "openai")
+    assert "the official code has no such model" in message
+
+
+@pytest.mark.parametrize("path, value, tower, fields", OPEN_CLIP_VARIANTS)
+def test_a_variant_in_a_config_of_open_clip_is_read_and_written(
+    tmp_path, path, value, tower, fields
+):
+    base = foreign.config(VIT, "gelu")
+    weights = open_clip(tmp_path / "a", base)
+    described = edited(foreign.open_clip_config(base), f"model_cfg/{path}", value)
+    foreign.write_json(tmp_path / "a" / "open_clip_config.json", described)
+    config = convert.load(weights).config
+    changed_tower = dataclasses.replace(getattr(base, tower), **fields)
+    assert config == dataclasses.replace(base, **{tower: changed_tower})
+    convert.convert(weights, tmp_path / "b" / "b.safetensors", "open_clip")
+    assert convert.load(tmp_path / "b" / "b.safetensors").config == config
+    assert same(convert.read(tmp_path / "b" / "b.safetensors"), convert.read(weights))
 
 
 # Writing ------------------------------------------------------------------------------------------

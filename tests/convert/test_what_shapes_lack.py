@@ -44,8 +44,10 @@ def message_of(call: Any, *arguments: Any, **options: Any) -> str:
 # Heads --------------------------------------------------------------------------------------------
 
 
-def vit(patch: int, width: int, layers: int, embed: int, text: TextConfig) -> ClipConfig:
-    return ClipConfig(VisionConfig(16 * patch, patch, width, layers, 1), text, embed)
+def vit(
+    patch: int, width: int, layers: int, embed: int, text: TextConfig, mlp: int | None = None
+) -> ClipConfig:
+    return ClipConfig(VisionConfig(16 * patch, patch, width, layers, 1, mlp), text, embed)
 
 
 def test_heads_of_known_shapes_are_those_of_their_configs():
@@ -54,8 +56,9 @@ def test_heads_of_known_shapes_are_those_of_their_configs():
         assert known_heads(config) == (config.vision.heads, config.text.heads), name
     huge = vit(14, 1280, 32, 1024, TextConfig(1024, 24, 1))
     assert known_heads(huge) == (16, 16)
-    assert known_heads(vit(14, 1408, 40, 1024, TextConfig(1024, 24, 1))) == (16, 16)
-    assert known_heads(vit(14, 1664, 48, 1280, TextConfig(1280, 32, 1))) == (16, 20)
+    assert known_heads(vit(14, 1408, 40, 1024, TextConfig(1024, 24, 1), 6144)) == (16, 16)
+    assert known_heads(vit(14, 1408, 40, 1024, TextConfig(1024, 24, 1))) is None
+    assert known_heads(vit(14, 1664, 48, 1280, TextConfig(1280, 32, 1), 8192)) == (16, 20)
     assert known_heads(vit(16, 384, 12, 256, TextConfig(256, 10, 1))) == (6, 4)
 
 

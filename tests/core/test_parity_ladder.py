@@ -11,8 +11,9 @@ import pytest
 from jaxclip import checkpoint, hardware, parity
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.hardware import memory
-from jaxclip.models import clip, layers, parameters, resnet
+from jaxclip.models import clip, parameters, resnet
 from tests.support import tiny
+from tests.support.variants import with_epsilon
 
 TEXT = TextConfig(16, layers=12, heads=2, context_length=13, vocab_size=101)
 VIT = ClipConfig(VisionConfig(20, 5, 24, 12, 3), TEXT, 7)
@@ -104,8 +105,7 @@ def test_layers_in_the_order_of_their_names_depart(tower: str) -> None:
 
 
 def test_another_epsilon_departs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "LAYER_NORM_EPSILON", 1e-6)
-    assert departure("vit") == "image.stem"
+    assert departure("vit", config=with_epsilon(VIT, 1e-6)) == "image.stem"
     monkeypatch.setattr(resnet, "BATCH_NORM_EPSILON", 1e-3)
     assert departure("resnet") == "image.stem"
 

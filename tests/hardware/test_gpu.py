@@ -21,7 +21,8 @@ from jaxclip.hardware import attention, flat, gpu
 from jaxclip.hardware.attention import Sequences, choose, run_kernel
 from jaxclip.hardware.modules import become
 from jaxclip.models import clip, parameters
-from jaxclip.models.layers import Attention, LayerNorm, Numerics, Shapes, Transformer
+from jaxclip.models.layers import Attention, LayerNorm, Numerics, Transformer
+from jaxclip.models.starts import Shapes
 from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
 
@@ -217,7 +218,7 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
         return {**parameters.named_leaves(found[0]), "x": found[1]}
 
     with jax.enable_x64(True):
-        norm = LayerNorm(24, init=Shapes())
+        norm = LayerNorm(24, 1e-5, init=Shapes())
         drawn = [RNG.normal(size=24), RNG.normal(size=24)]
         norm = jax.tree.unflatten(jax.tree.structure(norm), drawn)
         lean = jax.tree.unflatten(jax.tree.structure(norm), drawn)

@@ -14,7 +14,8 @@ from jaxclip.hardware import winograd
 from jaxclip.hardware.padded import CpuNumerics
 from jaxclip.hardware.winograd import WinogradConvolution
 from jaxclip.models import clip
-from jaxclip.models.layers import Numerics, Shapes
+from jaxclip.models.layers import Numerics
+from jaxclip.models.starts import Shapes
 from tests.support import foreign
 from tests.support.tolerances import departure, within
 

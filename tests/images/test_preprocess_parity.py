@@ -126,7 +126,7 @@ def test_pixels_equal_those_of_transformers(mode: str, kind: Any, how: PictureCo
     ids=["CLIP", "SigLIP", "SigLIP 2"],
 )
 def test_the_fast_pipeline_is_a_few_grey_levels_away(kind: Any, how: PictureConfig) -> None:
-    """docs/models.md has these numbers; `-s` prints them."""
+    """docs/inputs.md has these numbers; `-s` prints them."""
     dice, levels = random.Random(0), []
     fast = image_processor(how, 64, kind, fast=True)
     for seed in range(40):

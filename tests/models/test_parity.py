@@ -17,10 +17,11 @@ import pytest
 from jaxclip import checkpoint, reference
 from jaxclip.config import Activation, ClipConfig, TextConfig, TextKind, VisionConfig
 from jaxclip.losses import contrastive_loss, cross_entropy_loss
-from jaxclip.models import clip, layers, parameters
+from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics
 from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
+from tests.support.variants import with_epsilon
 
 ACTIVATIONS: tuple[Activation, ...] = ("quick_gelu", "gelu", "gelu_tanh")
 HEADS = {"vision_heads": tiny.VISION_HEADS, "text_heads": tiny.TEXT_HEADS}
@@ -135,10 +136,9 @@ def test_another_activation_is_noticed_at_every_stage(expected, right, wrong):
     assert min(noticed.values()) > 3
 
 
-def test_flax_s_layer_norm_epsilon_is_noticed_at_every_stage(expected, monkeypatch):
-    monkeypatch.setattr(layers, "LAYER_NORM_EPSILON", 1e-6)
-    wrong = jax.jit(lambda *arguments: stages(*arguments))  # a new function, so a new program
-    noticed = excess(wrong(model(PARAMS, config()), SINGLE, TOKENS), expected["quick_gelu"])
+def test_flax_s_layer_norm_epsilon_is_noticed_at_every_stage(expected):
+    wrong = model(PARAMS, with_epsilon(config(), 1e-6))
+    noticed = excess(run(wrong, SINGLE, TOKENS), expected["quick_gelu"])
     assert noticed.keys() == expected["quick_gelu"].keys() - {"text stem"}
     assert min(noticed.values()) > 100
 

@@ -25,8 +25,9 @@ from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.hardware import cpu
 from jaxclip.models import clip
 from jaxclip.models import resnet as clip_resnet
-from jaxclip.models.layers import Initialiser, Numerics
+from jaxclip.models.layers import Numerics
 from jaxclip.models.parameters import from_flat, named_leaves, to_flat
+from jaxclip.models.starts import Initialiser
 from jaxclip.training import optimizer
 from jaxclip.training.checkpoints import Checkpoints, Snapshot
 from jaxclip.training.pixels import augment_drawings

@@ -22,6 +22,7 @@ TASKS = (
     "bfloat16",
     "Shard over a mesh",
     "Export with a symbolic batch",
+    "Condition Stable Diffusion",
 )
 
 

@@ -51,11 +51,14 @@ MAY_IMPORT["files"] = set()
 # The same inside jaxclip/models/.
 TOWERS = {"vit", "resnet", "text"}
 MODELS_MAY_IMPORT: dict[str, set[str]] = {
-    "layers": set(),
-    **{tower: {"layers"} for tower in TOWERS},
+    "starts": set(),
+    "layers": {"starts"},
+    **{tower: {"layers", "starts"} for tower in TOWERS},
     "parameters": set(),
     "inputs": set(),
-    "clip": TOWERS | {"layers", "parameters", "inputs"},
+    "encoders": {"layers", "parameters", "inputs"},
+    "clip": TOWERS | {"layers", "starts", "parameters", "inputs", "encoders"},
+    "single": TOWERS | {"layers", "starts", "parameters", "encoders"},
     "__init__": TOWERS | {"layers", "clip"},
 }
 
@@ -73,7 +76,7 @@ WITHOUT_JAX = (
 )
 # an index that has nothing new is left alone without jax
 WITHOUT_JAX += ("search.catalogue", "search.index", "search.update", "search.page")
-WITHOUT_JAX += ("model_tokenizer", "hub.find", "hub.released", "hub.download")
+WITHOUT_JAX += ("model_tokenizer", "hub.hugging_face", "hub.find", "hub.released", "hub.download")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 # The one exception: `main`, the demonstration, reads weights, drawings and names, without jax.
 REFERENCE_MAIN_IMPORTS = {"zipfile", "pathlib.Path"} | {

@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 from jaxclip import checkpoint
 from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
-from jaxclip.models.layers import Initialiser, Numerics
+from jaxclip.models.layers import Numerics
 from jaxclip.models.parameters import named_leaves, to_flat
 from jaxclip.models.resnet import Bottleneck
+from jaxclip.models.starts import Initialiser
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh, shardings
 from jaxclip.training.step import (

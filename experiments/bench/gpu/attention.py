@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxclip.hardware.attention import Kernel, Sequences, run_kernel
 from jaxclip.hardware.flat import EVEN
-from jaxclip.models.layers import Attention, Numerics, Shapes
+from jaxclip.models.layers import Attention, Numerics
+from jaxclip.models.starts import Shapes
 
 Array = jax.Array
 Mix = Callable[..., Array]  # arrays of queries, keys and values -> [n, l, a, k]

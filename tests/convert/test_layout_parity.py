@@ -1,0 +1,147 @@
+"""Models of open_clip and transformers, small, against those libraries: out of their own files.
+
+Every config of open_clip whose towers we have, every class of transformers: features, logits and
+hidden states within four times the library's own float32 error of its float64, every tensor the
+same to the bit on the way back. Each mistake that a converter makes easily departs by far more.
+Needs the `parity` extra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxclip import convert
+from jaxclip.config import ClipConfig
+from jaxclip.convert.layouts.compare import config_faults
+
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiling")]
+
+try:
+    from experiments.lib.peers import model_cases, model_rows, model_shapes
+    from experiments.lib.peers.model_peers import inputs, reduced_timm
+
+    CASES = {
+        case.name: case
+        for case in [*model_cases.open_clip_cases(), *model_cases.hugging_face_cases()]
+    }
+    LOADS, REFUSED = model_cases.loadable()
+except (ImportError, RuntimeError, pytest.skip.Exception):  # skipped: conftest.py says why
+    CASES, LOADS, REFUSED = {"needs the extra": None}, {}, {}  # type: ignore[dict-item]
+
+
+def measured(case: Any, folder: Path) -> tuple[dict[str, Any], convert.Loaded, Any]:
+    """`model_rows.measure` with timm's towers small, and the way back through our own file."""
+    if case.settings is None:
+        return model_rows.measure(case, folder)
+    with reduced_timm(case.settings):
+        return model_rows.measure(case, folder)
+
+
+def go_round(case: Any, folder: Path) -> None:
+    """Theirs, ours, theirs: every tensor and what the config means."""
+    layout: Any = model_rows.layout_of(convert.load(folder))
+    ours = folder / "round" / "ours.safetensors"
+    convert.convert(folder, ours)
+    target = folder / "back"
+    target = target if layout == "huggingface" else target / "open_clip_model.safetensors"
+    convert.convert(ours, target, layout)
+    back, first = convert.read(target), convert.read(folder)
+    assert back.keys() == first.keys()
+    assert all(np.array_equal(back[name], first[name]) for name in first)
+    assert not config_faults(convert.load(folder).config, convert.load(target).config)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_model_equals_its_library(case: Any, tmp_path: Path) -> None:
+    row, _, _ = measured(case, tmp_path)
+    assert row["tensors unequal"] == 0
+    assert row["parameters"] == row["parameters of the library"]
+    far = {
+        name: stage for name, stage in row["stages"].items() if stage["error"] > stage["allowed"]
+    }
+    assert not far
+    if case.settings is None:
+        go_round(case, tmp_path)
+    else:
+        with reduced_timm(case.settings):
+            go_round(case, tmp_path)
+
+
+# Mistakes that must be noticed --------------------------------------------------------------------
+
+WRONG: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "heads of 64 for H/14": ("ViT-H-14", "vision", {"heads": 1}),
+    "epsilon 1e-6 for 1e-5": ("ViT-H-14", "vision", {"layer_norm_epsilon": 1e-6}),
+    "epsilon 1e-5 for 1e-6": ("ViT-B-16-SigLIP", "text", {"layer_norm_epsilon": 1e-5}),
+    "causal for SigLIP's text": ("ViT-B-16-SigLIP", "text", {"causal": True}),
+    "not causal for CLIP's text": ("ViT-H-14", "text", {"causal": False}),
+    "pooled at the largest id": ("ViT-B-16-SigLIP", "text", {"pooling": "largest"}),
+    "largest id for the first 2": (
+        "MetaClip2Model eos_token_id 2",
+        "text",
+        {"pooling": "largest", "end_token": None},
+    ),
+    "the first 2 for the largest id": (
+        "CLIPModel eos_token_id 2",
+        "text",
+        {"pooling": "end", "end_token": 2},
+    ),
+    "class token for the mean": ("ViT-L-14-CLIPA", "vision", {"pooling": "class"}),
+    "norm before the mean": ("ViT-L-14-CLIPA", "vision", {"norm_after_pooling": False}),
+    "GELU for QuickGELU": ("ViT-H-14-quickgelu", "text", {"own_activation": "gelu"}),
+    "QuickGELU for GELU": ("ViT-H-14", "vision", {"own_activation": "quick_gelu"}),
+    "tanh for exact GELU": ("ViT-B-16-SigLIP", "vision", {"own_activation": "gelu_tanh"}),
+    "exact GELU for tanh": ("ViT-B-16-SigLIP2", "text", {"own_activation": "gelu"}),
+}
+
+
+def case_of(model: str) -> Any:
+    """The case that stands for a model, also where another one gave it its name."""
+    return next(case for case in CASES.values() if model in (case.name, *case.models))
+
+
+@pytest.mark.parametrize("model, tower, fields", WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_in_the_config_departs(
+    model: str, tower: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    case = case_of(model)
+    row, loaded, double = measured(case, tmp_path)
+    assert row["holds"] and isinstance(loaded.config, ClipConfig)
+    config = loaded.config
+    changed = dataclasses.replace(getattr(config, tower), **fields)
+    wrong = loaded._replace(config=dataclasses.replace(config, **{tower: changed}))
+    got = model_rows.run_ours(wrong, *inputs(config.vision.image_size, config.text))
+    stage = f"{'image' if tower == 'vision' else tower}_features"
+    error = np.abs(got[stage] - double[stage]).max()
+    # NaN where a text lacks the end token: no number either
+    assert not error <= 3 * row["stages"][stage]["allowed"], error
+
+
+def test_ratio_4_for_g_14_does_not_fit(tmp_path: Path) -> None:
+    case = case_of("ViT-g-14")
+    case.make().save(tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    settings = json.loads(path.read_text())
+    settings["model_cfg"]["vision_cfg"]["mlp_ratio"] = 4.0
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"does not describe the weights.*c_fc"):
+        convert.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOADS)
+def test_names_and_shapes_at_full_size_are_the_library_s(name: str) -> None:
+    assert model_shapes.theirs(LOADS[name]) == model_shapes.ours(LOADS[name])
+
+
+def test_open_clip_s_configs_are_counted() -> None:
+    assert (len(LOADS), len(LOADS) + len(REFUSED)) == (81, 144)
+    assert all("which jaxclip does not have" in reason for reason in REFUSED.values())
+    wanted = ("EVA", "FastViT", "CoCa", "PE-Core", "ViTamin", "ConvNeXt", "nllb", "xlm-roberta")
+    assert all(any(word in reason for reason in REFUSED.values()) for word in wanted)
