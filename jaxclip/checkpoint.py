@@ -7,6 +7,7 @@ Three forms of the same parameters:
 Names are compared here, once: modules themselves would accept permuted layers without an error.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -213,6 +214,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """SHA-256 of named arrays and a text: names, shapes, dtypes and every bit."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer by itself
+    return digest.hexdigest()
 
 
 def _header(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from experiments.recipes import fashion_mnist
 from experiments.supervised.towers import DrawnArrays, LabelledArrays
+from jaxclip.checkpoint import fingerprint
 from jaxclip.config import ResNetConfig, VisionConfig
 from jaxclip.data.emoji.pictures import load_emoji, load_unseen_artist
-from jaxclip.evaluation.classifier_cache import fingerprint
 
 Tower = VisionConfig | ResNetConfig
 

@@ -17,6 +17,7 @@ from jaxclip.cli.doctor import doctor
 from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
+from jaxclip.cli.search import index, search, similar
 from jaxclip.cli.shared import UsageError, flag_error, warnings_on_stderr
 from jaxclip.cli.train import train
 from jaxclip.cli.train_flags import TrainFlags
@@ -30,6 +31,9 @@ DESCRIPTION = (
 )
 COMMANDS = (
     classify,
+    search,
+    similar,
+    index,
     embed,
     tokenize,
     train,

@@ -6,6 +6,7 @@
   root, else by the first link to it.
 - Hidden names (".x", "._x.jpg", ".ipynb_checkpoints") and those that systems add (`__MACOSX`) are
   left out and are never a class.
+- The folder of an index (`jaxclip search`) is ours, and is not even counted.
 - Everything left out is counted by kind: its ending, "no ending", "hidden", "a named pipe", ...
 """
 
@@ -22,6 +23,7 @@ from jaxclip.images.open import is_picture
 
 logger = logging.getLogger(__name__)
 SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # macOS in archives, Synology, Windows
+INDEX = ".jaxclip"  # the folder of an index beside its pictures
 TEXT = ".txt"
 MOST_NAMED = 9  # kinds of files left out that a warning names
 
@@ -118,6 +120,8 @@ def find_pictures(root: Path) -> Found:
 
 def _add(found: Found, entry: os.DirEntry[str]) -> bool:
     """Count an entry as what it is; whether it is a folder to enter."""
+    if entry.name == INDEX:
+        return False
     if is_hidden(entry.name):
         found.others["hidden"] += 1
         return False

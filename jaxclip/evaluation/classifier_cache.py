@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxclip import hardware
-from jaxclip.checkpoint import load_arrays, save_arrays
+from jaxclip.checkpoint import fingerprint, load_arrays, save_arrays
 from jaxclip.evaluation.features import map_batches, require_finite
 from jaxclip.evaluation.zero_shot import average_prompts, fill_templates
 from jaxclip.models.parameters import to_flat
@@ -26,16 +26,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "jaxclip classifier 2"
 FOLDER = "classifiers"  # in the cache folder
 BLOCK = 256  # texts at a time
-
-
-def fingerprint(arrays: Mapping[str, np.ndarray], text: str) -> str:
-    """SHA-256 of named arrays and a text: names, shapes, dtypes and every bit."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        digest.update(f"\0{name} {array.shape} {array.dtype}\0".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer by itself
-    return digest.hexdigest()
 
 
 def weights_checksum(model: Any) -> str:

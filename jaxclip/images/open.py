@@ -75,7 +75,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 
 
 @functools.cache
-def _readable() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Those of FORMATS that this installation reads: old Pillow lacks AVIF, HEIF is a package."""
     Image.init()
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
@@ -171,9 +171,9 @@ def identify(file: BinaryIO) -> Image.Image:
         raise _refusal("an empty file", "fetch it again")
     try:
         with _pillow_unheard():
-            return Image.open(file, formats=_readable())
+            return Image.open(file, formats=readable_formats())
     except UnidentifiedImageError as error:
-        raise _refusal(*file_kinds.describe(head, size, _readable())) from error
+        raise _refusal(*file_kinds.describe(head, size, readable_formats())) from error
     except Exception as error:
         raise _damage(error, file_kinds.picture_format(head) or "picture") from error
 

@@ -115,21 +115,21 @@ def test_heic_is_read_where_pillow_heif_is_installed(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "pillow_heif", package)
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
-    pictures._readable.cache_clear()
+    pictures.readable_formats.cache_clear()
     try:
         assert to_rgb(decode_image(HEIC)).getpixel((1, 1)) == (255, 0, 0)
     finally:
-        pictures._readable.cache_clear()
+        pictures.readable_formats.cache_clear()
 
 
 def test_heic_names_the_package_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    pictures._readable.cache_clear()
+    pictures.readable_formats.cache_clear()
     try:
         with pytest.raises(ValueError, match="got a HEIC picture; install pillow-heif"):
             decode_image(HEIC)
     finally:
-        pictures._readable.cache_clear()
+        pictures.readable_formats.cache_clear()
 
 
 # What is refused ---------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_formats_outside_the_list_are_never_tried(monkeypatch: pytest.MonkeyPatc
     def never(*_: Any) -> None:
         raise AssertionError("tried")
 
-    pictures._readable()
+    pictures.readable_formats()
     others = {name: (never, never) for name in Image.OPEN if name not in pictures.FORMATS}
     assert {"EPS", "WMF", "FITS", "PSD", "TGA"} <= others.keys()
     monkeypatch.setattr(Image, "OPEN", {**Image.OPEN, **others})

@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"images", "terminal", "reference", "model_tokenizer"},
     "hub": BASE | {"checkpoint", "models", "hardware", "convert", "terminal"},
     "parity": BASE | MIDDLE,
+    "search": BASE | MIDDLE | {"hub", "terminal"},
     "doctor": BASE | MIDDLE | {"hub", "parity"},
-    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor"},
+    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor", "search"},
     "__main__": {"cli"},
     # the public face: what it names is imported on first use, see test_package.py
     "__init__": BASE | MIDDLE | {"hub", "parity", "doctor"},
@@ -73,6 +74,8 @@ WITHOUT_JAX = (
     "terminal",
     "shapes",
 )
+# an index that has nothing new is left alone without jax
+WITHOUT_JAX += ("search.catalogue", "search.index", "search.update", "search.page")
 WITHOUT_JAX += ("model_tokenizer", "hub.hugging_face", "hub.find", "hub.released", "hub.download")
 REFERENCE_IMPORTS = {"__future__", "collections", "math", "typing", "numpy"}
 # The one exception: `main`, the demonstration, reads weights, drawings and names, without jax.

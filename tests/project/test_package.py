@@ -18,7 +18,7 @@ import jaxclip
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {"test", "plots", "tfds", "tensorboard", "parity", "hub", "gpu", "gpu-plan"}
-EXTRAS |= {"tpu", "recipes", "docs"}
+EXTRAS |= {"tpu", "recipes", "docs", "parquet"}
 
 LIST_NEW_MODULES = """
 import sys

@@ -1,0 +1,1 @@
+"""A folder of pictures, searched by words: the index, exact search, near-duplicates."""
