@@ -49,7 +49,7 @@ def check_tokens(tokens: Any, config: TextConfig) -> Array:
     longer = tokens.shape[1] > length
     if not has_values(tokens):
         ids = jnp.asarray(tokens, jnp.int32)
-        wrong = jnp.zeros((len(ids), 1), bool)
+        wrong = jnp.zeros((ids.shape[0], 1), bool)  # a size may be a symbol here: `jax.export`
         if longer:
             wrong = (ids[:, length:] != 0).any(axis=1, keepdims=True)
         if config.end_token is not None:

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxclip
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
-from jaxclip.models import clip
+from jaxclip.models import clip, encoders
 from jaxclip.models.layers import Numerics
 from jaxclip.models.parameters import named_leaves, path_name, to_flat
 from tests.support.tolerances import departure, within
@@ -404,10 +404,10 @@ def test_a_mesh_with_explicit_axes_is_one_that_refuses_the_towers_alone() -> Non
 
 IMAGES, TOKENS = np.zeros((2, 20, 20, 3), np.float32), np.zeros((2, 13), np.int32)
 WRONG = {
-    "a text": ("encode_text", "rocket", r"whole numbers, got 'rocket'; use jaxclip.tokenize"),
-    "texts": ("encode_text", ["a", "b"], r"got a list; use jaxclip.tokenize\(texts\)"),
-    "a row": ("encode_text", TOKENS[0], r"got \(13,\) int32; use jaxclip.tokenize"),
-    "floats": ("encode_text", IMAGES[..., 0, 0], r"got \(2, 20\) float32; use jaxclip.tokenize"),
+    "a text": ("encode_text", "rocket", r"whole numbers, got 'rocket'; use model.tokenize"),
+    "texts": ("encode_text", ["a", "b"], r"got a list; use model.tokenize\(texts\)"),
+    "a row": ("encode_text", TOKENS[0], r"got \(13,\) int32; use model.tokenize"),
+    "floats": ("encode_text", IMAGES[..., 0, 0], r"got \(2, 20\) float32; use model.tokenize"),
     "an id": ("encode_text", TOKENS + 101, "token id 101: expected an id from 0 to 100"),
     "too long": ("encode_text", np.ones((1, 14), np.int32), "expected at most 13 tokens"),
     "a name": ("encode_image", "cat.png", r"pixels \[n, 20, 20, 3\], got 'cat.png'; use np.stack"),
@@ -457,7 +457,7 @@ def test_jit_false_runs_op_by_op(vit: Model, tmp_path: Path) -> None:
     assert equal(vit, everything(plain, images, tokens), everything(vit, images, tokens))
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip, "_jitted", lambda function: seen.append(function) or function)
+        patch.setattr(encoders, "_jitted", lambda function: seen.append(function) or function)
         everything(plain, images, tokens)
         assert not seen
         everything(vit, images, tokens)
