@@ -19,6 +19,7 @@ from jaxclip.config import ClipConfig, PictureConfig, TextConfig, VisionConfig
 from jaxclip.convert.layouts import clip_words, vocabulary
 from jaxclip.models import clip
 from tests.support.tokenizers import TEXTS, write_gemma
+from tests.support.tolerances import departure, within
 
 NAMES = {"model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"}
 HALF = (0.5, 0.5, 0.5)
@@ -162,4 +163,9 @@ def test_transformers_loads_the_folder_as_it_is(tmp_path: Path, kind: str) -> No
         found = theirs(pixel_values=torch.tensor(pixels), input_ids=torch.tensor(ids))
     with jax.default_matmul_precision("highest"):
         logits = np.asarray(model(got, ours)[0])
-    np.testing.assert_allclose(logits, found.logits_per_image.numpy(), atol=1e-3)
+    expected = found.logits_per_image.numpy()
+    assert (
+        departure(logits, expected)
+        <= within("float32 twice")
+        < departure(logits[:, ::-1], expected)
+    )

@@ -10,7 +10,7 @@ from jaxclip.data.folders import INDEX
 from jaxclip.search import index, query, similar
 from jaxclip.search.catalogue import Block
 from tests.support import indexed
-from tests.support.tolerances import COSINE_OF_HALF
+from tests.support.tolerances import within
 
 KEY = "a" * 64
 
@@ -36,11 +36,11 @@ def test_the_ranking_equals_brute_force(n: int, d: int) -> None:
     vectors, direction = unit_rows(n, d), unit_rows(1, d, 1)[0].astype(np.float32)
     right = vectors.astype(np.float64) @ direction
     rows, scores = query.best(vectors, whole(n), direction, 20)
-    np.testing.assert_allclose(scores, right[rows], atol=COSINE_OF_HALF)
+    np.testing.assert_allclose(scores, right[rows], atol=within("cosines of float16"))
     order = np.argsort(-right, kind="stable")[:20]
     ours = rows[np.argsort(-scores, kind="stable")][:20]
     # another order only among equals
-    np.testing.assert_allclose(right[ours], right[order], atol=COSINE_OF_HALF)
+    np.testing.assert_allclose(right[ours], right[order], atol=within("cosines of float16"))
     assert len(rows) == min(n, 20)
 
 
@@ -100,7 +100,7 @@ def test_the_search_of_a_folder_equals_brute_force(tmp_path: Path) -> None:
         hits = snapshot.search(direction, 10)
     ours = [Path(query.full_path(tmp_path, hit.path)) for hit in hits]
     np.testing.assert_allclose(
-        [scores[x] for x in ours], [scores[x] for x in right], atol=2 * COSINE_OF_HALF
+        [scores[x] for x in ours], [scores[x] for x in right], atol=2 * within("cosines of float16")
     )
 
 
