@@ -107,14 +107,14 @@ def test_text_for_another_vocabulary_is_refused_everywhere(
 ) -> None:
     path = saved(tmp_path)
     ask = ["classify", str(EXAMPLES[0]), "--labels", "cat", "dog", "--model", path]
-    line = fails(capsys, 1, *ask)
-    assert "token id 49406" in line and "101" in line and "49408" in line
-    with pytest.raises(ValueError, match="token id 49406"):
+    says = "expected a vocabulary of 49,408 tokens for CLIP's tokenizer, got 101"
+    assert says in fails(capsys, 1, *ask)
+    with pytest.raises(ValueError, match=says):
         cached_classifier(loaded(), ["cat"], ["{}"], None)
     texts = HeldOut(data_mesh(jax.devices()[:1]), loaded().config)._texts(loaded())
-    with pytest.raises(ValueError, match="token id 49406"):
+    with pytest.raises(ValueError, match=says):
         texts(["a cat"])
-    assert "token id 49406" in fails(capsys, 1, "evaluate", "--model", path)
+    assert says in fails(capsys, 1, "evaluate", "--model", path)
 
 
 def test_training_refuses_a_vocabulary_that_the_captions_do_not_fit(
