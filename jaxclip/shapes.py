@@ -65,22 +65,17 @@ def _attention_pool(v: VisionConfig) -> Shapes:
 
 
 def _vision_transformer(v: VisionConfig, e: int) -> Shapes:
-    shapes = _convolution("visual.conv1", v.patch_size, 3, v.width)
+    """In the official order, from which the playground's weights are drawn."""
+    shapes: Shapes = {"visual.class_embedding": (v.width,)} if v.class_token else {}
+    shapes |= {"visual.positional_embedding": (v.tokens, v.width)}
+    shapes |= _projection("visual.proj", v, e)
+    shapes |= _convolution("visual.conv1", v.patch_size, 3, v.width)
     if v.patch_bias:
         shapes |= {"visual.conv1.bias": (v.width,)}
-    if v.class_token:
-        shapes |= {"visual.class_embedding": (v.width,)}
     if v.pre_norm:
         shapes |= _norm("visual.ln_pre", v.width)
-    if v.pooling == "attention":
-        shapes |= _attention_pool(v)
-    return {
-        "visual.positional_embedding": (v.tokens, v.width),
-        **shapes,
-        **_transformer("visual.transformer", v),
-        **_norm("visual.ln_post", v.width),
-        **_projection("visual.proj", v, e),
-    }
+    shapes |= _transformer("visual.transformer", v) | _norm("visual.ln_post", v.width)
+    return shapes | _attention_pool(v) if v.pooling == "attention" else shapes
 
 
 def _bottleneck(path: str, inputs: int, width: int, downsample: bool) -> Shapes:
