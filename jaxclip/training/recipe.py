@@ -268,9 +268,10 @@ def _siglip_b16() -> ClipConfig:
     return ClipConfig(vision, text, 768, "gelu_tanh", logit_bias=True, pictures=pictures)
 
 
-# SigLIP from scratch: batch, examples seen, rate, decay and beta2 of the paper's section 4. The
-# warm-up of 3 % is that of the authors' example (big_vision/configs/proj/image_text/
-# siglip_lit_coco.py). They also clip the gradient's norm at 1, which a Recipe does not.
+# SigLIP from scratch: batch, examples seen, rate, decay and beta2 of the paper's section 4, which
+# could not be opened when this was written: check them before a long run. The warm-up of
+# 3 % is that of the authors' example (big_vision/configs/proj/image_text/siglip_lit_coco.py). They
+# also clip the gradient's norm at 1, which a Recipe does not.
 SIGLIP_EXAMPLES, SIGLIP_BATCH = 9_000_000_000, 32_768
 SIGLIP = Recipe(
     steps=SIGLIP_EXAMPLES // SIGLIP_BATCH,
