@@ -96,16 +96,23 @@ class Catalogue:
         with _errors_in_one_line(path):
             name = path.absolute().as_uri() + ("" if write else "?mode=ro")
             self.connection = sqlite3.connect(name, timeout=WAIT, isolation_level=None, uri=True)
-            version = self.connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and write:
-                self.connection.executescript(
-                    f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
-                )
-            elif version != VERSION:
-                raise ValueError(
-                    f"{str(path)!r}: expected an index of version {VERSION}, got {version}; "
-                    "remove it and index again"
-                )
+            try:
+                self._require_version(write)
+            except BaseException:
+                self.connection.close()
+                raise
+
+    def _require_version(self, write: bool) -> None:
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and write:
+            self.connection.executescript(
+                f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
+            )
+        elif version != VERSION:
+            raise ValueError(
+                f"{str(self.path)!r}: expected an index of version {VERSION}, got {version}; "
+                "remove it and index again"
+            )
 
     def __enter__(self) -> Self:
         return self
