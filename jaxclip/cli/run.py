@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxclip.cli.run_folder import RunInputs
 from jaxclip.cli.shared import UsageError, flag_error, stderr
+from jaxclip.data.emoji.icons import ICON_SHARES, is_icons, load_icons
 from jaxclip.data.emoji.pictures import load_emoji, select_names
 from jaxclip.data.labelled import open_labelled
 from jaxclip.data.pairs import open_pairs
@@ -27,10 +28,10 @@ from jaxclip.data.spec import DataSpec, parse_spec
 from jaxclip.data.stream import Skips
 from jaxclip.data.texts import Cutter
 from jaxclip.evaluation.held_out import HeldOut
-from jaxclip.evaluation.named_pictures import Evaluation
+from jaxclip.evaluation.named_pictures import Evaluation, UnseenArtists
 from jaxclip.training import distributed, from_recipe, loop
 from jaxclip.training.finetune import parameters_at_rate
-from jaxclip.training.input_pipeline import DrawingStream, PairStream, Stream
+from jaxclip.training.input_pipeline import DrawingStream, MixedDrawings, PairStream, Stream
 from jaxclip.training.recipe import Execution, Recipe, parse_rates
 from jaxclip.training.sharding import data_mesh
 
@@ -80,13 +81,16 @@ def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: 
         "preprocessing": recipe.model.pictures,
         "text": recipe.model.text,
     }
-    if "emoji" in inputs.data and inputs.data != EMOJI:
-        raise UsageError("emoji cannot be mixed with other data: its drawings are in memory")
-    specs = [] if inputs.data == EMOJI else [_parse_spec(text) for text in inputs.data]
+    icons = icons_beside_emoji(inputs.data)
+    specs = [] if "emoji" in inputs.data else [_parse_spec(text) for text in inputs.data]
     sources = [open_pairs(spec, _data_dir(inputs)) for spec in specs]
     try:
         if inputs.data == EMOJI:
             return DrawingStream(load_emoji("train"), **common)
+        if icons:
+            emoji, zipped = inputs.weights or (1, 1)
+            shares = [emoji, *(zipped * share for share in ICON_SHARES)]
+            return MixedDrawings([load_emoji("train"), *load_icons(icons)], shares, **common)
         return PairStream(
             sources,
             skips=skips,
@@ -97,6 +101,19 @@ def open_stream(recipe: Recipe, execution: Execution, inputs: RunInputs, skips: 
         )
     except ValueError as error:
         raise flag_error(error) from None
+
+
+def icons_beside_emoji(data: tuple[str, ...]) -> Path | None:
+    """The zip of icons in the data "emoji ICONS.zip"; None for other data."""
+    if "emoji" not in data or data == EMOJI:
+        return None
+    path = Path(data[-1])
+    if len(data) != 2 or data[0] != "emoji" or not is_icons(path):
+        raise UsageError(
+            f'data: expected "emoji" alone or beside one zip of icons, which are in memory as it '
+            f"is, got {' '.join(data)}"
+        )
+    return path
 
 
 def devices(execution: Execution) -> Mesh:
@@ -124,10 +141,12 @@ def held_out_evaluation(
             pairs=pairs,
             skip_limit=inputs.skip_limit,
         )
-    if inputs.data != EMOJI:
+    if "emoji" not in inputs.data:
         return None
     training = load_emoji("train")
-    return Evaluation(select_names(load_emoji("validation"), training.names), training.names)
+    emoji = Evaluation(select_names(load_emoji("validation"), training.names), training.names)
+    icons = icons_beside_emoji(inputs.data)
+    return UnseenArtists(emoji, icons) if icons else emoji
 
 
 def require_tensorboard() -> None:

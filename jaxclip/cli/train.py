@@ -58,7 +58,7 @@ def _report(model: Any, recipe: Recipe, data: tuple[str, ...], out: Path) -> Non
     from jaxclip.evaluation import plots
 
     plots.loss_curve(out / "metrics.jsonl", float(np.log(recipe.batch_size)), out / "loss.png")
-    if data == ("emoji",):
+    if "emoji" in data:
         _report_emoji(model, out)
     print_line(
         f"wrote {out}: try it with  jaxclip classify examples/*.png --model {out} --labels ..."

@@ -4,6 +4,7 @@ Annotated: chapter 11, "Zero-shot and prompts".
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.config import CLIP_PICTURES, PictureConfig
+from jaxclip.data.emoji.icons import HELD_OUT, caption_names, load_held_out
 from jaxclip.data.emoji.pictures import EmojiPictures, load_emoji, load_unseen_artist
 from jaxclip.evaluation.features import map_batches
 from jaxclip.evaluation.metrics import Tally, retrieve, top_k
@@ -82,6 +84,26 @@ class Evaluation:
         between = retrieve(I_e[first], T_e[labels], np.arange(len(labels)))
         scores = tally.metrics()
         return {name: scores[name] for name in ("top1", "top5")} | between.metrics()
+
+
+class UnseenArtists:
+    """The scores of `emoji`, and top-1 on each artist whom training on a zip of icons leaves out.
+
+    Classes are the captions of an artist that are also in training.
+    """
+
+    def __init__(self, emoji: Evaluation, icons: Path) -> None:
+        self.emoji = emoji
+        known = caption_names(icons) | set(load_emoji("train").names)
+        found = {artist: load_held_out(icons, artist, known) for artist in HELD_OUT}
+        self.artists = {name: Evaluation(icons, icons.names) for name, icons in found.items()}
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Scores by name; those of an artist begin with the artist's name."""
+        scores = self.emoji(model)
+        for artist, evaluation in self.artists.items():
+            scores[f"{artist}_top1"] = evaluation(model)["top1"]
+        return scores
 
 
 def nearest_pixels(pictures: EmojiPictures, training: EmojiPictures) -> dict[str, float]:

@@ -13,13 +13,14 @@ import numpy as np
 
 from jaxclip.config import CLIP_PICTURES, PictureConfig, TextConfig
 from jaxclip.data.ahead import read_ahead
-from jaxclip.data.emoji.batches import EmojiBatches
+from jaxclip.data.emoji.batches import EmojiBatches, MixedBatches
+from jaxclip.data.emoji.icons import SIDED, as_rgba
 from jaxclip.data.emoji.pictures import EmojiPictures
 from jaxclip.data.pairs import Source
 from jaxclip.data.stream import Skips, batches
 from jaxclip.data.texts import CLIP, Cutter
 from jaxclip.training.distributed import own_rows
-from jaxclip.training.pixels import augment_drawings, normalize_image
+from jaxclip.training.pixels import augment_drawings, augment_icons, normalize_image
 
 HostBatch = dict[str, np.ndarray]
 Batch = TypeVar("Batch")
@@ -73,6 +74,57 @@ class DrawingStream:
             "drawings": self.batches.pictures.images[own],
             "mirrorable": batch.mirrorable[self.rows],
             "tokens": self.cutter(batch.captions[self.rows]),
+        }
+
+    @property
+    def position(self) -> int:
+        return self.step
+
+    def seek(self, positions: Sequence[int]) -> None:
+        self.step = min(positions)
+
+
+class MixedDrawings:
+    """Emoji and icons in memory: `drawings`, `black`, `mirrorable` and `tokens` of every step.
+
+    Args:
+      parts: sets of drawings; images of one channel are opacity, of a drawing in black.
+      shares: of a batch, one a set.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[EmojiPictures],
+        shares: Sequence[float],
+        *,
+        size: int,
+        batch_size: int,
+        seed: int,
+        text_length: int,
+        preprocessing: PictureConfig = CLIP_PICTURES,
+        text: TextConfig = CLIP,
+    ) -> None:
+        self.size, self.preprocessing, self.parts = size, preprocessing, parts
+        self.batches = MixedBatches(parts, shares, batch_size, seed, SIDED)
+        self.cutter = Cutter(text_length, "captions", text)
+        self.rows, self.step = own_rows(batch_size), 0
+
+    def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        return augment_icons(batch, key, size=self.size, pictures=self.preprocessing)
+
+    def __next__(self) -> HostBatch:
+        batches = self.batches.at(self.step)
+        self.step += 1
+        images = [x.images[batch.indices] for x, batch in zip(self.parts, batches, strict=True)]
+        drawings = np.concatenate([as_rgba(x) for x in images])
+        captions = [caption for batch in batches for caption in batch.captions]
+        return {
+            "drawings": drawings[self.rows],
+            "black": np.repeat([x.shape[-1] == 1 for x in images], [len(x) for x in images])[
+                self.rows
+            ],
+            "mirrorable": np.concatenate([batch.mirrorable for batch in batches])[self.rows],
+            "tokens": self.cutter(captions[self.rows]),
         }
 
     @property

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxclip.config import CLIP_PICTURES, PictureConfig
 from jaxclip.data.emoji.augment import augment
+from jaxclip.data.emoji.paint import paint_drawings
 
 Array = jax.Array
 BatchToPixels = Callable[[dict[str, Any], Array], Array]  # (batch, key) -> [n, h, w, 3]
@@ -38,4 +39,12 @@ def augment_drawings(
 ) -> Array:
     """`drawings` uint8 [n, h, w, 4] and `mirrorable` bool [n] as [n, size, size, 3]."""
     images = augment(key, batch["drawings"], size, batch["mirrorable"])  # [n, h, w, c]
+    return _normalize(images, pictures)
+
+
+def augment_icons(
+    batch: dict[str, Any], key: Array, *, size: int, pictures: PictureConfig = CLIP_PICTURES
+) -> Array:
+    """As `augment_drawings`, with `black` bool [n], towards photographs (`data.emoji.paint`)."""
+    images = paint_drawings(key, batch["drawings"], batch["black"], size, batch["mirrorable"])
     return _normalize(images, pictures)

@@ -8,6 +8,7 @@ Annotated: chapter 8, "Why batches are large".
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,7 +38,13 @@ class EmojiBatches:
     True
     """
 
-    def __init__(self, pictures: EmojiPictures, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        pictures: EmojiPictures,
+        batch_size: int,
+        seed: int,
+        sided: re.Pattern[str] = SIDED,
+    ) -> None:
         by_name: dict[str, list[int]] = {}
         for i, name in enumerate(pictures.names):
             by_name.setdefault(name, []).append(i)
@@ -48,7 +55,7 @@ class EmojiBatches:
                 f"pictures have, got {batch_size}"
             )
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
-        self.mirrorable = np.array([not SIDED.search(name) for name in pictures.names])
+        self.mirrorable = np.array([not sided.search(name) for name in pictures.names])
 
     def at(self, step: int) -> EmojiBatch:
         """The batch of one step, counted from 0."""
@@ -72,3 +79,73 @@ class EmojiBatches:
             return name
         count = rng.integers(1, MOST_KEYWORDS + 1)
         return " ".join([name, *rng.permutation(keywords)[:count]])
+
+
+TEMPLATE_SHARE = 0.15  # of captions of a mixture
+TEMPLATES = (
+    *("a photo of a {}", "a photo of the {}", "a picture of a {}", "an image of a {}"),
+    *("a drawing of a {}", "an icon of a {}", "an emoji of a {}", "{} icon", "{} emoji"),
+    *("a painting of a {}", "this is a {}", "a {}", "the {}"),
+)
+
+
+class MixedBatches:
+    """The batch of every step, a fixed share of it from each of several sets of drawings.
+
+    No name is in a batch twice, whatever sets it comes from. Some captions stand in a template, so
+    that a model learns to read through the words of one.
+
+    Args:
+      parts: the sets of drawings, each of at least as many names as its share of a batch.
+      shares: positive, one a set.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[EmojiPictures],
+        shares: Sequence[float],
+        batch_size: int,
+        seed: int,
+        sided: re.Pattern[str] = SIDED,
+    ) -> None:
+        ends = np.rint(np.cumsum(shares) / np.sum(shares) * batch_size).astype(int)
+        counts = np.diff(ends, prepend=0)
+        if counts.min() < 2:
+            raise ValueError(
+                f"batch_size: expected at least two pictures of each of {len(parts)} sets, "
+                f"got {batch_size}"
+            )
+        self.seed = seed
+        self.parts = [
+            EmojiBatches(part, int(count), seed + 1000 * i, sided)
+            for i, (part, count) in enumerate(zip(parts, counts, strict=True))
+        ]
+
+    def at(self, step: int) -> list[EmojiBatch]:
+        """What the batch of one step, counted from 0, takes from each set."""
+        rng = np.random.default_rng([self.seed, 2, step])
+        taken: set[str] = set()
+        return [self._without(part, part.at(step), taken, rng) for part in self.parts]
+
+    def _without(
+        self, part: EmojiBatches, batch: EmojiBatch, taken: set[str], rng: np.random.Generator
+    ) -> EmojiBatch:
+        """The batch with other pictures in place of those whose name is taken, in templates."""
+        names, indices, captions = part.pictures.names, batch.indices.copy(), list(batch.captions)
+        own = {names[i] for i in indices} - taken
+        for row, i in enumerate(indices):
+            if names[i] in taken:
+                i = self._another(part, taken | own, rng)
+                indices[row], captions[row] = i, part.caption(i, rng)
+                own.add(names[i])
+            if rng.random() < TEMPLATE_SHARE:
+                captions[row] = str(rng.choice(TEMPLATES)).format(captions[row])
+        taken |= own
+        return EmojiBatch(indices, part.mirrorable[indices], captions)
+
+    @staticmethod
+    def _another(part: EmojiBatches, taken: set[str], rng: np.random.Generator) -> int:
+        while True:
+            group = part.groups[rng.integers(len(part.groups))]
+            if part.pictures.names[group[0]] not in taken:
+                return int(rng.choice(group))
