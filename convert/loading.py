@@ -330,7 +330,8 @@ def _load_ours(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loa
     path = weights.files[0]
     for part in ("config", "notes"):
         strict_json.parse(weights.metadata.get(part, "{}").encode())
-    loaded = Loaded(weights.arrays, *checkpoint.read_metadata(path, weights.metadata))
+    config, notes = checkpoint.read_metadata(path, weights.metadata)
+    loaded = Loaded(checkpoint.fill_rows(weights.arrays, config), config, notes)
     checkpoint.check_model(loaded.config, loaded.flat, check_numbers=check_numbers)
     require_agreement(given, loaded.config, path.name)
     beside = path.parent / FILE_NAME

@@ -27,6 +27,8 @@ from jaxclip.files import open_regular, require_writable
 from jaxclip.shapes import parameters
 
 FORMAT = "jaxclip-1"
+TABLE, ROWS = "text.token_embedding.embedding", "text.token_embedding.rows"
+MOST_ZEROS = 100  # rows of a token table for each that a file holds: memory follows the file
 DTYPES = {  # of the safetensors format, little-endian
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -283,6 +285,50 @@ def load_arrays(path: Path) -> tuple[Flat, dict[str, str]]:
         ) from None
 
 
+def keep_rows(flat: Mapping[str, np.ndarray], rows: np.ndarray) -> Flat:
+    """The parameters with those `rows` of the token table alone; the others are read as zero.
+
+    Args:
+      flat: parameters of a model.
+      rows: token ids, increasing, int [n].
+    """
+    kept = {TABLE: flat[TABLE][rows], ROWS: rows.astype(np.int32)}
+    return {**flat, **kept}
+
+
+def fill_rows(arrays: Flat, config: Config) -> Flat:
+    """The inverse of `keep_rows`; arrays with a whole token table as they are.
+
+    Raises:
+      ValueError: the rows are no token ids of the config, or too few of them to be a model's.
+    """
+    if ROWS not in arrays:
+        return arrays
+    rows, kept = arrays[ROWS], arrays.get(TABLE)
+    size = 0 if config.text is None else config.text.vocab_size
+    if (
+        kept is None
+        or kept.ndim != 2
+        or rows.dtype != np.int32
+        or rows.shape != kept.shape[:1]
+        or not rows.size
+        or rows[0] < 0
+        or rows[-1] >= size
+        or (np.diff(rows) <= 0).any()
+    ):
+        raise ValueError(
+            f"{ROWS}: expected increasing token ids below {size}, one a row of {TABLE}, got others"
+        )
+    if size > MOST_ZEROS * rows.size:
+        raise ValueError(
+            f"{ROWS}: expected at least {-(-size // MOST_ZEROS)} of {size} token ids, "
+            f"got {rows.size}"
+        )
+    table = np.zeros((size, kept.shape[1]), kept.dtype)
+    table[rows] = kept
+    return {name: array for name, array in arrays.items() if name != ROWS} | {TABLE: table}
+
+
 def save(
     path: Path, flat: Mapping[str, np.ndarray], config: Config, notes: Mapping[str, Any]
 ) -> None:
@@ -297,6 +343,7 @@ def load_stored(path: Path) -> tuple[Flat, Any, dict[str, Any]]:
     arrays, metadata = load_arrays(path)
     config, notes = read_metadata(path, metadata)
     try:
+        arrays = fill_rows(arrays, config)
         check_model(config, arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
