@@ -192,7 +192,7 @@ def test_what_is_in_colour_keeps_its_colour() -> None:
 
 def test_grounds_are_white_plain_or_uneven() -> None:
     keys = jax.random.split(jax.random.key(1), 400)
-    grounds, base = jax.vmap(paint.ground, in_axes=(0, None))(keys, 16)
+    grounds, base = jax.vmap(paint.ground, in_axes=(0, None, None))(keys, 16, 0.45)
     spread = np.asarray(grounds).std(axis=(1, 2)).max(axis=1)
     white = np.asarray(base).min(axis=1) == 1
     assert 0.35 < white.mean() < 0.55 and spread[white].max() < 1e-4

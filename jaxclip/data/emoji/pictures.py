@@ -77,7 +77,7 @@ def load_emoji(split: str) -> EmojiPictures:
 def select_names(pictures: EmojiPictures, names: Sequence[str]) -> EmojiPictures:
     """The pictures whose name is among `names`."""
     wanted = set(names)
-    return pictures.select(np.array([i for i, n in enumerate(pictures.names) if n in wanted]))
+    return pictures.select(np.flatnonzero([name in wanted for name in pictures.names]))
 
 
 def load_unseen_artist() -> EmojiPictures:
