@@ -32,7 +32,8 @@ LUMA = (0.299, 0.587, 0.114)
 def place(key: Array, image: Array, size: int, mirror: Array, much: Array | float = 1) -> Array:
     """One picture [h, w, c] as seen from a random place, mirrored if `mirror` -> [size, size, c].
 
-    `much`, 0 to 1, is the share of the greatest change. Zero outside of the drawing. Bilinear, without averaging when it shrinks.
+    `much`, 0 to 1, is the share of the greatest change. Zero outside of the drawing. Bilinear,
+    without averaging when it shrinks.
     """
     h = image.shape[0]
     turn, stretch, scale, shift, tilt = jax.random.split(key, 5)
