@@ -28,7 +28,7 @@ from jaxclip.shapes import parameters
 
 FORMAT = "jaxclip-1"
 TABLE, ROWS = "text.token_embedding.embedding", "text.token_embedding.rows"
-MOST_ZEROS = 100  # rows of a token table for each that a file holds: memory follows the file
+MOST_ZEROS = 250  # rows of a token table for each that a file holds: memory follows the file
 DTYPES = {  # of the safetensors format, little-endian
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),

@@ -104,6 +104,9 @@ class MixedDrawings:
         preprocessing: PictureConfig = CLIP_PICTURES,
         text: TextConfig = CLIP,
     ) -> None:
+        sizes = sorted({part.images.shape[1:3] for part in parts})
+        if len(sizes) > 1:
+            raise ValueError(f"data: expected drawings of one size, got {sizes}")
         self.size, self.preprocessing, self.parts = size, preprocessing, parts
         self.batches = MixedBatches(parts, shares, batch_size, seed, SIDED)
         self.cutter = Cutter(text_length, "captions", text)
@@ -120,9 +123,7 @@ class MixedDrawings:
         captions = [caption for batch in batches for caption in batch.captions]
         return {
             "drawings": drawings[self.rows],
-            "black": np.repeat([x.shape[-1] == 1 for x in images], [len(x) for x in images])[
-                self.rows
-            ],
+            "black": np.concatenate([np.full(len(x), x.shape[-1] == 1) for x in images])[self.rows],
             "mirrorable": np.concatenate([batch.mirrorable for batch in batches])[self.rows],
             "tokens": self.cutter(captions[self.rows]),
         }

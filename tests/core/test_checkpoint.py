@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxclip import checkpoint
+from jaxclip import checkpoint, convert
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from tests.support import tiny
 
@@ -31,6 +31,53 @@ def same(a: checkpoint.Flat, b: checkpoint.Flat) -> bool:
         a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and a[k].tobytes() == b[k].tobytes()
         for k in a
     )
+
+
+# Rows of a token table -------------------------------------------------------------------------------
+
+
+def test_the_rows_that_are_kept_come_back_the_others_as_zero(tmp_path: Path):
+    flat, rows = flat_params(), np.array([0, 7, 8, SMALL.text.vocab_size - 1])
+    checkpoint.save(tmp_path / "m.safetensors", checkpoint.keep_rows(flat, rows), SMALL, NOTES)
+    for read in (checkpoint.load, convert.load):
+        found = read(tmp_path / "m.safetensors")[0]
+        table = found.pop(checkpoint.TABLE)
+        np.testing.assert_array_equal(table[rows], flat[checkpoint.TABLE][rows])
+        others = np.delete(table, rows, axis=0)
+        assert len(table) == SMALL.text.vocab_size and not others.any()
+        assert same(found, {k: v for k, v in flat.items() if k != checkpoint.TABLE})
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [0, 7, 101],
+        [-1, 7, 8],
+        [7, 7, 8],
+        [8, 7, 9],
+        [1, 2],
+        [1.0, 2.0, 3.0],
+        [[1, 2, 3]],
+        [],
+    ],
+)
+def test_rows_that_are_no_token_ids_take_one_line(tmp_path: Path, rows):
+    flat = checkpoint.keep_rows(flat_params(), np.array([1, 2, 3]))
+    kind = np.float32 if 1.0 in rows else np.int32
+    flat[checkpoint.ROWS] = np.array(rows, kind)
+    checkpoint.save(tmp_path / "m.safetensors", flat, SMALL, NOTES)
+    for read in (checkpoint.load, convert.load):
+        with pytest.raises(ValueError, match="expected increasing token ids below 101") as caught:
+            read(tmp_path / "m.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_few_rows_cannot_claim_a_large_table(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_ZEROS", 30)
+    flat = checkpoint.keep_rows(flat_params(), np.array([1, 2, 3]))
+    checkpoint.save(tmp_path / "m.safetensors", flat, SMALL, NOTES)
+    with pytest.raises(ValueError, match="expected at least 4 of 101 token ids, got 3"):
+        checkpoint.load(tmp_path / "m.safetensors")
 
 
 # Names --------------------------------------------------------------------------------------------

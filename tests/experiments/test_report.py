@@ -21,6 +21,7 @@ from experiments.report import __main__ as report
 from jaxclip import checkpoint, cli
 from jaxclip.cli import run
 from jaxclip.evaluation import named_pictures, results
+from jaxclip.tokenizer import VOCAB_SIZE, tokenize
 from jaxclip.training.sharding import data_mesh
 from tests.support import planted
 
@@ -231,9 +232,21 @@ def test_a_finished_run_on_the_emoji_is_shown(tmp_path, monkeypatch, capsys):
         assert all(f"{100 * share:.2f} %" in section for share in column.values())
     assert "40 pictures" in section
     monkeypatch.setattr(embed_model, "TARGET", tmp_path / "embedded.safetensors")
+    monkeypatch.setattr(embed_model, "RECORD", tmp_path / "embedded.json")
+    for name in ("load_emoji", "load_unseen_artist"):
+        monkeypatch.setattr(embed_model, name, lambda *_: few)
     assert embed_model.main([str(out)]) == 0
-    notes = checkpoint.load(tmp_path / "embedded.safetensors")[2]
+    flat, _, notes = checkpoint.load(tmp_path / "embedded.safetensors")
     assert notes["scores"] == record["scores"]["model"]
+    table = flat[checkpoint.TABLE]
+    used = np.unique(tokenize(few.names))
+    assert table.shape[0] == VOCAB_SIZE and table[used].any(axis=1).all()
+    assert 0 < table.any(axis=1).sum() < 1000  # the captions' tokens alone
+    told = json.loads((tmp_path / "embedded.json").read_text())
+    assert set(told["scores"]) == {"emoji, held out", "the unseen artist"}
+    assert all(row["classes"] == 40 for row in told["scores"].values())
+    errors = told["calibration"]["errors"]["emoji, held out"]
+    assert errors["after"] < errors["before"]
 
 
 def test_a_run_on_the_emoji_and_an_evaluation_stand_side_by_side(places, tmp_path):

@@ -24,15 +24,17 @@ ROWS = (
 )
 
 
-def drawing(number: int, kind: int) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 4 or 1], different for every number; transparent in its first row."""
+def drawing(number: int, kind: int, size: int = SIZE) -> np.ndarray:
+    """uint8 [size, size, 4 or 1], different for every number; transparent in its first row."""
     rng = np.random.default_rng(number)
-    pixels = rng.integers(1, 256, (SIZE, SIZE, 1 if kind else 4), dtype=np.uint8)
+    pixels = rng.integers(1, 256, (size, size, 1 if kind else 4), dtype=np.uint8)
     pixels[0, :, -1] = 0
     return pixels
 
 
-def write_icons(path: Path, rows: Sequence[tuple[str, str, int, int]] = ROWS) -> Path:
+def write_icons(
+    path: Path, rows: Sequence[tuple[str, str, int, int]] = ROWS, size: int = SIZE
+) -> Path:
     """The zip; rows in colour stand before those in black."""
     sets, captions = (sorted({row[i] for row in rows}) for i in (0, 1))
     sheets: dict[str, tuple[int, int]] = {}
@@ -41,10 +43,10 @@ def write_icons(path: Path, rows: Sequence[tuple[str, str, int, int]] = ROWS) ->
             numbers = [n for n, row in enumerate(rows) if row[2] == kind]
             for sheet in range(0, len(numbers), PER_SIDE**2):
                 part = numbers[sheet : sheet + PER_SIDE**2]
-                canvas = np.zeros((PER_SIDE**2, SIZE, SIZE, 1 if kind else 4), np.uint8)
-                canvas[: len(part)] = [drawing(n, kind) for n in part]
-                tiled = canvas.reshape(PER_SIDE, PER_SIDE, SIZE, SIZE, -1).swapaxes(1, 2)
-                pixels = tiled.reshape(PER_SIDE * SIZE, PER_SIDE * SIZE, -1)
+                canvas = np.zeros((PER_SIDE**2, size, size, 1 if kind else 4), np.uint8)
+                canvas[: len(part)] = [drawing(n, kind, size) for n in part]
+                tiled = canvas.reshape(PER_SIDE, PER_SIDE, size, size, -1).swapaxes(1, 2)
+                pixels = tiled.reshape(PER_SIDE * size, PER_SIDE * size, -1)
                 pixels = np.repeat(pixels, 3, axis=2) if kind else pixels
                 packed = io.BytesIO()
                 Image.fromarray(pixels).save(packed, "WEBP", lossless=True, exact=True)
@@ -52,7 +54,7 @@ def write_icons(path: Path, rows: Sequence[tuple[str, str, int, int]] = ROWS) ->
                 archive.writestr(name, packed.getvalue())
                 sheets[name] = (part[0], part[-1] + 1)
         index = {
-            "size": SIZE,
+            "size": size,
             "per_side": PER_SIDE,
             "sets": [{"prefix": prefix} for prefix in sets],
             "captions": captions,

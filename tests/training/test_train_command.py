@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -19,9 +20,13 @@ from experiments import train as recipes
 from jaxclip import checkpoint, cli
 from jaxclip.cli import run
 from jaxclip.config import RELEASED
+from jaxclip.data.emoji.icons import HELD_OUT
+from jaxclip.data.emoji.pictures import load_emoji
 from jaxclip.data.stream import Skips
+from jaxclip.evaluation import named_pictures
 from jaxclip.training.recipe import Recipe, presets
 from jaxclip.training.sharding import data_mesh
+from tests.support import icons
 from tests.support.command import fails
 from tests.support.pictures import png
 from tests.support.planted import shard
@@ -222,12 +227,47 @@ def test_what_is_held_out_is_asked_on_a_schedule(
     assert "step 2: held out: top-1" in capsys.readouterr().err
 
 
+@pytest.fixture
+def zipped(tmp_path: Path) -> Path:
+    """Icons of 64 pixels a side, as the emoji have."""
+    names = sorted(set(load_emoji("train").names))
+    rows = [("painter", f"thing {i}", 0, 0) for i in range(8)]
+    rows += [("lines", f"common {i}", 1, i % 2) for i in range(8)]
+    rows += [("lines", f"rare {i}", 1, 2 + i % 2) for i in range(4)]
+    rows += [(artist, name, 1, 0) for artist in HELD_OUT for name in (*names[:3], "common 1")]
+    return icons.write_icons(tmp_path / "icons.zip", rows, size=64)
+
+
+def test_emoji_and_icons_train_together_and_resume(
+    tmp_path: Path, zipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    few = named_pictures.load_unseen_artist().select(np.arange(20))
+    monkeypatch.setattr(named_pictures, "load_unseen_artist", lambda: few)
+    monkeypatch.setattr(named_pictures, "nearest_pixels", lambda *_: {"top1": 0.0, "top5": 0.0})
+    mixed = [*SMALL, "--batch-size", "24", "--save-every", "1", "--evaluate-every", "2"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    data = ["train", "emoji", str(zipped)]
+    assert cli.main([*data, *mixed, "--steps", "3", "--out", str(whole)]) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert {"top1", *(f"{artist}_top1" for artist in HELD_OUT)} <= set(lines[-1])
+    assert "unseen artist, 20 names" in capsys.readouterr().out
+    monkeypatch.setattr(run, "stoppable", lambda: contextlib.nullcontext(lambda step: step == 2))
+    assert cli.main([*data, *mixed, "--steps", "3", "--out", str(halved)]) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(named_pictures, "load_unseen_artist", lambda: few)
+    one = functools.partial(data_mesh, jax.devices()[:1])
+    monkeypatch.setattr(run, "data_mesh", one)
+    assert cli.main(["train", "--resume", "--out", str(halved)]) == 0
+    first, second = (checkpoint.load(x / "model.safetensors")[0] for x in (whole, halved))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
 def test_mistakes_take_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, data: dict[str, Path]
 ) -> None:
     folder, out = str(data["folder"]), ["--out", str(tmp_path / "run")]
     assert "nothing is there" in fails(capsys, 2, "train", "photos", *out)
-    assert "emoji cannot be mixed" in fails(capsys, 2, "train", "emoji", folder, *out)
+    assert "beside one zip of icons" in fails(capsys, 2, "train", "emoji", folder, *out)
     assert "--weights" in fails(capsys, 2, "train", folder, "--weights", "1", "2", *out)
     assert "ViT-B/33" in fails(capsys, 2, "train", folder, "--preset", "ViT-B/33", *out)
     assert "tfds:NAME:SPLIT" in fails(capsys, 2, "train", "tfds:mnist", *out)
