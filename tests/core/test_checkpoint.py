@@ -33,7 +33,7 @@ def same(a: checkpoint.Flat, b: checkpoint.Flat) -> bool:
     )
 
 
-# Rows of a token table -------------------------------------------------------------------------------
+# Rows of a token table ---------------------------------------------------------------------------
 
 
 def test_the_rows_that_are_kept_come_back_the_others_as_zero(tmp_path: Path):
