@@ -38,8 +38,8 @@ class PictureFolder:
         from jaxclip.search.update import Tower
 
         config = self.opened.config
-        preprocess = Preprocess.of(config)
-        return Tower(self.key, self.name, preprocess, lambda: self.load("image").encode_image)
+        to_pixels = Preprocess.of(config).safe
+        return Tower(self.key, self.name, to_pixels, lambda: self.load("image").encode_image)
 
     def update(self, wait: bool) -> Any:
         """Bring the index up to date; the report."""

@@ -56,7 +56,7 @@ def test_a_second_run_reads_and_encodes_nothing(
     monkeypatch.setattr(read, "SETTLED", 0)  # the times of change are of now
     time.sleep(0.05)
     assert indexed.run(tmp_path).encoded == 40
-    monkeypatch.setattr(update, "read_picture", None)
+    monkeypatch.setattr(read, "read_picture", None)
     report = indexed.run(tmp_path, NOTHING)
     assert (report.pictures, report.encoded, report.known, report.new) == (40, 0, 0, [])
     assert list(report.broken) == [b"broken.png"]
@@ -130,7 +130,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
 
 def test_a_young_file_is_not_trusted_by_its_time(tmp_path: Path) -> None:
     path = indexed.write_picture(tmp_path / "a.png", 1)
-    facts = read.read_picture(b"a.png", str(path), indexed.PREPROCESS, set(), "").facts
+    facts = read.read_picture(b"a.png", str(path), indexed.PREPROCESS.safe, set(), "").facts
     assert facts.changed == 0
 
 

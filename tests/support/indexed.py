@@ -31,7 +31,7 @@ def encode(pixels: np.ndarray) -> np.ndarray:
 
 
 def tower(key: str = "a" * 64, encode: Callable[[np.ndarray], np.ndarray] = encode) -> update.Tower:
-    return update.Tower(key, f"stand-in {key[0]}", PREPROCESS, lambda: encode)
+    return update.Tower(key, f"stand-in {key[0]}", PREPROCESS.safe, lambda: encode)
 
 
 def write_picture(path: Path, seed: int) -> Path:
