@@ -44,7 +44,6 @@ class Tower(NamedTuple):
 
     key: str
     name: str
-    to_pixels: ToPixels
     load: Callable[[], Encode]
     to_rows: Callable[[np.ndarray], np.ndarray] = unit_vectors
     batch: int = BATCH
@@ -146,6 +145,7 @@ def update(
     folder: Path,
     catalogue: Catalogue,
     tower: Tower,
+    to_pixels: ToPixels,
     progress: Progress = no_progress,
 ) -> Report:
     """Bring the index of the pictures in `root` up to date, for one model.
@@ -154,7 +154,8 @@ def update(
       root: the folder of pictures, walked by the rule of `data.folders`.
       folder: of the index.
       catalogue: its facts, open for writing (`index.writing`).
-      tower: of the model.
+      tower: the image side of the model.
+      to_pixels: picture -> float32 [h, w, c].
       progress: shows the files as they are read.
 
     Raises:
@@ -164,9 +165,7 @@ def update(
     found.log_left_out(used_texts=len(found.texts))
     index.require_root(catalogue, root)
     paths = [os.fsencode(path.relative_to(found.root)) for path in found.pictures]
-    return encode_items(
-        Files(str(root), paths, tower.to_pixels), folder, catalogue, tower, progress
-    )
+    return encode_items(Files(str(root), paths, to_pixels), folder, catalogue, tower, progress)
 
 
 class Items(Protocol):
@@ -220,7 +219,8 @@ def encode_items(
 ) -> Report:
     """Bring the rows of `items` up to date, for one model; all other items are forgotten.
 
-    Args and errors as those of `update`.
+    Raises:
+      ValueError: the disk is full; what was committed stays.
     """
     report, model = Report(), catalogue.model(tower.key)
     if model is not None:

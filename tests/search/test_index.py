@@ -295,7 +295,7 @@ def test_a_second_writer_waits_with_a_word(tmp_path: Path) -> None:
     def second() -> None:
         with index.writing(folder, said.set) as catalogue:
             entered.set()
-            update.update(tmp_path, folder, catalogue, NOTHING)
+            update.update(tmp_path, folder, catalogue, NOTHING, indexed.PREPROCESS.safe)
 
     thread = threading.Thread(target=second)
     with index.writing(folder) as catalogue:
@@ -303,7 +303,7 @@ def test_a_second_writer_waits_with_a_word(tmp_path: Path) -> None:
             indexed.run(tmp_path)
         thread.start()
         assert said.wait(20) and not entered.is_set()
-        update.update(tmp_path, folder, catalogue, indexed.tower())
+        update.update(tmp_path, folder, catalogue, indexed.tower(), indexed.PREPROCESS.safe)
     thread.join(20)
     assert entered.is_set() and indexed.check(tmp_path) == 5
 
@@ -313,12 +313,21 @@ def test_an_index_elsewhere_is_of_one_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         indexed.fill(tmp_path / name, 3)
     with index.writing(elsewhere) as catalogue:
-        update.update(tmp_path / "a", elsewhere, catalogue, indexed.tower())
+        update.update(
+            tmp_path / "a", elsewhere, catalogue, indexed.tower(), indexed.PREPROCESS.safe
+        )
         assert not (tmp_path / "a" / INDEX).exists()
         with pytest.raises(ValueError, match=r"expected the index of '.*b', got that of '.*a'"):
-            update.update(tmp_path / "b", elsewhere, catalogue, indexed.tower())
+            update.update(
+                tmp_path / "b", elsewhere, catalogue, indexed.tower(), indexed.PREPROCESS.safe
+            )
         (tmp_path / "a").rename(tmp_path / "c")
-        assert update.update(tmp_path / "c", elsewhere, catalogue, NOTHING).pictures == 3
+        assert (
+            update.update(
+                tmp_path / "c", elsewhere, catalogue, NOTHING, indexed.PREPROCESS.safe
+            ).pictures
+            == 3
+        )
 
 
 @pytest.mark.parametrize(
