@@ -1,36 +1,31 @@
 """The command classify: labels ranked for pictures, a row as soon as it is known."""
 
-import csv as csv_format
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.table import Table
 
-from jaxclip.cli.given import LeftOut, find_given, progress_bar, read_lines, require_free
+from jaxclip.cli.given import LeftOut, find_given, progress_bar, require_free
+from jaxclip.cli.row_writer import RowWriter
 from jaxclip.cli.shared import (
     AsJson,
     UsageError,
     load_model,
     open_model,
     print_line,
-    print_table,
     require_whole_flag,
     stderr,
-    warn_embedded,
 )
+from jaxclip.files import distinct_lines
 
 if TYPE_CHECKING:
     from jaxclip.evaluation.classified import ClassifiedPicture, LabelClassifier
     from jaxclip.search.read import ToPixels
 
 BATCH = 32  # pictures a call of the model
-COLUMNS = ("picture", "rank", "label", "probability", "cosine", "none_fits")
 
 
 def classify(
@@ -73,8 +68,10 @@ def classify(
         force: Overwrite the CSV file.
         as_json: Print one JSON object a picture instead of tables.
     """
+    from jaxclip.evaluation.prompts import read_templates
+
     chosen = _labels(labels, labels_file)
-    templates = _templates(prompts)
+    templates = read_templates(prompts)
     paths = find_given(pictures)
     if top is not None:
         require_whole_flag("--top", top, 1)
@@ -89,7 +86,7 @@ def classify(
     del clip  # one tower after the other: only the larger one has to fit into memory
     clip, preprocess = load_model(opened, of=model, tower="image", arrange=True)
     left_out = LeftOut(len(paths))
-    with _Output(model, _kind(clip), scores, csv, as_json) as output:
+    with RowWriter(model, _kind(clip), scores, csv, as_json) as output:
         try:
             with progress_bar("classifying", len(paths), output.leaves_terminal()) as advance:
                 rows = _classify(clip, preprocess.safe, classifier, paths, left_out, advance)
@@ -112,7 +109,7 @@ def _labels(labels: Sequence[str], file: Path | None) -> list[str]:
         got = "both" if labels else "neither"
         raise UsageError(f"expected --labels or --labels-file, got {got}; give one of them")
     if file is not None:
-        return read_lines("--labels-file", file)
+        return distinct_lines(file)
     cleaned = [label.strip() for label in labels]
     if not all(cleaned):
         raise UsageError("--labels holds an empty label; give one or more words to choose from")
@@ -120,26 +117,6 @@ def _labels(labels: Sequence[str], file: Path | None) -> list[str]:
     if twice:
         raise UsageError(f"--labels names {twice[0]!r} twice; give each label once")
     return cleaned
-
-
-def _templates(given: Sequence[str]) -> list[str]:
-    """The templates of --prompts: each value is one, or a data set's name, or a file of them."""
-    from jaxclip.evaluation import prompts
-
-    found: list[str] = []
-    for text in given:
-        if "{" in text:
-            found.append(text)
-        elif text in prompts.available() or text.lower().endswith(".json"):
-            found += prompts.load(text).templates
-        elif Path(text).is_file():
-            found += read_lines("--prompts", Path(text))
-        else:
-            raise ValueError(
-                "--prompts: expected a template with one slot {}, a text file of templates or one "
-                f"of {', '.join(prompts.available())}, got {text!r}"
-            )
-    return list(prompts.require_slots(list(dict.fromkeys(found))))
 
 
 def _classify(
@@ -182,74 +159,3 @@ def _classify(
 
 def _kind(clip: Any) -> str:
     return "sigmoid" if clip.config.logit_bias else "softmax"
-
-
-class _Output:
-    """Writes rows as tables or JSON lines on standard output, and as CSV (RFC 4180) to a file.
-
-    The file is made with the first row, and every row is in it as soon as it is written.
-    """
-
-    def __init__(self, model: str, kind: str, scores: str, csv: Path | None, json: bool) -> None:
-        self.model, self.kind, self.scores, self.csv, self.json = model, kind, scores, csv, json
-        self.count = 0
-        self.file: IO[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def leaves_terminal(self) -> bool:
-        """Whether a progress bar has the terminal for itself."""
-        return (self.csv is not None and not self.json) or not sys.stdout.isatty()
-
-    def write(self, row: "ClassifiedPicture") -> None:
-        """Write one row, at once."""
-        if not self.count:
-            warn_embedded(self.model)
-        self.count += 1
-        if self.csv is not None:
-            self._write_csv(row, self.csv)
-        if self.json:
-            self._print_json(row)
-        elif self.csv is None:
-            self._print_table(row)
-
-    def _write_csv(self, row: "ClassifiedPicture", path: Path) -> None:
-        if self.file is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # surrogateescape: a name that is not UTF-8 keeps its bytes
-            self.file = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
-            csv_format.writer(self.file).writerow(COLUMNS)
-        mark = "" if row.none_fits is None else int(row.none_fits)
-        lines = [
-            (row.picture, rank, x.label, f"{x.probability:.6g}", f"{x.cosine:.6g}", mark)
-            for rank, x in enumerate(row.labels, start=1)
-        ]
-        csv_format.writer(self.file).writerows(lines or [(row.picture, "", "", "", "", mark)])
-        self.file.flush()
-
-    def _print_json(self, row: "ClassifiedPicture") -> None:
-        record = {"picture": row.picture, "model": self.model, "policy": "safe"}
-        labels = [
-            {"label": x.label, "probability": x.probability, "logit": x.logit, "cosine": x.cosine}
-            for x in row.labels
-        ]
-        more = {"probabilities": self.kind, "none_fits": row.none_fits, "labels": labels}
-        print(json.dumps(record | more), flush=True)
-
-    def _print_table(self, row: "ClassifiedPicture") -> None:
-        alone = self.scores == "probability" and self.kind == "sigmoid"
-        column = f"{self.scores} (each label on its own)" if alone else self.scores
-        table = Table("label", column, title=row.picture, title_justify="left")
-        for x in row.labels:
-            cosine, percent = f"{x.cosine:6.3f}", f"{100 * x.probability:5.1f} %"
-            table.add_row(x.label, cosine if self.scores == "cosine" else percent)
-        notes = ["no label has the score of --threshold"] * (not row.labels)
-        notes += ["no label fits: within the noise of unrelated words"] * (row.none_fits is True)
-        table.caption, table.caption_justify = "\n".join(notes) or None, "left"
-        print_table(table)
-        sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What classify and embed share: the pictures they are given, texts in files, what is left out."""
+"""What classify and embed share: the pictures that they are given, and those left out."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jaxclip.cli.shared import UsageError, stderr
-from jaxclip.files import read_text, require_writable, split_lines
+from jaxclip.files import require_writable
 
 
 def find_given(pictures: Sequence[str]) -> list[Path]:
@@ -17,18 +17,6 @@ def find_given(pictures: Sequence[str]) -> list[Path]:
         return given_pictures(pictures, sys.stdin.buffer)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def read_lines(flag: str, path: Path) -> list[str]:
-    """The lines of a text file, stripped, in order; empty and repeated ones are left out.
-
-    UsageError where none is left.
-    """
-    lines = dict.fromkeys(line.strip() for line in split_lines(read_text(path)))
-    lines.pop("", None)
-    if not lines:
-        raise UsageError(f"{flag}: expected a text on each line, got an empty file, {path}")
-    return list(lines)
 
 
 def require_free(flag: str, path: Path, force: bool) -> None:

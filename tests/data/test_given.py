@@ -84,12 +84,10 @@ def test_a_picture_on_standard_input_is_refused(tree: Path) -> None:
         given("-", stdin=png())
 
 
-def test_arguments_without_a_picture_are_told(
-    tree: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_arguments_without_a_picture_are_told(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tree / "empty").mkdir()
     assert given("empty", "b.png", "*.tif") == ["b.png"]
     assert "'empty' holds no picture" in caplog.text and "'*.tif' holds no" in caplog.text
     for arguments in (["empty"], ["*.tif"], ["**/x*"], ["none/**"], ["-"], []):
-        with pytest.raises(ValueError, match="no picture.*; name one or more picture files"):
+        with pytest.raises(ValueError, match=r"no picture.*; name one or more picture files"):
             given(*arguments)
