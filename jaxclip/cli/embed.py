@@ -72,7 +72,7 @@ def embed(
     )
     write = _writer(out)
     require_free("--out", out, force)
-    left_out = LeftOut(len(given.names), skip_limit)
+    left_out = LeftOut(len(set(given.names)), skip_limit)
     opened = open_model(model)
     key = vectors.model_key(opened, given)
     work = out.with_name(f".{out.name}.work")

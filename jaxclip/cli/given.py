@@ -1,6 +1,7 @@
 """What classify and embed share: the pictures that they are given, and those left out."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ def find_given(pictures: Sequence[str]) -> list[Path]:
     """The pictures that a command line names (`data.given`); UsageError where there is none."""
     from jaxclip.data.given import given_pictures
 
+    stdin = io.BytesIO() if sys.stdin is None else sys.stdin.buffer  # None: closed by the shell
     try:
-        return given_pictures(pictures, sys.stdin.buffer)
+        return given_pictures(pictures, stdin)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

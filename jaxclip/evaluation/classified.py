@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from jaxclip.evaluation import prompts
-from jaxclip.evaluation.classifier_cache import cached_classifier, cached_words
+from jaxclip.evaluation.classifier_cache import cached_classifier, cached_words, text_checksum
 from jaxclip.evaluation.features import require_finite
 from jaxclip.reference import l2_normalize
 
@@ -76,9 +76,10 @@ class LabelClassifier:
         Raises:
           ValueError: a template without its slot, or a text too long for the model.
         """
-        embeds = cached_classifier(model, labels, templates, cache)
+        weights = text_checksum(model)
+        embeds = cached_classifier(model, labels, templates, cache, weights=weights)
         few = templates[:: -(-len(templates) // MOST_TEMPLATES)]
-        words = cached_words(model, prompts.load(UNRELATED).classes, few, cache)
+        words = cached_words(model, prompts.load(UNRELATED).classes, few, cache, weights=weights)
         return cls(tuple(labels), embeds, words)
 
     def rank(

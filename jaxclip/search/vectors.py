@@ -103,7 +103,9 @@ class Captions:
             raise ValueError(f"{str(path)!r}: expected a caption on each line, got none")
 
     def preprocessing(self, config: Any) -> dict[str, Any]:
-        """After how many tokens a caption is cut."""
+        """After how many tokens a caption is cut; ValueError for a model without a text tower."""
+        if config.text is None:
+            raise ValueError("expected a model with a text tower, got an image tower alone")
         return {"tokens": config.text.context_length}
 
     def items(self, config: Any) -> Items:

@@ -132,6 +132,16 @@ sys.exit(main())
 """
 
 
+def test_only_broken_pictures_fail(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = str(folder / "broken.png")
+    assert cli.main(["embed", broken, broken, "--out", str(tmp_path / "e.npz")]) == 1
+    told = capsys.readouterr().err
+    assert told.count("left out: ") == 1 and "none of the 1 pictures could be read" in told
+    assert not (tmp_path / "e.npz").exists()
+
+
 # Interruptions ------------------------------------------------------------------------------------
 
 
