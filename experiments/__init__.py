@@ -17,10 +17,13 @@ Beside them
   proofs.models      every model of open_clip and transformers against its library
   proofs.planted_faults
                      faults planted in PyTorch code, and whether `jaxclip doctor` names them
+  proofs.none_fits   how often `jaxclip classify` marks right answers, and wrong ones, as no fit
   proofs.playground_twin
                      docs/playground/, a CLIP in the browser, against the project's towers
-  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings
-                     embedded pictures and model, Fashion-MNIST, docs/playground/'s drawings
+  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings,
+  recipes.example_drawings
+                     embedded pictures and model, Fashion-MNIST, drawings of docs/playground/ and of
+                     examples/drawings/
 """
 
 import importlib.util
