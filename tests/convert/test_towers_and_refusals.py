@@ -194,8 +194,7 @@ TENSORS = [
     ("visual.trunk.patch_embed.backbone.0.conv.weight", "MobileCLIP's convolutional stem"),
     ("visual.trunk.patch_embed.backbone.stem.conv1.weight", "ViTamin"),
     ("text_decoder.resblocks.0.ln_1.weight", "CoCa's text decoder"),
-    ("text.cls_emb", "CoCa's class token"),
-    ("visual.attn_pool.query", "CoCa's attentional pooler"),
+    ("visual.attn_pool_contrastive.query", "a second attentional pooler"),
     ("visual.trunk.stages.0.blocks.0.conv_dw.weight", "ConvNeXt"),
     ("visual.transformer.resblocks.0.ls_1.gamma", "layer scale"),
     ("visual.trunk.layers.0.blocks.0.attn.relative_position_bias_table", "Swin"),
@@ -234,8 +233,8 @@ SETTINGS = [
     ("vision_cfg", {"timm_model_name": "vitamin_small_224"}, "ViTamin"),
     ("vision_cfg", {"timm_model_name": "resnet50"}, "'resnet50'"),
     ("vision_cfg", {"ls_init_value": 1e-4}, "layer scale"),
-    ("vision_cfg", {"attentional_pool": True}, "CoCa's attentional pooler"),
-    ("text_cfg", {"embed_cls": True}, "CoCa's class token"),
+    ("vision_cfg", {"attentional_pool": "parallel"}, "a second attentional pooler"),
+    ("vision_cfg", {"attentional_pool": True, "pool_type": "avg"}, "the first query"),
     ("text_cfg", {"hf_model_name": "xlm-roberta-base"}, "text tower xlm-roberta-base"),
     ("text_cfg", {"qk_norm": True}, "normalised queries"),
 ]
@@ -252,9 +251,18 @@ def test_a_setting_of_open_clip_for_another_part_is_named(tmp_path, tower, setti
     )
 
 
-def test_coca_is_named_by_its_config(tmp_path):
+@pytest.mark.parametrize("name", ["text.cls_emb", "visual.attn_pool.query"])
+def test_coca_without_its_config_is_refused(tmp_path, name):
+    arrays = foreign.openai(buffers=False)
+    arrays |= {name: np.zeros((2, 2), np.float32)}
+    message = message_of(convert.load, put(tmp_path, arrays))
+    assert "towers of CoCa" in message and "open_clip_config.json beside it" in message
+
+
+def test_coca_s_pooler_as_wide_as_its_tower_is_refused(tmp_path):
     folder = put(tmp_path, foreign.openai(buffers=False), "open_clip_model.safetensors")
     config = foreign.open_clip_config()
-    config["model_cfg"]["multimodal_cfg"] = {}
+    vision = config["model_cfg"]["vision_cfg"]
+    vision |= {"attentional_pool": True, "width": config["model_cfg"]["embed_dim"]}
     foreign.write_json(folder / "open_clip_config.json", config)
-    assert "this file has CoCa's text decoder" in message_of(convert.load, folder)
+    assert "of another width than embed_dim" in message_of(convert.load, folder)
