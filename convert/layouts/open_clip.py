@@ -308,12 +308,7 @@ def _number(value: Any, name: str) -> int:
 
 
 def _square(value: Any, name: str) -> int:
-    """One number, where the file may have two equal ones."""
-    if type(value) is list and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if type(value) is list and len(value) == 2:
-        raise ValueError(f"{name}: expected a square, got two lengths; jaxclip has squares alone")
-    return _number(value, name)
+    return _number(refusals.square_side(value, name), name)
 
 
 def _block_fields(cfg: Mapping[str, Any]) -> dict[str, Any]:

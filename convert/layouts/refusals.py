@@ -91,6 +91,20 @@ def refuse(what: str) -> NoReturn:
     raise ValueError(f"this file has {what}, which jaxclip does not have")
 
 
+def square_side(value: Any, name: str) -> Any:
+    """The side of a square, of which a config may say both lengths; ValueError where they differ.
+
+    >>> square_side([224, 224], "image_size"), square_side(224, "image_size")
+    (224, 224)
+    """
+    if type(value) is not list or len(value) != 2 or any(type(side) is not int for side in value):
+        return value
+    if value[0] != value[1]:
+        sides = " by ".join(map(short_repr, value))
+        refuse(f"pictures or patches that are not square ({name} {sides})")
+    return value[0]
+
+
 def check_tensors(names: Iterable[str], ranks: Mapping[str, int]) -> None:
     """ValueError that names the first part among the tensors that this library does not have."""
     names = list(names)

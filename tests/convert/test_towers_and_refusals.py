@@ -16,7 +16,7 @@ from experiments.lib.peers.archives import same
 from jaxclip import convert
 from jaxclip.config import TextConfig, TowerConfig, VisionConfig
 from jaxclip.convert.archive import torch_archive
-from jaxclip.convert.layouts import huggingface_config, refusals
+from jaxclip.convert.layouts import huggingface_config, refusals, timm_trunk
 from jaxclip.hub import load as hub
 from tests.support import foreign
 from tests.support.foreign import VIT
@@ -249,6 +249,37 @@ def test_a_setting_of_open_clip_for_another_part_is_named(tmp_path, tower, setti
     assert f"this file has {part}" in message_of(convert.load, folder) or part in message_of(
         convert.load, folder
     )
+
+
+@pytest.mark.parametrize("field", ["image_size", "patch_size"])
+def test_what_is_not_square_is_named(tmp_path, field):
+    native = put(tmp_path / "a", foreign.openai(buffers=False), "open_clip_model.safetensors")
+    config = foreign.open_clip_config()
+    size = config["model_cfg"]["vision_cfg"][field]
+    config["model_cfg"]["vision_cfg"][field] = [size, size]
+    foreign.write_json(native / "open_clip_config.json", config)
+    assert getattr(convert.load(native).config.vision, field) == size
+    config["model_cfg"]["vision_cfg"][field] = [size, 2 * size]
+    foreign.write_json(native / "open_clip_config.json", config)
+    wanted = (
+        f"this file has pictures or patches that are not square ({field} {size} by {2 * size}), "
+        "which jaxclip does not have"
+    )
+    assert wanted in message_of(convert.load, native)
+    theirs = put(tmp_path / "b", foreign.hugging_face(foreign.openai()))
+    config = foreign.hugging_face_config()
+    config["vision_config"][field] = [size, 2 * size]
+    foreign.write_json(theirs / "config.json", config)
+    assert wanted in message_of(convert.load, theirs)
+
+
+def test_a_picture_of_timm_s_tower_that_is_not_square_is_named():
+    name = "vit_base_patch16_siglip_224"
+    settings = {"timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+    config, _ = timm_trunk.tower(settings | {"image_size": [224, 224]})
+    assert config.image_size == 224
+    with pytest.raises(ValueError, match=r"not square \(image_size 224 by 448\)"):
+        timm_trunk.tower(settings | {"image_size": [224, 448]})
 
 
 @pytest.mark.parametrize("name", ["text.cls_emb", "visual.attn_pool.query"])
