@@ -563,7 +563,7 @@ def differences(config: ClipConfig) -> list[str]:
     """
     free = {"heads", "kind", "mlp_width"}
     return [
-        f"{name}.{field.name} {value!r}"
+        f"{name}.{field.name} {'of its own' if field.name == 'tokenizer' else repr(value)}"
         for name, tower in (("vision", config.vision), ("text", config.text))
         for field in dataclasses.fields(tower)
         if field.name not in free
