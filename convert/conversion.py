@@ -65,7 +65,9 @@ def _table(loaded: Loaded, layout: str, read_from: str) -> Layout:
     if open_clip.has_trunk(config):
         return open_clip.TRUNK
     is_custom = read_from in (open_clip.CUSTOM_TEXT.name, open_clip.TRUNK.name)
-    return open_clip.CUSTOM_TEXT if is_custom else open_clip.LAYOUT
+    if is_custom or open_clip.needs_custom_text(config):
+        return open_clip.CUSTOM_TEXT
+    return open_clip.LAYOUT
 
 
 def to_layout(loaded: Loaded, layout: Literal["openai", "open_clip", "huggingface"]) -> Flat:

@@ -195,6 +195,8 @@ def _refuse_without_config(layout: Layout, arrays: Flat, what: str) -> None:
         reason = "towers of SigLIP or one tower alone"
     elif is_hugging_face and huggingface.single_tower(arrays) is not None:
         reason = "one tower alone"
+    elif "text.cls_emb" in arrays or "visual.attn_pool.query" in arrays:
+        reason = "towers of CoCa"
     elif "visual.class_embedding" in arrays and "visual.ln_pre.weight" not in arrays:
         reason = "an image tower without ln_pre"
     elif any(name.endswith("text_projection.bias") for name in arrays):
@@ -312,7 +314,7 @@ def _to_ours(
 
 
 def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[Loaded, list[Path]]:
-    arrays, path = weights.arrays, weights.files[0]
+    arrays, path = open_clip.without_decoder(weights.arrays), weights.files[0]
     found = _describe(arrays, path.parent)
     config = _choose_config(found, given, arrays, path.name)
     config = _with_inputs(found, config, path.parent)
@@ -323,6 +325,8 @@ def _load_foreign(weights: Weights, given: Given, check_numbers: bool) -> tuple[
         "source": {"file": path.name, "sha256": Digests(files)},
         "converted": {"converter": CONVERTER, "layout": found.layout.name, "extras": extras},
     }
+    if len(arrays) < len(weights.arrays):
+        notes["left_out"] = "CoCa's text decoder"
     return Loaded(flat, config, notes), files
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, Self, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 TextKind = Literal["transformer", "cbow"]
-VisionPooling = Literal["class", "mean", "attention"]
-TextPooling = Literal["largest", "end", "last", "first"]
+VisionPooling = Literal["class", "mean", "attention", "queries"]
+TextPooling = Literal["largest", "end", "last", "first", "class_token"]
 Projection = Literal["matrix", "linear", "none"]
 Clean = Literal["none", "lower", "siglip", "canonicalize", "whitespace", "whitespace, lower"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -90,6 +90,23 @@ def _check_blocks(config: Any) -> None:
     _check_choices(config, projection=Projection)
 
 
+def _check_queries(v: Any) -> None:
+    """ValueError unless exactly the pooling "queries" says how many, and of how many heads."""
+    for name, largest in (("queries", LARGEST["context_length"]), ("pool_heads", LARGEST["heads"])):
+        value, wanted = getattr(v, name), f"an integer from 1 to {largest:,}"
+        is_wanted = v.pooling == "queries"
+        fits = type(value) is int and 0 < value <= largest if is_wanted else value is None
+        require(
+            fits,
+            f"VisionConfig.{name}: expected {wanted if is_wanted else 'none'} for pooling "
+            f"{short_repr(v.pooling)}, got {short_repr(value)}",
+        )
+    require(
+        v.pooling != "queries" or (v.projection == "matrix" and v.norm_after_pooling is False),
+        "vision pooling queries: expected projection matrix and no norm_after_pooling, got others",
+    )
+
+
 def _check_flags(config: Any, *names: str) -> None:
     """ValueError unless each of the fields is true or false."""
     for name in names:
@@ -144,15 +161,21 @@ class VisionConfig:
     pre_norm: bool = True
     """Whether `ln_pre` normalises before the first block."""
     pooling: VisionPooling = "class"
-    """The class token; the mean of the patches; or SigLIP's attention pool over all positions."""
+    """The class token; the mean of the patches; SigLIP's attention pool over all positions; or the
+    first of CoCa's queries, whose attention has as many channels as the features."""
     norm_after_pooling: bool = False
     """Whether `ln_post` normalises what was pooled, or every position before that."""
     projection: Projection = "matrix"
     """To the joint space: a matrix, with a bias as well ("linear"), or none: as wide already."""
+    queries: int | None = None
+    """How many the pooling "queries" has; the features need the first alone."""
+    pool_heads: int | None = None
+    """Heads of their attention."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_blocks(self)
+        _check_queries(self)
         _check_flags(self, "patch_bias", "class_token", "pre_norm", "norm_after_pooling")
         _check_choices(self, pooling=VisionPooling)
         size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
@@ -290,7 +313,8 @@ class TextConfig:
     """Where it is not the model's."""
     causal: bool = True
     pooling: TextPooling = "largest"
-    """The position of the largest id, of the first `end_token`, the last or the first one."""
+    """The position of the largest id, of the first `end_token`, the last or the first one; or
+    CoCa's class token, one more after the text; id 0 is then padding, which is hidden."""
     end_token: int | None = None
     """The id that "end" looks for."""
     projection: Projection = "matrix"
@@ -333,9 +357,19 @@ class TextConfig:
         return self.mlp_width or 4 * self.width
 
     @property
+    def positions(self) -> int:
+        """Of the context and of the class token, if the text has one."""
+        return self.context_length + int(self.pooling == "class_token")
+
+    @property
     def fixed_length(self) -> bool:
-        """Whether a text must fill the context: its padding changes its features."""
-        return not self.causal or self.pooling == "last"
+        """Whether a text must fill the context: its features depend on the length of its row."""
+        return not self.causal or self.pooling in ("last", "class_token")
+
+
+def pooled_width(tower: VisionConfig | TextConfig, embed_dim: int) -> int:
+    """Channels of what a tower pools, which its projection takes."""
+    return embed_dim if tower.pooling == "queries" else tower.width
 
 
 def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
@@ -344,6 +378,11 @@ def _check_projection(tower: VisionConfig | TextConfig, embed_dim: int) -> None:
         tower.projection != "none" or tower.width == embed_dim,
         f"{type(tower).__name__}.projection: expected none only where the width is embed_dim, "
         f"{embed_dim}; got none and the width {tower.width}",
+    )
+    heads = (isinstance(tower, VisionConfig) and tower.pool_heads) or 1
+    require(
+        embed_dim % heads == 0,
+        f"VisionConfig.pool_heads: expected a divisor of embed_dim, {embed_dim}, got {heads}",
     )
 
 
@@ -524,7 +563,7 @@ def differences(config: ClipConfig) -> list[str]:
     """
     free = {"heads", "kind", "mlp_width"}
     return [
-        f"{name}.{field.name} {value!r}"
+        f"{name}.{field.name} {'of its own' if field.name == 'tokenizer' else repr(value)}"
         for name, tower in (("vision", config.vision), ("text", config.text))
         for field in dataclasses.fields(tower)
         if field.name not in free

@@ -232,3 +232,32 @@ def tokenize_and_mark(
         longer = tokenizer.tokenize(texts[i], context_length + 1, truncate=True)
         cut[i] = longer[0, -1] != 0
     return tokens, cut
+
+
+# To look at ---------------------------------------------------------------------------------------
+
+
+def encode_for(config: TextConfig, text: str) -> list[int]:
+    """The ids of a text by the model's own tokenizer, without start, end and padding."""
+    if config.tokenizer is None:
+        _check_clip(config)
+        return tokenizer.encode(text)
+    return _encode(config.tokenizer, [text])[0]
+
+
+def pieces_of(config: TextConfig, ids: Sequence[int]) -> list[str]:
+    """The piece of text that each id stands for."""
+    if config.tokenizer is None:
+        return [tokenizer.decode([int(i)]) for i in ids]
+    backend = _backend(config.tokenizer)
+    return [backend.id_to_token(int(i)) or "(no piece)" for i in ids]
+
+
+def filled(config: TextConfig, text: str) -> tuple[int, int]:
+    """(first, last) position of a text's row that is not padding; of a text that may be cut."""
+    length, own = config.context_length, config.tokenizer
+    if own is None:
+        return 0, int(tokenize_for(config, text, truncate=True)[0].argmax())
+    count = min(int(_rows(own, [text], length)[1][0]), length)
+    first = length - count if own.pad_left else 0
+    return first, first + count - 1

@@ -209,6 +209,7 @@ def reference_rungs(
 def reference_options(tower: VisionConfig | TextConfig, activation: str) -> dict[str, Any]:
     """What `reference`'s transformers take beside inputs and parameters, for a tower's config."""
     fields = {name: getattr(tower, name) for name in vars(tower) if name in VARIANT}
+    fields = {name: value for name, value in fields.items() if value is not None}
     variant = reference.Variant(epsilon=tower.layer_norm_epsilon, **fields)
     activation = tower.own_activation or activation
     return {"heads": tower.heads, "activation": activation, "variant": variant}

@@ -36,10 +36,12 @@ class Variant(NamedTuple):
     """How a tower differs from the released ones, where its parameters do not show it."""
 
     epsilon: float = 1e-5  # of the layer norms
-    pooling: str = "class"  # of pictures: "mean", "attention"; of texts: "end", "last", "first"
+    pooling: str = "class"  # of pictures: "mean", "attention", "queries"; of texts: "end", "last",
+    # "first", "class_token"
     norm_after_pooling: bool = False  # of pictures
     causal: bool = True  # of texts
     end_token: int | None = None  # of texts, for pooling "end"
+    pool_heads: int = 1  # of pictures, for pooling "queries"
 
 
 RELEASED = Variant()
@@ -236,6 +238,9 @@ def vision_transformer(
     x = transformer(x, params["transformer"], heads, activation, None, taps, variant.epsilon)
     if variant.pooling == "class":
         x = layer_norm(x[:, 0], **params["ln_post"], eps=variant.epsilon)  # [n, d]
+    elif variant.pooling == "queries":
+        x = query_pool(x, params["attn_pool"], variant.pool_heads, variant.epsilon)  # [n, e]
+        x = layer_norm(x, **params["ln_post"], eps=variant.epsilon)
     else:
         x = pool_patches(x, params, heads, activation, variant, taps)  # [n, d]
     taps["ln_post"] = x
@@ -306,12 +311,19 @@ def text_transformer(
         text_features [n, e], not normalised.
     """
     taps = {} if taps is None else taps
-    n, length = tokens.shape
+    n = len(tokens)
     x = embed_tokens(tokens, params["token_embedding"]["embedding"])  # [n, l, d]
+    if "cls_emb" in params:
+        class_token = np.broadcast_to(params["cls_emb"], (n, 1, x.shape[2]))
+        x = np.concatenate([x, class_token], axis=1)  # [n, l + 1, d]
+    length = x.shape[1]
     x = x + params["positional_embedding"][:length]
     taps["stem"] = x
     causal = np.tri(length, dtype=bool)  # [l, m], true where token l may look at token m <= l
     mask = causal if variant.causal else None
+    if "cls_emb" in params:
+        visible = visible_keys(tokens)  # [n, 1, 1, m]
+        mask = visible if mask is None else mask & visible
     x = transformer(x, params["transformer"], heads, activation, mask, taps, variant.epsilon)
     x = layer_norm(x, **params["ln_final"], eps=variant.epsilon)
     taps["ln_final"] = x
@@ -404,8 +416,8 @@ def residual_attention_block(
 def attention(x: Array, params: Params, heads: int, mask: Array | None = None) -> Array:
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2): [n, l, d] -> [n, l, d].
 
-    `mask` [l, m] is true where token l may attend to token m. In the packed projection the
-    outputs lie as all of q, then all of k, then all of v, each split into heads in turn.
+    `mask` [l, m], or [n, 1, l, m], is true where token l may attend to token m. In the packed
+    projection the outputs lie as all of q, then all of k, then all of v, each split into heads.
     """
     n, length, width = x.shape
     qkv = x @ params["in_proj_kernel"] + params["in_proj_bias"]  # [n, l, 3d]
@@ -523,13 +535,41 @@ def map_head(x: Array, params: Params, heads: int, activation: str, eps: float) 
     return x + mlp(layer_norm(x, **params["ln"], eps=eps), params["mlp"], activation)
 
 
+def query_pool(x: Array, params: Params, heads: int, eps: float) -> Array:
+    """CoCa's pooler (Yu et al. 2022, arXiv 2205.01917), first query alone: [n, l, d] -> [n, e].
+
+    As open_clip has it: it pools once, with 256 queries, of which the first is for the contrast.
+    """
+    n, length, _ = x.shape
+    attn, e = params["attn"], params["query"].shape[1]
+    x = layer_norm(x, **params["ln_k"], eps=eps)
+    query = layer_norm(params["query"][0], **params["ln_q"], eps=eps)
+    b_q, b_k, b_v = np.split(attn["in_proj_bias"], 3)
+    q = (query @ attn["q_proj_kernel"] + b_q).reshape(heads, -1)  # [a, k]
+    keys = (x @ attn["k_proj_kernel"] + b_k).reshape(n, length, heads, -1)
+    values = (x @ attn["v_proj_kernel"] + b_v).reshape(n, length, heads, -1)
+    weights = softmax(np.einsum("ak,nlak->nal", q, keys) * (e // heads) ** -0.5, axis=-1)
+    x = np.einsum("nal,nlak->nak", weights, values).reshape(n, e)
+    return x @ attn["out_proj"]["kernel"] + attn["out_proj"]["bias"]
+
+
+def visible_keys(tokens: Array) -> Array:
+    """Whether tokens [n, l] and CoCa's class token after them may be seen: [n, 1, 1, l + 1].
+
+    Padding, id 0, is hidden one position further than it lies, as the published CoCa was trained.
+    """
+    first = np.ones((len(tokens), 1), dtype=bool)
+    return np.concatenate([first, tokens != 0], axis=1)[:, None, None]
+
+
 def pooled_position(tokens: Array, variant: Variant) -> Array:
     """The position [n] of tokens [n, l] whose row becomes the text's features."""
     n, length = tokens.shape
     if variant.pooling == "end":  # not the largest id: the vocabulary goes on behind it
         return np.argmax(tokens == variant.end_token, axis=1)
-    if variant.pooling in ("last", "first"):
-        return np.full(n, length - 1 if variant.pooling == "last" else 0)
+    fixed = {"first": 0, "last": length - 1, "class_token": length}
+    if variant.pooling in fixed:
+        return np.full(n, fixed[variant.pooling])
     return end_of_text(tokens)
 
 

@@ -6,7 +6,14 @@ imports no jax; a test compares the two for every released model.
 
 from typing import TypeAlias
 
-from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
+from jaxclip.config import (
+    ClipConfig,
+    ResNetConfig,
+    TextConfig,
+    TowerConfig,
+    VisionConfig,
+    pooled_width,
+)
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[str, Shape]
@@ -49,9 +56,10 @@ def _transformer(path: str, tower: VisionConfig | TextConfig) -> Shapes:
 
 
 def _projection(path: str, tower: VisionConfig | TextConfig, e: int) -> Shapes:
+    width = pooled_width(tower, e)
     if tower.projection == "linear":
-        return _linear(path, tower.width, e)
-    return {path: (tower.width, e)} if tower.projection == "matrix" else {}
+        return _linear(path, width, e)
+    return {path: (width, e)} if tower.projection == "matrix" else {}
 
 
 def _attention_pool(v: VisionConfig) -> Shapes:
@@ -61,6 +69,22 @@ def _attention_pool(v: VisionConfig) -> Shapes:
         **_attention("visual.attnpool.attn", v.width),
         **_norm("visual.attnpool.ln", v.width),
         **_mlp("visual.attnpool.mlp", v.width, v.inner_width),
+    }
+
+
+def _query_pool(v: VisionConfig, e: int) -> Shapes:
+    """CoCa's: attention with learned queries, e channels wide."""
+    path, d = "visual.attn_pool", v.width
+    assert v.queries is not None
+    return {
+        f"{path}.query": (v.queries, e),
+        f"{path}.attn.q_proj_kernel": (e, e),
+        f"{path}.attn.k_proj_kernel": (d, e),
+        f"{path}.attn.v_proj_kernel": (d, e),
+        f"{path}.attn.in_proj_bias": (3 * e,),
+        **_linear(f"{path}.attn.out_proj", e, e),
+        **_norm(f"{path}.ln_q", e),
+        **_norm(f"{path}.ln_k", d),
     }
 
 
@@ -74,7 +98,10 @@ def _vision_transformer(v: VisionConfig, e: int) -> Shapes:
         shapes |= {"visual.conv1.bias": (v.width,)}
     if v.pre_norm:
         shapes |= _norm("visual.ln_pre", v.width)
-    shapes |= _transformer("visual.transformer", v) | _norm("visual.ln_post", v.width)
+    shapes |= _transformer("visual.transformer", v)
+    shapes |= _norm("visual.ln_post", pooled_width(v, e))
+    if v.pooling == "queries":
+        shapes |= _query_pool(v, e)
     return shapes | _attention_pool(v) if v.pooling == "attention" else shapes
 
 
@@ -119,9 +146,11 @@ def _text(t: TextConfig, e: int) -> Shapes:
     }
     if t.kind == "cbow":
         return shapes
+    if t.pooling == "class_token":
+        shapes |= {"text.cls_emb": (t.width,)}
     return {
         **shapes,
-        "text.positional_embedding": (t.context_length, t.width),
+        "text.positional_embedding": (t.positions, t.width),
         **_transformer("text.transformer", t),
         **_norm("text.ln_final", t.width),
     }

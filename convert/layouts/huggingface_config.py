@@ -140,14 +140,6 @@ def _block_fields(tower: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _square(value: Any, name: str) -> Any:
-    if type(value) is list and len(value) == 2:
-        if value[0] != value[1]:
-            raise ValueError(f"{name}: expected a square, got two lengths; jaxclip has squares")
-        return value[0]
-    return value
-
-
 def _vision(tower: Mapping[str, Any], family: Family, projection: str) -> VisionConfig:
     if tower["num_channels"] != 3:
         raise ValueError(f"num_channels: expected 3, got {short_repr(tower['num_channels'])}")
@@ -157,7 +149,7 @@ def _vision(tower: Mapping[str, Any], family: Family, projection: str) -> Vision
             refusals.refuse("SigLIP's image tower without its attention pool (vision_use_head)")
         variant = {"patch_bias": True, "class_token": False, "pre_norm": False}
         variant |= {"pooling": "attention", "projection": "none"}
-    size, patch = (_square(tower[key], key) for key in ("image_size", "patch_size"))
+    size, patch = (refusals.square_side(tower[key], key) for key in ("image_size", "patch_size"))
     return VisionConfig(size, patch, **_block_fields(tower), **variant)
 
 

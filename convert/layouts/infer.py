@@ -19,7 +19,7 @@ def kind(path: str) -> str:
         return "convolution"
     if leaf == "in_proj_kernel":
         return "joint"
-    if leaf == "kernel":
+    if leaf == "kernel" or leaf.endswith("_proj_kernel"):
         return "linear"
     return "projection" if path in ("visual.proj", "text.text_projection") else "plain"
 

@@ -45,6 +45,8 @@ VISION: dict[str, Any] = {
     "patch_size": 16,
     "image_size": 224,
     "attentional_pool": False,
+    "attn_pooler_queries": 256,
+    "attn_pooler_heads": 8,
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
     "pool_type": "tok",
@@ -71,8 +73,6 @@ TEXT: dict[str, Any] = {
 NO_EFFECT = {
     "patch_dropout",
     "output_tokens",
-    "attn_pooler_queries",
-    "attn_pooler_heads",
     "timm_model_pretrained",
     "timm_pool",
     "timm_proj",
@@ -89,8 +89,10 @@ NO_EFFECT = {
 # Read into a config; every other setting must have its default.
 VISION_READ = {"layers", "width", "head_width", "patch_size", "image_size", "mlp_ratio"}
 VISION_READ |= {"act_kwargs", "norm_kwargs", "no_ln_pre", "final_ln_after_pool", "pool_type"}
+VISION_READ |= {"attentional_pool", "attn_pooler_queries", "attn_pooler_heads"}
 TEXT_READ = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "act_kwargs"}
 TEXT_READ |= {"norm_kwargs", "eos_id", "no_causal_mask", "pool_type", "proj_bias", "proj_type"}
+TEXT_READ |= {"embed_cls"}
 MODEL: dict[str, Any] = {
     "quick_gelu": False,
     "custom_text": False,
@@ -99,6 +101,7 @@ MODEL: dict[str, Any] = {
 }
 MODEL_NO_EFFECT = {"embed_dim", "vision_cfg", "text_cfg", "init_logit_scale", "cast_dtype"}
 MODEL_NO_EFFECT |= {"output_dict", "custom_text", "init_logit_bias"}
+MODEL_NO_EFFECT |= {"multimodal_cfg"}  # of CoCa's decoder, which is left out
 VISION_POOLING = {"tok": "class", "avg": "mean"}
 # The nearest that open_clip has: it repairs encodings always, and makes "_" a space.
 CLEAN = {"none": "whitespace", "lower": "lower", "siglip": "canonicalize"}
@@ -139,6 +142,17 @@ def has_trunk(config: ClipConfig) -> bool:
     return not v.class_token or v.patch_bias or v.pooling == "attention" or v.projection != "matrix"
 
 
+def needs_custom_text(config: ClipConfig) -> bool:
+    """Whether open_clip has such a model only with its text tower in a module of its own."""
+    return has_trunk(config) or config.text.pooling == "class_token"
+
+
+def without_decoder(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of CoCa's two towers; all of them where the file is no CoCa."""
+    is_coca = "text.cls_emb" in arrays
+    return {k: v for k, v in arrays.items() if not (is_coca and k.startswith("text_decoder."))}
+
+
 # From a config of ours to theirs ------------------------------------------------------------------
 
 
@@ -177,6 +191,9 @@ def _vision_to_json(v: VisionConfig | ResNetConfig, activation: Activation) -> d
         vision["no_ln_pre"] = True
     if v.pooling == "mean":
         vision["pool_type"] = "avg"
+    if v.pooling == "queries":
+        vision |= {"attentional_pool": True, "attn_pooler_queries": v.queries}
+        vision["attn_pooler_heads"] = v.pool_heads
     if v.norm_after_pooling:
         vision["final_ln_after_pool"] = True
     return vision | _blocks_to_json(v, activation)
@@ -195,7 +212,9 @@ def _text_to_json(t: TextConfig, activation: Activation) -> dict[str, Any]:
         text["tokenizer_kwargs"] = {"clean": CLEAN[t.tokenizer.clean]}
     if not t.causal:
         text["no_causal_mask"] = True
-    if t.pooling != "largest":
+    if t.pooling == "class_token":
+        text["embed_cls"] = True
+    elif t.pooling != "largest":
         text["pool_type"] = {ours: theirs for theirs, ours in TEXT_POOLING.items()}[t.pooling]
     if t.end_token is not None:
         text["eos_id"] = t.end_token
@@ -218,10 +237,10 @@ def to_json(config: ClipConfig, *, custom_text: bool = False) -> dict[str, Any]:
         model["quick_gelu"] = True
     if has_trunk(config):
         assert isinstance(v, VisionConfig)
-        vision, custom_text = timm_trunk.settings(v, of_images), True
+        vision = timm_trunk.settings(v, of_images)
     else:
         vision = _vision_to_json(v, of_images)
-    if custom_text:
+    if custom_text or needs_custom_text(config):
         model["custom_text"] = True
     if config.logit_bias:
         model["init_logit_bias"] = LOGIT_BIAS
@@ -289,12 +308,7 @@ def _number(value: Any, name: str) -> int:
 
 
 def _square(value: Any, name: str) -> int:
-    """One number, where the file may have two equal ones."""
-    if type(value) is list and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if type(value) is list and len(value) == 2:
-        raise ValueError(f"{name}: expected a square, got two lengths; jaxclip has squares alone")
-    return _number(value, name)
+    return _number(refusals.square_side(value, name), name)
 
 
 def _block_fields(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,6 +339,20 @@ def _flag(cfg: Mapping[str, Any], key: str) -> bool:
     return bool(cfg[key])
 
 
+def _queries(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of CoCa's pooler, whose first query stands for the picture."""
+    if cfg["pool_type"] != "tok":
+        raise ValueError(
+            "pool_type: expected 'tok' with attentional_pool, the first query, got "
+            f"{short_repr(cfg['pool_type'])}"
+        )
+    return {
+        "pooling": "queries",
+        "queries": cfg["attn_pooler_queries"],
+        "pool_heads": cfg["attn_pooler_heads"],
+    }
+
+
 def _vision(data: Mapping[str, Any], quick_gelu: bool) -> tuple[Any, Activation | None]:
     """(config, activation) of the image tower; a ResNet has ReLU instead."""
     if data.get("timm_model_name") is not None:
@@ -337,14 +365,15 @@ def _vision(data: Mapping[str, Any], quick_gelu: bool) -> tuple[Any, Activation 
         return ResNetConfig(size, cfg["width"], tuple(cfg["layers"])), None
     fields = _block_fields(cfg)
     head = _number(cfg["head_width"], "head_width")
+    if cfg["attentional_pool"]:
+        fields |= _queries(cfg)
     config = VisionConfig(
         size,
         _square(cfg["patch_size"], "patch_size"),
         heads=max(fields["width"] // head, 1),
         pre_norm=not _flag(cfg, "no_ln_pre"),
-        pooling=_choice(cfg, "pool_type", VISION_POOLING),
+        **{"pooling": _choice(cfg, "pool_type", VISION_POOLING), **fields},
         norm_after_pooling=_flag(cfg, "final_ln_after_pool"),
-        **fields,
     )
     return config, _activation(cfg, quick_gelu)
 
@@ -352,6 +381,8 @@ def _vision(data: Mapping[str, Any], quick_gelu: bool) -> tuple[Any, Activation 
 def _text(data: Mapping[str, Any], quick_gelu: bool) -> tuple[TextConfig, Activation]:
     cfg = {**TEXT, **data}
     pooling = _choice(cfg, "pool_type", TEXT_POOLING)
+    if _flag(cfg, "embed_cls"):
+        pooling = "class_token"  # whatever pool_type says
     projection = "linear" if _flag(cfg, "proj_bias") else "matrix"
     config = TextConfig(
         heads=cfg["heads"],
@@ -387,6 +418,11 @@ def from_json(data: Mapping[str, Any]) -> ClipConfig:
         image_tower, text_tower, activation = own_activation(
             image_tower, of_images, text_tower, of_texts
         )
+        if image_tower.width == model.get("embed_dim") and vision.get("attentional_pool"):
+            raise ValueError(
+                "attentional_pool: expected an image tower of another width than embed_dim, as in "
+                f"CoCa's released models, got {image_tower.width} for both"
+            )
         return ClipConfig(
             image_tower, text_tower, model.get("embed_dim", 0), activation, bias is not None
         )

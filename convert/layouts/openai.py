@@ -21,6 +21,7 @@ LEAVES = {
     "scale": "weight",
     "embedding": "weight",
     "in_proj_kernel": "in_proj_weight",
+    **{f"{part}_proj_kernel": f"{part}_proj_weight" for part in "qkv"},
     "mean": "running_mean",
     "var": "running_var",
 }

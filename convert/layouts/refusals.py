@@ -27,8 +27,7 @@ TIMM_TOWERS = (
 # The first pattern that one of the names of a file's tensors matches says what the file has.
 TENSORS = (
     (r"text_decoder\.", "CoCa's text decoder"),
-    (r"text\.cls_emb", "CoCa's class token of the text tower"),
-    (r"visual\.attn_pool\.query", "CoCa's attentional pooler"),
+    (r"visual\.attn_pool_contrastive\.", "a second attentional pooler, for the contrast"),
     (r".*\battn\.rel_pos\b", "relative positions in its image tower"),
     (r"visual\.trunk\.blocks\.\d+\.mlp\.fc1_g\.", "EVA02's SwiGLU MLP and rotary positions (RoPE)"),
     (r"visual\.(trunk\.)?blocks\.\d+\.mlp\.w[123]\.", "EVA02's SwiGLU MLP and rotary positions"),
@@ -41,7 +40,7 @@ TENSORS = (
     (r"visual\.trunk\.stages\..*conv_dw", "a ConvNeXt image tower"),
     (r".*relative_position_bias_table", "a Swin image tower"),
     (r".*\.ls_?[12]\.gamma", "layer scale"),
-    (r".*\.(ln_[qk]|q_norm|k_norm)\.", "normalised queries and keys"),
+    (r".*attn\.(ln_[qk]|q_norm|k_norm)\.", "normalised queries and keys"),
     (r".*\.(ln_inner|ln_attn|head_scale)", "scaled attention of NormFormer"),
     (
         r"text\.(transformer\.(embeddings|encoder|embed_tokens|layers|layer_norm|shared)|proj\.)",
@@ -77,8 +76,7 @@ MODEL_TYPES = {
 # Settings of open_clip that stand for a part of their own, with the values at which it is off.
 SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "ls_init_value": ((None,), "layer scale"),
-    "attentional_pool": ((False, None), "CoCa's attentional pooler"),
-    "embed_cls": ((False, None), "CoCa's class token of the text tower"),
+    "attentional_pool": ((False, None, True), "a second attentional pooler, for the contrast"),
     "qk_norm": ((False,), "normalised queries and keys"),
     "scaled_cosine_attn": ((False,), "scaled cosine attention"),
     "scale_heads": ((False,), "scaled attention of NormFormer"),
@@ -91,6 +89,20 @@ SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
 def refuse(what: str) -> NoReturn:
     """ValueError: this file has `what`."""
     raise ValueError(f"this file has {what}, which jaxclip does not have")
+
+
+def square_side(value: Any, name: str) -> Any:
+    """The side of a square, of which a config may say both lengths; ValueError where they differ.
+
+    >>> square_side([224, 224], "image_size"), square_side(224, "image_size")
+    (224, 224)
+    """
+    if type(value) is not list or len(value) != 2 or any(type(side) is not int for side in value):
+        return value
+    if value[0] != value[1]:
+        sides = " by ".join(map(short_repr, value))
+        refuse(f"pictures or patches that are not square ({name} {sides})")
+    return value[0]
 
 
 def check_tensors(names: Iterable[str], ranks: Mapping[str, int]) -> None:
@@ -128,8 +140,6 @@ def _check_timm(name: Any) -> None:
 
 def check_open_clip(model: Mapping[str, Any]) -> None:
     """ValueError where the `model_cfg` of open_clip asks for a part that this library lacks."""
-    if "multimodal_cfg" in model:
-        refuse("CoCa's text decoder")
     vision, text = model.get("vision_cfg"), model.get("text_cfg")
     for tower in (vision, text):
         if type(tower) is not dict:

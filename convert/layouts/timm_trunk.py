@@ -13,6 +13,7 @@ from jaxclip.config import Activation, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
 
 from .infer import mlp_width
+from .refusals import square_side
 
 
 class Size(NamedTuple):
@@ -158,10 +159,9 @@ def tower(vision: Mapping[str, Any]) -> tuple[VisionConfig, Activation]:
             f"{name}: expected timm_pool {POOLS[family]} and timm_proj null or none, got "
             f"{short_repr(pool)} and {short_repr(projection)}"
         )
-    if vision.get("image_size", 224) != image_size:
-        raise ValueError(
-            f"{name}: expected image_size {image_size}, got {short_repr(vision.get('image_size'))}"
-        )
+    said = square_side(vision.get("image_size", 224), "image_size")
+    if said != image_size:
+        raise ValueError(f"{name}: expected image_size {image_size}, got {short_repr(said)}")
     config = _build(sizes[size], patch, family, image_size, has_head=projection != "none")
     return config, _activation(family, size, patch, image_size)
 

@@ -15,7 +15,8 @@ from jaxclip import convert
 from jaxclip.cli.run_folder import MOST_BYTES, RunInputs
 from jaxclip.cli.shared import UsageError, flag_error
 from jaxclip.cli.train_flags import TrainFlags
-from jaxclip.config import ClipConfig
+from jaxclip.config import ClipConfig, TextConfig
+from jaxclip.convert.layouts import vocabulary
 from jaxclip.files import read_text
 from jaxclip.hub.find import find
 from jaxclip.model_tokenizer import FILE_NAME, remember
@@ -45,8 +46,37 @@ def begin_or_resume(flags: TrainFlags, out: Path) -> Begun:
     if flags.resume:
         return resume_run(out, flags.recipe, inputs, flags.given)
     inputs.require_weights()
-    recipe, start = begin_run(flags.recipe, flags.start, flags.given)
+    recipe: Recipe = flags.recipe
+    if flags.tokenizer is not None:
+        text = _own_tokenizer(recipe.model.text, flags.tokenizer)
+        model = dataclasses.replace(recipe.model, text=text)
+        recipe = dataclasses.replace(recipe, model=model)
+    recipe, start = begin_run(recipe, flags.start, flags.given)
     return recipe, inputs, start
+
+
+def _own_tokenizer(text: TextConfig, folder: Path) -> TextConfig:
+    """The text tower with the tokenizer.json of that folder; UsageError where they do not fit."""
+    if not (folder / FILE_NAME).is_file():
+        raise UsageError(f"--tokenizer: expected a folder with a {FILE_NAME}, got {folder}")
+    if text.kind == "cbow" or text.vocab_size == VOCAB_SIZE:
+        raise UsageError(
+            "--tokenizer: expected --model.text.kind transformer and another "
+            f"--model.text.vocab-size than CLIP's, got {text.kind} and {text.vocab_size}"
+        )
+    try:
+        own = vocabulary.of_folder(folder, text, None, siglip=not text.causal)
+    except ValueError as error:
+        raise UsageError(f"--tokenizer: {error}") from None
+    if own is not None and text.pooling == "largest" and own.end != text.vocab_size - 1:
+        ways = "--model.text.pooling last"
+        if own.end is not None:
+            ways = f"--model.text.pooling end --model.text.end-token {own.end}"
+        raise UsageError(
+            f"--tokenizer: expected an end token of the largest id, {text.vocab_size - 1}, where "
+            f"the text tower pools, got {own.end}; give {ways}"
+        )
+    return dataclasses.replace(text, tokenizer=own)
 
 
 def begin_run(
@@ -75,8 +105,8 @@ def _check_recipe(flags: Recipe, model: ClipConfig, given: Container[str], follo
     if model.text.tokenizer is None and model.text.vocab_size < VOCAB_SIZE:
         raise UsageError(
             f"--model.text.vocab-size: expected a model of {VOCAB_SIZE} tokens or more, as the "
-            f"tokenizer has, got {model.text.vocab_size}; give {VOCAB_SIZE}, or --start a model "
-            "that has a tokenizer.json"
+            f"tokenizer has, got {model.text.vocab_size}; give {VOCAB_SIZE}, or a folder with a "
+            "tokenizer.json by --tokenizer, or --start a model that has one"
         )
     try:
         return Recipe(**{**values, "model": model})

@@ -1,4 +1,4 @@
-"""The command tokenize: how the released tokenizer cuts a text."""
+"""The command tokenize: how a model's tokenizer cuts a text."""
 
 import json
 from collections.abc import Sequence
@@ -8,31 +8,36 @@ import tyro
 from rich.table import Table
 
 from jaxclip.cli.shared import AsJson, UsageError, print_line, print_table
+from jaxclip.config import RELEASED, TextConfig
 
 
 def tokenize(
     texts: Annotated[tuple[str, ...], tyro.conf.Positional],
+    model: str = "",
     show: bool = False,
     truncate: bool = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show the tokens of texts, as the released tokenizer cuts them.
+    """Show the tokens of texts, as a model's own tokenizer cuts them.
 
     Args:
         texts: One or more texts.
-        show: Show the row of 77 that a model gets, one token a line: start, pieces, end, padding.
+        model: Whose tokenizer: a checkpoint in any form that jaxclip loads; CLIP's unless given.
+        show: Show the row that the model gets (77 of CLIP's), one token a line: start, pieces, end,
+            padding.
         truncate: With --show, cut a text that is too long instead of refusing it.
         as_json: Print one JSON object a text.
     """
-    from jaxclip.tokenizer import decode, encode
+    from jaxclip.model_tokenizer import encode_for, pieces_of
 
     if not texts:
         raise UsageError("no text was given; name one or more texts")
+    config = _text_config(model)
     if show:
-        return _show_rows(texts, truncate, as_json)
+        return _show_rows(config, texts, truncate, as_json)
     for text in texts:
-        ids = encode(text)
-        pieces = [decode([i]) for i in ids]
+        ids = encode_for(config, text)
+        pieces = pieces_of(config, ids)
         if as_json:
             print(json.dumps({"text": text, "ids": ids, "pieces": pieces}))
         else:
@@ -40,21 +45,37 @@ def tokenize(
     return 0
 
 
-def _show_rows(texts: Sequence[str], truncate: bool, as_json: bool) -> int:
-    """Each text as the model gets it; the row of the features is that of the end token."""
-    from jaxclip import tokenizer
+def _text_config(model: str) -> TextConfig:
+    """Of the model's text tower; of the released models' tokenizer where none is named."""
+    if not model or model in RELEASED:
+        return RELEASED["ViT-B/32"].text
+    from jaxclip import convert
+    from jaxclip.hub.find import find
+
+    text = convert.load(find(model), check_numbers=False).config.text
+    if text is None:
+        raise ValueError(f"{model}: expected a model with a text tower, got an image tower alone")
+    return text
+
+
+def _show_rows(config: TextConfig, texts: Sequence[str], truncate: bool, as_json: bool) -> int:
+    """Each text as the model gets it; "end" is the last position that is not padding."""
+    from jaxclip.model_tokenizer import filled, pieces_of, tokenize_for
 
     for text in texts:
-        row = tokenizer.tokenize(text, truncate=truncate)[0]  # [l]
-        end = int(row.argmax())
-        pieces = [tokenizer.decode([int(i)]) for i in row[: end + 1]]
+        row = tokenize_for(config, text, truncate=truncate)[0]  # [l]
+        first, end = filled(config, text)
+        pieces = pieces_of(config, row[first : end + 1])
         if as_json:
             print(json.dumps({"text": text, "ids": row.tolist(), "pieces": pieces, "end": end}))
             continue
         table = Table("position", "id", "piece", title=repr(text), title_justify="left")
-        for i, piece in enumerate(pieces):
+        padding = (str(config.tokenizer.pad if config.tokenizer else 0), "(padding)")
+        if first > 0:
+            table.add_row(f"0 to {first - 1}", *padding)
+        for i, piece in enumerate(pieces, first):
             table.add_row(str(i), str(row[i]), repr(piece))
         if end + 1 < len(row):
-            table.add_row(f"{end + 1} to {len(row) - 1}", "0", "(padding)")
+            table.add_row(f"{end + 1} to {len(row) - 1}", *padding)
         print_table(table)
     return 0

@@ -50,6 +50,9 @@ class TrainFlags:
     start: str = ""
     """A checkpoint to fine-tune, in any form that jaxclip loads; its model is trained, on texts of
     its context length unless --text-length says less."""
+    tokenizer: Path | None = None
+    """A folder with a tokenizer.json, for a model from scratch whose vocabulary is not CLIP's; it
+    travels with the weights."""
     zero_shot: str = ""
     """Held-out pictures with classes, classified every --evaluate-every steps: a folder for each
     class, a table, tar shards, tfds:NAME:SPLIT or emoji:SPLIT."""
@@ -96,6 +99,9 @@ class TrainFlags:
             )
         if self.resume and self.force:
             raise UsageError("expected --resume or --force, got both")
+        if self.tokenizer and (self.resume or self.start):
+            other = "--resume" if self.resume else "--start"
+            raise UsageError(f"expected --tokenizer or {other}, whose model has its own, got both")
         if self.resume and not (self.data or self.out):
             raise UsageError("--resume: expected --out, the folder of the run, got none")
         require_whole_flag("--skip-limit", self.skip_limit, 0)

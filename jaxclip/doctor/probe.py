@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxclip import __version__
 from jaxclip.config import ClipConfig
+from jaxclip.doctor.knobs import right_walk
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.tokenizer import VOCAB_SIZE, tokenize
 
@@ -110,7 +111,11 @@ def random_tokens(vocab: int, context: int, seed: int = 0) -> Array:
 def make_probe(
     flat: dict[str, Array], config: ClipConfig, name: str = "", seed: int = 0
 ) -> dict[str, Array]:
-    """The arrays of a probe file for a model's flat parameters and config."""
+    """The arrays of a probe file for a model's flat parameters and config.
+
+    ValueError for a model whose towers or tokenizer are not as the released ones.
+    """
+    right_walk(config)  # refuses what `diagnose` would
     size, text = config.vision.image_size, config.text
     pictures = make_pictures(size, seed)
     from PIL import Image

@@ -168,7 +168,11 @@ def arrange(
         Attention: attention,
     }
     arranged = copy_tree(model)
+    text = getattr(arranged, "text", None)
+    own_mask = list(modules_of(text)) if getattr(text, "cls_emb", None) is not None else []
     for module in modules_of(arranged):
+        if any(module is each for each in own_mask):
+            continue  # no kernel here hides a text's padding
         become(module, swaps.get(type(module)))
         if isinstance(module, FlatTransformer):
             # a loop copies what it keeps for the backward pass into a stack, and out of it

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxclip.config import pooled_width
 from jaxclip.models.starts import Initialiser, Start, Tower, starts_as_siglip
 
 Array = jax.Array
@@ -172,7 +173,7 @@ class Attention(nnx.Module):
         self.numerics = numerics
 
     def __call__(self, x: Array, mask: Array | None, taps: Taps | None = None) -> Array:
-        """x [n, l, d], mask additive [l, m] or None -> [n, l, d].
+        """x [n, l, d], mask additive [l, m] or [n, 1, l, m] or None -> [n, l, d].
 
         Taps: `attention` [n, a, l, m], the weights.
         """
@@ -312,8 +313,8 @@ def project(x: Array, projection: Any, numerics: Numerics) -> Array:
 
 def make_projection(tower: Tower, embed_dim: int, *, numerics: Numerics, init: Initialiser) -> Any:
     """The projection to the joint space that the config says; None if it says none."""
-    std = tower.width**-0.5
+    std, width = tower.width**-0.5, pooled_width(tower, embed_dim)
     if tower.projection == "linear":
         start: Start = "lecun" if starts_as_siglip(tower) else std
-        return Linear(tower.width, embed_dim, start=start, numerics=numerics, init=init)
-    return init.normal((tower.width, embed_dim), std) if tower.projection == "matrix" else None
+        return Linear(width, embed_dim, start=start, numerics=numerics, init=init)
+    return init.normal((width, embed_dim), std) if tower.projection == "matrix" else None

@@ -49,7 +49,17 @@ def pooled_positions(tokens: Array, t: TextConfig) -> Array:
         return tokens.argmax(axis=-1)  # end-of-text has the largest id of CLIP's vocabulary
     if t.end_token is not None:
         return jnp.equal(tokens, t.end_token).argmax(axis=-1)
-    return jnp.full((n,), l - 1 if t.pooling == "last" else 0)
+    return jnp.full((n,), {"first": 0, "last": l - 1, "class_token": l}[t.pooling])
+
+
+def visible_keys(tokens: Array) -> Array:
+    """Whether tokens [n, l] and a class token after them may be attended to: [n, 1, 1, l + 1].
+
+    Padding, id 0, is hidden one position further than it lies, and never the first position: so
+    open_clip's CoCa was trained (open_clip/transformer.py: `correct_cls_mask` is off).
+    """
+    visible = jnp.pad(jnp.not_equal(tokens, 0), ((0, 0), (1, 0)), constant_values=True)
+    return visible[:, None, None]
 
 
 class TextTransformer(Encoder):
@@ -70,7 +80,8 @@ class TextTransformer(Encoder):
         if starts_as_siglip(t):
             words = positions = t.width**-0.5
         self.token_embedding = TokenEmbedding(t.vocab_size, t.width, std=words, init=init)
-        self.positional_embedding = init.normal((t.context_length, t.width), positions)
+        self.cls_emb = init.normal((t.width,), 0.01) if t.pooling == "class_token" else None
+        self.positional_embedding = init.normal((t.positions, t.width), positions)
         self.transformer = Transformer(t, config.activation, remat=remat, **options)
         self.ln_final = LayerNorm(t.width, t.layer_norm_epsilon, init=init)
         self.text_projection = make_projection(t, config.embed_dim, **options)
@@ -82,15 +93,22 @@ class TextTransformer(Encoder):
 
         Any l up to the context length where attention is causal: what follows the end of text
         cannot change the result. Taps: `stem`, `hidden`, `attention`, `pooled` as in
-        `vit.VisionTransformer`, and `last` [n, l, d] (after `ln_final`).
+        `vit.VisionTransformer`, and `last` [n, l, d] (after `ln_final`). In them CoCa's class token
+        makes l one more.
         """
-        l = tokens.shape[1]
-        stem = self.token_embedding(tokens) + self.positional_embedding[:l]  # [n, l, d]
-        stem = stem.astype(self.numerics.dtype)
+        x = self.token_embedding(tokens)  # [n, l, d]
+        if self.cls_emb is not None:
+            last = jnp.broadcast_to(self.cls_emb[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+            x = jnp.concatenate([x, last], axis=1)  # [n, l, d]
+        l = x.shape[1]
+        stem = (x + self.positional_embedding[:l]).astype(self.numerics.dtype)  # [n, l, d]
         mask = None
         if self.tower.causal:
             # A hidden position gets minus infinity; no row is hidden whole: softmax stays finite.
             mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1)
+        if self.cls_emb is not None:
+            hidden = jnp.where(visible_keys(tokens), 0.0, -jnp.inf)
+            mask = hidden if mask is None else mask + hidden  # [n, 1, l, m]
         x = self.transformer(stem, mask, taps)
         x = self.ln_final(x)
         end = pooled_positions(tokens, self.tower)  # [n]

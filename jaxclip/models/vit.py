@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.config import ClipConfig, TowerConfig, VisionConfig
+from jaxclip.config import ClipConfig, TowerConfig, VisionConfig, pooled_width
 from jaxclip.models.layers import (
     Attention,
     Encoder,
     LayerNorm,
+    Linear,
     Mlp,
     Numerics,
     Taps,
@@ -86,6 +87,54 @@ class MapHead(nnx.Module):
         return pooled + self.mlp(self.ln(pooled))
 
 
+class QueryAttention(nnx.Module):
+    """Attention of one query to positions of another width, with a product each.
+
+    torch.nn.MultiheadAttention with `kdim` and `vdim`, and its names.
+    """
+
+    def __init__(
+        self, width: int, inputs: int, heads: int, *, numerics: Numerics, init: Initialiser
+    ) -> None:
+        self.q_proj_kernel = init.kernel((width, width), "xavier")
+        self.k_proj_kernel = init.kernel((inputs, width), "xavier")
+        self.v_proj_kernel = init.kernel((inputs, width), "xavier")
+        self.in_proj_bias = init.constant((3 * width,), 0.0)
+        self.out_proj = Linear(width, width, start="xavier", numerics=numerics, init=init)
+        self.heads = heads
+        self.numerics = numerics
+
+    def __call__(self, query: Array, x: Array) -> Array:
+        """query [e], x [n, l, d] -> [n, e]."""
+        n, l, _ = x.shape
+        a, dot = self.heads, self.numerics.dot
+        b_q, b_k, b_v = (nnx.Param(b) for b in jnp.split(self.in_proj_bias[...], 3))
+        q = dot(query[None], self.q_proj_kernel, b_q).reshape(a, 1, -1)  # [a, 1, k]
+        k = dot(x, self.k_proj_kernel, b_k).reshape(n, l, a, -1).transpose(0, 2, 1, 3)
+        v = dot(x, self.v_proj_kernel, b_v).reshape(n, l, a, -1).transpose(0, 2, 1, 3)
+        mixed, _ = weigh(jnp.broadcast_to(q, (n, *q.shape)), k, v, None, self.numerics)
+        return self.out_proj(mixed.reshape(n, -1))  # from [n, a, 1, k]
+
+
+class QueryPool(nnx.Module):
+    """CoCa's pooler as open_clip has it: learned queries attend to all positions.
+
+    Each query attends for itself. The first one's answer stands for the picture; the others' are
+    what CoCa's decoder reads, so that they are kept and not computed.
+    """
+
+    def __init__(self, v: VisionConfig, e: int, *, numerics: Numerics, init: Initialiser) -> None:
+        assert v.queries is not None and v.pool_heads is not None
+        self.query = init.normal((v.queries, e), 1.0)
+        self.attn = QueryAttention(e, v.width, v.pool_heads, numerics=numerics, init=init)
+        self.ln_q = LayerNorm(e, v.layer_norm_epsilon, init=init)
+        self.ln_k = LayerNorm(v.width, v.layer_norm_epsilon, init=init)
+
+    def __call__(self, x: Array) -> Array:
+        """x [n, l, d] -> [n, e]."""
+        return self.attn(self.ln_q(self.query[0]), self.ln_k(x))
+
+
 class VisionTransformer(Encoder):
     """Patches, a class token if any, blocks, a pool and a projection, as the config says.
 
@@ -111,7 +160,9 @@ class VisionTransformer(Encoder):
         self.transformer = Transformer(v, config.activation, remat=remat, **options)
         if v.pooling == "attention":
             self.attnpool = MapHead(v, config.activation, **options)
-        self.ln_post = LayerNorm(v.width, epsilon, init=init)
+        if v.pooling == "queries":
+            self.attn_pool = QueryPool(v, config.embed_dim, **options)
+        self.ln_post = LayerNorm(pooled_width(v, config.embed_dim), epsilon, init=init)
         self.proj = make_projection(v, config.embed_dim, **options)
         self.tower = v
         self.numerics = numerics
@@ -144,8 +195,13 @@ class VisionTransformer(Encoder):
         return x if self.ln_pre is None else self.ln_pre(x)
 
     def pool(self, x: Array, taps: Taps | None = None) -> Array:
-        """x [n, l, d] -> [n, d], normalised before or after: of one token that is the same."""
+        """x [n, l, d] -> [n, d], normalised before or after: of one token that is the same.
+
+        CoCa's queries give as many channels as the features: [n, e].
+        """
         v = self.tower
+        if v.pooling == "queries":
+            return self.ln_post(self.attn_pool(x))
         if v.pooling == "class":
             return self.ln_post(x[:, 0])
         if not v.norm_after_pooling:

@@ -1,4 +1,4 @@
-"""Fine-tuning: locked parts, learning rates by path, averages of weights."""
+"""Around an optimiser: locked parts, rates by path, clipped gradients, averages of weights."""
 
 import math
 import re
@@ -44,6 +44,27 @@ def at_rates(optimizer: optax.GradientTransformation, rates: Rates) -> optax.Gra
         updates, state = optimizer.update(grads, state, params)
         scaled = jax.tree.map(lambda u, f: u * f.astype(u.dtype), updates, factors(params, rates))
         return scaled, state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def with_clipped_norm(
+    optimizer: optax.GradientTransformation, norm: float, rates: Rates = ()
+) -> optax.GradientTransformation:
+    """`optimizer` on gradients whose global norm is at most `norm`; its state is the same.
+
+    The norm is that of all parameters together, but for those that `rates` lock: their gradients
+    are taken as zero, as big_vision and torch's `clip_grad_norm_` leave them out.
+    """
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        def unlocked(g: Any, factor: np.ndarray) -> Any:
+            return g * (factor > 0).astype(g.dtype) if (factor == 0).any() else g
+
+        grads = jax.tree.map(unlocked, grads, factors(params, rates))
+        clipped, _ = clip.update(grads, clip.init(params))
+        return optimizer.update(clipped, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
 

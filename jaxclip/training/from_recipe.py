@@ -19,7 +19,7 @@ from jaxclip.models import clip, parameters
 from jaxclip.models.clip import Clip
 from jaxclip.models.layers import Numerics
 from jaxclip.models.parameters import split_statistics
-from jaxclip.training.finetune import at_rates, with_average
+from jaxclip.training.finetune import at_rates, with_average, with_clipped_norm
 from jaxclip.training.global_losses import (
     chunked_contrastive_loss,
     gathered_contrastive_loss,
@@ -37,7 +37,7 @@ CHUNK = 1024  # texts a block of the chunked loss, or the largest divisor that i
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The paper's AdamW, with the rates and the average of the weights that the recipe names."""
+    """The paper's AdamW, with the rates, the clipping and the average that the recipe names."""
     optimizer = adamw(
         recipe.learning_rate,
         recipe.warmup,
@@ -47,8 +47,11 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         beta2=recipe.beta2 or None,
         first_moment=jnp.bfloat16 if recipe.first_moment == "bfloat16" else None,
     )
-    if recipe.rates:
-        optimizer = at_rates(optimizer, parse_rates(recipe.rates))
+    rates = parse_rates(recipe.rates)
+    if rates:
+        optimizer = at_rates(optimizer, rates)
+    if recipe.clip_norm:
+        optimizer = with_clipped_norm(optimizer, recipe.clip_norm, rates)
     return with_average(optimizer, recipe.average) if recipe.average else optimizer
 
 

@@ -14,7 +14,7 @@ from jaxclip.config import ResNetConfig, VisionConfig
 
 MAX_LOGIT_SCALE = math.log(100)
 CONSTANTS = {VisionConfig: (0.98, 1e-6), ResNetConfig: (0.999, 1e-8)}  # beta2, epsilon
-NEVER_DECAYED = {"bias", "in_proj_bias", "scale", "class_embedding", "probe"}
+NEVER_DECAYED = {"bias", "in_proj_bias", "scale", "class_embedding", "cls_emb", "probe"}
 NEVER_DECAYED |= {"logit_scale", "logit_bias"}
 
 

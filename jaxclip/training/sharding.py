@@ -25,6 +25,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"attnpool\.(attn\.in_proj_|mlp\.c_fc\.)kernel$", P("fsdp", "tensor")),  # no stack
     (r"attnpool\.(attn\.out_proj|mlp\.c_proj)\.kernel$", P("tensor", "fsdp")),
     (r"attnpool\.(attn|mlp)\.", P()),
+    (r"attn_pool\.attn\.[qkv]_proj_kernel$", P("fsdp", "tensor")),
+    (r"attn_pool\.attn\.out_proj\.kernel$", P("tensor", "fsdp")),
+    (r"attn_pool\.", P()),
     (r"attn\.in_proj_kernel$", P(None, "fsdp", "tensor")),
     (r"attn\.in_proj_bias$", P(None, "tensor")),
     (r"attn\.out_proj\.kernel$", P(None, "tensor", "fsdp")),

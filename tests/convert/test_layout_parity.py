@@ -16,15 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxclip import convert
+import jaxclip
+from jaxclip import convert, parity
 from jaxclip.config import ClipConfig
 from jaxclip.convert.layouts.compare import config_faults
+from jaxclip.models import text
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiling")]
 
 try:
     from experiments.lib.peers import model_cases, model_rows, model_shapes
-    from experiments.lib.peers.model_peers import inputs, reduced_timm
+    from experiments.lib.peers.model_peers import (
+        inputs,
+        reduced_timm,
+        run_open_clip,
+        saved_peer,
+        without_decoder,
+    )
 
     CASES = {
         case.name: case
@@ -51,7 +59,7 @@ def go_round(case: Any, folder: Path) -> None:
     target = folder / "back"
     target = target if layout == "huggingface" else target / "open_clip_model.safetensors"
     convert.convert(ours, target, layout)
-    back, first = convert.read(target), convert.read(folder)
+    back, first = convert.read(target), dict(without_decoder(convert.read(folder).items()))
     assert back.keys() == first.keys()
     assert all(np.array_equal(back[name], first[name]) for name in first)
     assert not config_faults(convert.load(folder).config, convert.load(target).config)
@@ -98,6 +106,8 @@ WRONG: dict[str, tuple[str, str, dict[str, Any]]] = {
     "QuickGELU for GELU": ("ViT-H-14", "vision", {"own_activation": "quick_gelu"}),
     "tanh for exact GELU": ("ViT-B-16-SigLIP", "vision", {"own_activation": "gelu_tanh"}),
     "exact GELU for tanh": ("ViT-B-16-SigLIP2", "text", {"own_activation": "gelu"}),
+    "16 heads for CoCa's 8": ("coca_ViT-B-32", "vision", {"pool_heads": 16}),
+    "not causal for CoCa's text": ("coca_ViT-B-32", "text", {"causal": False}),
 }
 
 
@@ -134,6 +144,45 @@ def test_ratio_4_for_g_14_does_not_fit(tmp_path: Path) -> None:
         convert.load(tmp_path)
 
 
+def test_coca_s_padding_is_hidden_one_position_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def where_it_lies(tokens: Any) -> Any:
+        visible = np.pad(tokens != 0, ((0, 0), (0, 1)), constant_values=True)
+        return visible[:, None, None]
+
+    row, loaded, double = measured(case_of("coca_ViT-B-32"), tmp_path)
+    assert row["holds"]
+    given = inputs(loaded.config.vision.image_size, loaded.config.text)
+    model, _ = jaxclip.load(loaded, precision="highest")
+    monkeypatch.setattr(text, "visible_keys", lambda tokens: where_it_lies(given[1]))
+    got = parity.model_rungs(model, *given)  # which uses nothing that was traced before
+    error = np.abs(got["text.features"] - double["text_features"]).max()
+    assert error > 3 * row["stages"]["text_features"]["allowed"]
+
+
+def test_coca_s_first_query_stands_for_the_picture(tmp_path: Path) -> None:
+    row, loaded, double = measured(case_of("coca_ViT-B-32"), tmp_path)
+    flat = {**loaded.flat}
+    flat["visual.attn_pool.query"] = np.roll(flat["visual.attn_pool.query"], 1, axis=0)
+    given = inputs(loaded.config.vision.image_size, loaded.config.text)
+    got = model_rows.run_ours(loaded._replace(flat=flat), *given)
+    error = np.abs(got["image_features"] - double["image_features"]).max()
+    assert error > 3 * row["stages"]["image_features"]["allowed"]
+
+
+def test_open_clip_has_coca_s_half_as_it_is_written(tmp_path: Path) -> None:
+    case = case_of("coca_ViT-B-32")
+    _, loaded, double = measured(case, tmp_path)
+    assert loaded.notes["left_out"] == "CoCa's text decoder"
+    target = tmp_path / "half" / "open_clip_model.safetensors"
+    convert.convert(tmp_path, target, "open_clip")
+    half = saved_peer(target.parent).model.double()
+    got = run_open_clip(half, *inputs(loaded.config.vision.image_size, loaded.config.text))
+    for name in double:
+        np.testing.assert_allclose(got[name], double[name], rtol=0, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOADS)
 def test_names_and_shapes_at_full_size_are_the_library_s(name: str) -> None:
@@ -141,7 +190,7 @@ def test_names_and_shapes_at_full_size_are_the_library_s(name: str) -> None:
 
 
 def test_open_clip_s_configs_are_counted() -> None:
-    assert (len(LOADS), len(LOADS) + len(REFUSED)) == (81, 144)
+    assert (len(LOADS), len(LOADS) + len(REFUSED)) == (84, 144)
     assert all("which jaxclip does not have" in reason for reason in REFUSED.values())
-    wanted = ("EVA", "FastViT", "CoCa", "PE-Core", "ViTamin", "ConvNeXt", "nllb", "xlm-roberta")
+    wanted = ("EVA", "FastViT", "PE-Core", "ViTamin", "ConvNeXt", "nllb", "xlm-roberta")
     assert all(any(word in reason for reason in REFUSED.values()) for word in wanted)

@@ -16,7 +16,7 @@ from experiments.lib.peers.archives import same
 from jaxclip import convert
 from jaxclip.config import TextConfig, TowerConfig, VisionConfig
 from jaxclip.convert.archive import torch_archive
-from jaxclip.convert.layouts import huggingface_config, refusals
+from jaxclip.convert.layouts import huggingface_config, refusals, timm_trunk
 from jaxclip.hub import load as hub
 from tests.support import foreign
 from tests.support.foreign import VIT
@@ -194,8 +194,7 @@ TENSORS = [
     ("visual.trunk.patch_embed.backbone.0.conv.weight", "MobileCLIP's convolutional stem"),
     ("visual.trunk.patch_embed.backbone.stem.conv1.weight", "ViTamin"),
     ("text_decoder.resblocks.0.ln_1.weight", "CoCa's text decoder"),
-    ("text.cls_emb", "CoCa's class token"),
-    ("visual.attn_pool.query", "CoCa's attentional pooler"),
+    ("visual.attn_pool_contrastive.query", "a second attentional pooler"),
     ("visual.trunk.stages.0.blocks.0.conv_dw.weight", "ConvNeXt"),
     ("visual.transformer.resblocks.0.ls_1.gamma", "layer scale"),
     ("visual.trunk.layers.0.blocks.0.attn.relative_position_bias_table", "Swin"),
@@ -234,8 +233,8 @@ SETTINGS = [
     ("vision_cfg", {"timm_model_name": "vitamin_small_224"}, "ViTamin"),
     ("vision_cfg", {"timm_model_name": "resnet50"}, "'resnet50'"),
     ("vision_cfg", {"ls_init_value": 1e-4}, "layer scale"),
-    ("vision_cfg", {"attentional_pool": True}, "CoCa's attentional pooler"),
-    ("text_cfg", {"embed_cls": True}, "CoCa's class token"),
+    ("vision_cfg", {"attentional_pool": "parallel"}, "a second attentional pooler"),
+    ("vision_cfg", {"attentional_pool": True, "pool_type": "avg"}, "the first query"),
     ("text_cfg", {"hf_model_name": "xlm-roberta-base"}, "text tower xlm-roberta-base"),
     ("text_cfg", {"qk_norm": True}, "normalised queries"),
 ]
@@ -252,9 +251,49 @@ def test_a_setting_of_open_clip_for_another_part_is_named(tmp_path, tower, setti
     )
 
 
-def test_coca_is_named_by_its_config(tmp_path):
+@pytest.mark.parametrize("field", ["image_size", "patch_size"])
+def test_what_is_not_square_is_named(tmp_path, field):
+    native = put(tmp_path / "a", foreign.openai(buffers=False), "open_clip_model.safetensors")
+    config = foreign.open_clip_config()
+    size = config["model_cfg"]["vision_cfg"][field]
+    config["model_cfg"]["vision_cfg"][field] = [size, size]
+    foreign.write_json(native / "open_clip_config.json", config)
+    assert getattr(convert.load(native).config.vision, field) == size
+    config["model_cfg"]["vision_cfg"][field] = [size, 2 * size]
+    foreign.write_json(native / "open_clip_config.json", config)
+    wanted = (
+        f"this file has pictures or patches that are not square ({field} {size} by {2 * size}), "
+        "which jaxclip does not have"
+    )
+    assert wanted in message_of(convert.load, native)
+    theirs = put(tmp_path / "b", foreign.hugging_face(foreign.openai()))
+    config = foreign.hugging_face_config()
+    config["vision_config"][field] = [size, 2 * size]
+    foreign.write_json(theirs / "config.json", config)
+    assert wanted in message_of(convert.load, theirs)
+
+
+def test_a_picture_of_timm_s_tower_that_is_not_square_is_named():
+    name = "vit_base_patch16_siglip_224"
+    settings = {"timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+    config, _ = timm_trunk.tower(settings | {"image_size": [224, 224]})
+    assert config.image_size == 224
+    with pytest.raises(ValueError, match=r"not square \(image_size 224 by 448\)"):
+        timm_trunk.tower(settings | {"image_size": [224, 448]})
+
+
+@pytest.mark.parametrize("name", ["text.cls_emb", "visual.attn_pool.query"])
+def test_coca_without_its_config_is_refused(tmp_path, name):
+    arrays = foreign.openai(buffers=False)
+    arrays |= {name: np.zeros((2, 2), np.float32)}
+    message = message_of(convert.load, put(tmp_path, arrays))
+    assert "towers of CoCa" in message and "open_clip_config.json beside it" in message
+
+
+def test_coca_s_pooler_as_wide_as_its_tower_is_refused(tmp_path):
     folder = put(tmp_path, foreign.openai(buffers=False), "open_clip_model.safetensors")
     config = foreign.open_clip_config()
-    config["model_cfg"]["multimodal_cfg"] = {}
+    vision = config["model_cfg"]["vision_cfg"]
+    vision |= {"attentional_pool": True, "width": config["model_cfg"]["embed_dim"]}
     foreign.write_json(folder / "open_clip_config.json", config)
-    assert "this file has CoCa's text decoder" in message_of(convert.load, folder)
+    assert "of another width than embed_dim" in message_of(convert.load, folder)

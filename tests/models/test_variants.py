@@ -152,9 +152,15 @@ def test_left_over_pixels_change_nothing() -> None:
 
 
 @pytest.mark.usefixtures("quick_compiling")
-@pytest.mark.parametrize("chip", ["gpu", "tpu"])
-def test_arranged_for_a_chip_a_variant_trains_the_same(chip: str) -> None:
-    name = "SigLIP 2"  # another epsilon, another MLP, not causal, a pool of its own
+@pytest.mark.parametrize(
+    "chip, name",
+    [
+        ("gpu", "SigLIP 2"),  # another epsilon, another MLP, not causal, a pool of its own
+        ("tpu", "SigLIP 2"),
+        ("gpu", "class token of text"),  # whose mask no fused kernel has
+    ],
+)
+def test_arranged_for_a_chip_a_variant_trains_the_same(chip: str, name: str) -> None:
     options: Any = {"device_kind": "H100", "attention": "einsum"} if chip == "gpu" else {}
     with jax.enable_x64(True):
         arranged = hardware.arrange_training(model64(name), chip, "full", **options)
@@ -162,7 +168,7 @@ def test_arranged_for_a_chip_a_variant_trains_the_same(chip: str) -> None:
     assert worst(got, plain_gradient(name)) < within("arranged gradients float64")
 
 
-@pytest.mark.parametrize("name", ["narrow MLP", "SigLIP 2"])
+@pytest.mark.parametrize("name", ["narrow MLP", "SigLIP 2", "queries", "class token of text"])
 def test_inference_on_a_cpu_equals_the_plain_model(name: str) -> None:
     found = departures(name, hardware.for_cpu(model(name)))
     assert {stage: x for stage, x in found.items() if x > 1} == {}

@@ -61,6 +61,9 @@ VARIANTS: dict[str, ClipConfig] = {
     "end token": config(texts={"pooling": "end", "end_token": 3}),
     "last": config(texts={"pooling": "last"}),
     "first": config(texts={"causal": False, "pooling": "first"}),
+    "queries": config({"pooling": "queries", "queries": 5, "pool_heads": 2}, embed_dim=14),
+    "class token of text": config(texts={"pooling": "class_token"}),
+    "class token, not causal": config(texts={"pooling": "class_token", "causal": False}),
     # whole families
     "SigLIP": config(SIGLIP_PICTURES, SIGLIP_TEXTS, activation="gelu", logit_bias=True),
     "SigLIP 2": config(
@@ -126,6 +129,8 @@ def batch(
         row[0] = text.vocab_size - 2
         row[1 : 1 + words] = rng.integers(4, text.vocab_size - 2, size=words)
         row[1 + words], row[2 + words] = text.vocab_size - 1, 3
+        if text.pooling == "class_token":  # which hides padding, of zeros
+            row[3 + words :] = 0
     return images, tokens
 
 

@@ -48,6 +48,48 @@ def test_a_locked_tower_stays_to_the_bit_and_the_other_moves():
         assert np.any(change) != name.startswith("visual."), name
 
 
+# Clipping -----------------------------------------------------------------------------------------
+
+
+def norm_of(grads: Any) -> float:
+    return float(np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in grads.values())))
+
+
+def clipped(grads: dict[str, Any], norm: float, rates: finetune.Rates = ()) -> dict[str, Any]:
+    """What reaches the optimiser, by its name."""
+    passing = optax.GradientTransformation(lambda p: (), lambda g, s, p: (g, s))
+    return finetune.with_clipped_norm(passing, norm, rates).update(grads, (), grads)[0]
+
+
+def test_the_norm_of_all_gradients_together_is_clipped():
+    grads = {"visual.a": jnp.array([3.0, 0.0]), "text.b": jnp.full((2, 2), 2.0)}  # norm 5
+    got = clipped(grads, 1.0)
+    assert norm_of(got) == pytest.approx(1.0, rel=1e-6)
+    np.testing.assert_allclose(got["text.b"], 2.0 / 5, rtol=1e-6)
+    each = {name: np.asarray(g) / norm_of({name: g}) for name, g in grads.items()}  # the twin
+    assert departure(got["text.b"], each["text.b"]) > 0.1
+    for name, g in clipped(grads, 6.0).items():
+        assert (g == grads[name]).all()
+
+
+def test_locked_parameters_are_no_part_of_the_norm():
+    grads = {"visual.a": jnp.array([100.0]), "text.b": jnp.array([3.0, 4.0])}
+    got = clipped(grads, 1.0, finetune.LOCKED_IMAGE_TOWER)
+    np.testing.assert_allclose(got["text.b"], [0.6, 0.8], rtol=1e-6)
+    assert (got["visual.a"] == 0).all()
+
+
+def test_clipping_leaves_the_state_of_the_optimiser_as_it_is():
+    params = {"kernel": jnp.ones((2, 2))}
+    plain = adamw(0.1, 0, 10)
+    with_clip = finetune.with_clipped_norm(plain, 1.0)
+    trees = [jax.tree.structure(each.init(params)) for each in (plain, with_clip)]
+    assert trees[0] == trees[1]
+
+
+# Rates --------------------------------------------------------------------------------------------
+
+
 def test_layers_are_locked_by_their_number():
     """Blocks 0 to 9 and not 10 and 11, although all twelve are one array."""
     rates = ((r"resblocks\.\d\.", 0.0), (r"^text\.", 0.0))

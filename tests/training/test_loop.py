@@ -46,6 +46,7 @@ CONFIG = Recipe(
     log_every=1,
     evaluate_every=100,
     warmup=2,
+    clip_norm=0.5,
     text_length=16,
     average=0.9,
     model=TINY,

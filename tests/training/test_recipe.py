@@ -41,7 +41,7 @@ def test_a_recipe_survives_json(name):
 
 def test_a_config_of_an_older_version_gets_the_defaults():
     data = json.loads(Recipe(seed=3).to_json())
-    for name in ("rates", "average", "microbatches", "dtype"):
+    for name in ("rates", "average", "microbatches", "dtype", "clip_norm", "beta2"):
         del data[name]
     assert Recipe.from_json(json.dumps(data)) == Recipe(seed=3)
 
@@ -78,6 +78,8 @@ def test_microbatches_are_read_under_their_old_name():
         ({"weight_decay": float("nan")}, "weight_decay: expected"),
         ({"warmup": -1}, "warmup: expected"),
         ({"average": 1.0}, "average: expected"),
+        ({"clip_norm": -1.0}, "clip_norm: expected a number from 0 to 1e\\+06, got -1.0"),
+        ({"clip_norm": float("nan")}, "clip_norm: expected"),
         ({"dtype": "float16"}, "dtype: expected float32, bfloat16, got 'float16'"),
         ({"decoder": "half"}, "decoder: expected full, reduced, got 'half'"),
         (

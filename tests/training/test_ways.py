@@ -18,6 +18,7 @@ from jaxclip.models.layers import Numerics
 from jaxclip.models.parameters import named_leaves, to_flat
 from jaxclip.models.resnet import Bottleneck
 from jaxclip.models.starts import Initialiser
+from jaxclip.training.finetune import with_clipped_norm
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
 from jaxclip.training.sharding import data_mesh, shardings
 from jaxclip.training.step import (
@@ -59,7 +60,7 @@ def alone() -> Result:
         return ran(lambda loss_fn: sharded_step(mesh, loss_fn, **OPTIONS))
 
 
-def sharded(fsdp: int, tensor: int, loss: Any = None) -> Any:
+def sharded(fsdp: int, tensor: int, loss: Any = None, **options: Any) -> Any:
     """On 8 devices (or as many as these two make), parameters sharded by rule."""
 
     def run(devices: int) -> Result:
@@ -68,7 +69,7 @@ def sharded(fsdp: int, tensor: int, loss: Any = None) -> Any:
         chosen = loss_over_mesh(mesh, loss) if loss else contrastive_loss
 
         def make(loss_fn: Any) -> Any:
-            return sharded_step(mesh, loss_fn, state_shardings=where, **OPTIONS)
+            return sharded_step(mesh, loss_fn, state_shardings=where, **OPTIONS | options)
 
         return ran(make, chosen, lambda state: jax.device_put(state, where))
 
@@ -113,6 +114,18 @@ def test_every_way_gives_the_gradient_of_one_device(way, devices):
     assert {value.dtype for value in gradient.values()} == {np.dtype(np.float64)}
     assert worst(gradient, expected) < within("devices float64")
     assert metrics == pytest.approx(expected_metrics, rel=within("devices float64"))
+
+
+def test_a_gradient_cut_over_devices_is_clipped_by_the_norm_of_the_whole():
+    expected, metrics = alone()
+    norm = metrics["grad_norm"] / 3
+    clipping = with_clipped_norm(KEEPING, norm)
+    with jax.enable_x64(True):
+        gradient, seen = sharded(8, 1, optimizer=clipping)(8)
+    assert seen["grad_norm"] == pytest.approx(3 * norm)  # what is logged is not clipped
+    third = {name: value / 3 for name, value in expected.items()}
+    assert worst(gradient, third) < within("devices float64")
+    assert worst(gradient, expected) > 0.5
 
 
 def test_a_loss_of_its_own_on_every_device_is_noticed():

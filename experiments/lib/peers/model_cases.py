@@ -54,6 +54,7 @@ def _family(name: str, settings: dict[str, Any]) -> str:
         ("CLIPA", "CLIPA"),
         ("worldwide", "MetaCLIP 2"),
         ("MobileCLIP", "MobileCLIP 2 L/14"),
+        ("coca", "CoCa's contrastive half"),
     ):
         if sign in name:
             return family

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -70,6 +70,8 @@ def inputs(image_size: int | None, text: TextConfig | None, seed: int = 0) -> tu
             end = largest if text.end_token is None else text.end_token
             tokens[row, at] = end
             tokens[row, at + 1 :] = np.minimum(tokens[row, at + 1 :], largest - 2)
+            if text.pooling == "class_token" and row:  # the first text fills its row
+                tokens[row, at + 1 :] = 0  # padding, which such a tower hides
             if text.end_token is not None:  # the largest id stands before it
                 tokens[row, at - 1] = largest
     return images, tokens
@@ -110,6 +112,9 @@ def reduce_open_clip(settings: dict[str, Any]) -> dict[str, Any]:
     text |= {"context_length": CONTEXT, "vocab_size": VOCABULARY}
     for key in ("hf_tokenizer_name", "tokenizer_kwargs"):
         text.pop(key, None)
+    if "multimodal_cfg" in model:  # of CoCa's decoder, which nothing here runs
+        names = ("width", "heads", "layers", "context_length", "vocab_size")
+        model["multimodal_cfg"] = {name: text[name] for name in names}
     if "timm_model_name" in vision:
         if vision["timm_proj"] == "none":
             model["embed_dim"] = HEADS * _timm_size(vision).width // _timm_size(vision).heads
@@ -155,15 +160,27 @@ def reduced_timm(settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def open_clip_class(settings: dict[str, Any]) -> Any:
+    """The class that open_clip makes a model of, by its `model_cfg`."""
+    import open_clip
+
+    if "multimodal_cfg" in settings:
+        return open_clip.CoCa
+    return open_clip.CustomTextCLIP if settings.get("custom_text") else open_clip.CLIP
+
+
+def without_decoder(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Names and what they name, but for those of CoCa's decoder, which we do not load."""
+    return ((name, x) for name, x in named if not name.startswith("text_decoder."))
+
+
 def open_clip_peer(settings: dict[str, Any], seed: int = 0) -> Peer:
     """A model of open_clip by its `model_cfg`."""
     torchvision_transforms()
-    import open_clip
     import torch
 
-    options = {k: v for k, v in settings.items() if k != "custom_text"}
-    kind = open_clip.CustomTextCLIP if settings.get("custom_text") else open_clip.CLIP
-    model = kind(**options).eval()
+    model = open_clip_class(settings)(**{k: v for k, v in settings.items() if k != "custom_text"})
+    model.eval()
     draw(model, seed)
 
     def save(folder: Path) -> None:
@@ -179,11 +196,13 @@ def run_open_clip(model: Any, images: np.ndarray, tokens: np.ndarray) -> Arrays:
 
     image, text = as_torch(images, tokens, model)
     with torch.no_grad():
-        return {
-            "image_features": model.encode_image(image).numpy(),
-            "text_features": model.encode_text(text).numpy(),
-            "logits": model.get_logits(image, text)[0].numpy(),
-        }
+        features = model.encode_image(image, normalize=False), model.encode_text(text, False)
+        image_embeds, text_embeds = (torch.nn.functional.normalize(x, dim=-1) for x in features)
+        logits = model.logit_scale.exp() * image_embeds @ text_embeds.T
+        if model.logit_bias is not None:
+            logits = logits + model.logit_bias
+    names = ("image_features", "text_features", "logits")
+    return {name: x.numpy() for name, x in zip(names, (*features, logits), strict=True)}
 
 
 # transformers -------------------------------------------------------------------------------------

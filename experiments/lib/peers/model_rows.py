@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxclip
 from experiments.lib.peers.model_cases import Case
-from experiments.lib.peers.model_peers import Arrays, inputs, reduced_timm
+from experiments.lib.peers.model_peers import Arrays, inputs, reduced_timm, without_decoder
 from jaxclip import convert
 from jaxclip.config import TowerConfig
 from jaxclip.convert.conversion import to_layout
@@ -79,7 +79,7 @@ def measure(case: Case, folder: Path) -> tuple[dict[str, Any], convert.Loaded, A
     """(row, the model as it was loaded, torch's stages in float64)."""
     peer = case.make()
     peer.save(folder)
-    count = sum(value.numel() for value in peer.model.parameters())
+    count = sum(value.numel() for _, value in without_decoder(peer.model.named_parameters()))
     loaded = convert.load(folder)
     config = loaded.config
     size = None if config.vision is None else config.vision.image_size
@@ -93,7 +93,7 @@ def measure(case: Case, folder: Path) -> tuple[dict[str, Any], convert.Loaded, A
         for path, shape in parameters(config).items()
         if not path.endswith((".mean", ".var"))
     )
-    unequal = count_unequal(loaded, convert.read(folder))
+    unequal = count_unequal(loaded, dict(without_decoder(convert.read(folder).items())))
     got = run_ours(loaded, images, tokens)
     stages = {name: _stage(got[name], single[name], double[name]) for name in double}
     holds = all(stage["error"] <= stage["allowed"] for stage in stages.values())

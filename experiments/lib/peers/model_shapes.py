@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from experiments.lib.peers.model_peers import open_clip_class, without_decoder
 from experiments.lib.peers.parity_support import torchvision_transforms
 from jaxclip.convert.layouts import open_clip
 from jaxclip.convert.layouts.table import entries
@@ -11,14 +12,13 @@ from jaxclip.convert.layouts.table import entries
 def theirs(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the library's own state dict, on torch's device without storage."""
     torchvision_transforms()
-    import open_clip as library
     import torch
 
     options = {k: v for k, v in settings.items() if k != "custom_text"}
-    kind = library.CustomTextCLIP if settings.get("custom_text") else library.CLIP
     with torch.device("meta"):
-        model = kind(**options)
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        model = open_clip_class(settings)(**options)
+    found = without_decoder(model.state_dict().items())
+    return {name: tuple(value.shape) for name, value in found}
 
 
 def ours(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
