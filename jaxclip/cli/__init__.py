@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxclip.cli.ask import classify, embed, tokenize
+from jaxclip.cli.demo import demo
 from jaxclip.cli.doctor import doctor
 from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
@@ -45,6 +46,7 @@ COMMANDS = (
     doctor,
     plan,
     interpolate,
+    demo,
 )
 
 

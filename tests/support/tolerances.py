@@ -218,6 +218,12 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "absolute; the same float16 vectors, up to 512 terms, float32 sums in another order: 4e-7",
     ),
     "pictures": (1e-6, "augmented pictures in 0..1, on one device and on eight: 0"),
+    # evaluation/relevance.py
+    "relevance": (
+        1e-5,
+        "one picture alone against it in a batch, and a tower cut in two against the whole one, "
+        "five kinds of towers: UNMEASURED; the other picture's map: UNMEASURED",
+    ),
 }
 
 

@@ -1,0 +1,64 @@
+"""The page's parts in HTML: pictures found, a heat map of cosines. Every text is escaped."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from jaxclip.search.page import escaped, thumbnail
+from jaxclip.terminal import one_line
+
+STYLE = """
+.found{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
+.found figure{margin:0}.found img{max-width:150px;max-height:150px}
+.found figcaption{font-size:13px;overflow-wrap:anywhere}
+.cosines{border-collapse:collapse}.cosines th{font-weight:normal;padding:4px 8px;text-align:left}
+.cosines td{padding:10px 14px;text-align:center;border:2px solid transparent}
+.cosines img{max-width:72px;max-height:72px}
+.problem{color:#b00020;overflow-wrap:anywhere}
+"""
+DARK, LIGHT = np.array([8, 48, 107]), np.array([247, 251, 255])  # the ends of the heat map
+
+
+def _image(path: str | Path) -> str:
+    source = thumbnail(str(path))
+    return f'<img src="{source}" alt="">' if source else "(cannot be read any more)"
+
+
+def found_pictures(found: Sequence[tuple[str, float]], root: Path) -> str:
+    """Thumbnails of (path, cosine), in order, with their names below the root."""
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(_image, [path for path, _ in found]))
+    figures = (
+        f"<figure>{image}<figcaption>{score:.3f}<br>{escaped(_below(path, root))}"
+        "</figcaption></figure>"
+        for image, (path, score) in zip(images, found, strict=True)
+    )
+    return f'<div class="found">{"".join(figures)}</div>'
+
+
+def _below(path: str, root: Path) -> str:
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+
+def heat_map(paths: Sequence[str | Path], captions: Sequence[str], cosines: np.ndarray) -> str:
+    """A table of cosines [n, m], a row a picture and a column a caption; darker is larger."""
+    low, span = cosines.min(), np.ptp(cosines) or 1.0
+    head = "".join(f"<th>{escaped(caption)}</th>" for caption in captions)
+    rows = []
+    for path, row in zip(paths, cosines, strict=True):
+        cells = "".join(_cell(cosine, (cosine - low) / span) for cosine in row)
+        rows.append(f"<tr><th>{_image(path)}</th>{cells}</tr>")
+    return f'<table class="cosines"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+
+
+def _cell(cosine: float, shade: float) -> str:
+    red, green, blue = (LIGHT + shade * (DARK - LIGHT)).round().astype(int)
+    ink = "#fff" if shade > 0.5 else "#111"
+    return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{cosine:.3f}</td>'
+
+
+def problem(text: object) -> str:
+    """One line about what is wrong; empty for an empty text."""
+    return f'<p class="problem" role="alert">{escaped(one_line(text))}</p>' if str(text) else ""
