@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +33,6 @@ MOST_PROMPTED = 4000  # texts: labels times prompts
 MOST_CELLS = 12  # pictures, and texts, of a matrix
 KEPT = 5000  # encodings of each kind
 TEXTS_A_CALL = 64
-Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +50,14 @@ class Picture:
 
     pixels: np.ndarray
     digest: bytes
+
+
+class Score(NamedTuple):
+    """A label's scores for one picture."""
+
+    label: str
+    probability: float
+    cosine: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +151,8 @@ class Answers:
         with self._lock:
             return np.stack(self._labels.get([(label, templates) for label in labels], encode))
 
-    def classify(self, path: str | Path | None, labels: str, prompts: str) -> dict[str, float]:
-        """The probability of each label, given one a line, in prompts with a slot {} each."""
+    def classify(self, path: str | Path | None, labels: str, prompts: str) -> list[Score]:
+        """The labels, given one a line, best first; the prompts have a slot {} each."""
         names, templates = lines(labels), lines(prompts) or ["{}"]
         _require_count("labels", names, MOST_LABELS)
         _require_count("prompts", templates, MOST_PROMPTS)
@@ -157,10 +164,11 @@ class Answers:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"expected each label once, got {twice[0]!r} twice; leave one out")
-        images = self.image_embeds([self.open(path)])
-        logits = self.model.logits(images, self.text_embeds(names, templates))
-        probabilities = np.asarray(self.model.probabilities(logits))[0]
-        return dict(zip(names, probabilities.tolist(), strict=True))
+        images, texts = self.image_embeds([self.open(path)]), self.text_embeds(names, templates)
+        logits = self.model.logits(images, texts)
+        probabilities = np.asarray(self.model.probabilities(logits))[0].tolist()
+        rows = zip(names, probabilities, (images @ texts.T)[0].tolist(), strict=True)
+        return sorted((Score(*row) for row in rows), key=lambda x: -x.cosine)
 
     def search(
         self, words: str, path: str | Path | None, weight: float, minus: str, count: int
@@ -227,7 +235,7 @@ class Answers:
 _jitted = functools.cache(jax.jit)
 
 
-def overlay(seen: Seen, side: int = 448) -> Image.Image:
+def overlay(seen: Seen, side: int = 300) -> Image.Image:
     """A map over its picture: what weighs nothing stays as it is, the heaviest is brightest."""
     from matplotlib import colormaps  # imported late: it costs half a second
 

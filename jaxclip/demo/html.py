@@ -1,23 +1,31 @@
-"""The page's parts in HTML: pictures found, a heat map of cosines. Every text is escaped."""
+"""The answers in HTML: pictures in a grid, a heat map of cosines. Every text is escaped."""
 
+import base64
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from jaxclip.search.classified_page import BARS
 from jaxclip.search.page import escaped, thumbnail
 from jaxclip.terminal import one_line
 
-STYLE = """
+STYLE = (
+    BARS
+    + """
 .found{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .found figure{margin:0}.found img{max-width:150px;max-height:150px}
 .found figcaption{font-size:13px;overflow-wrap:anywhere}
-.cosines{border-collapse:collapse}.cosines th{font-weight:normal;padding:4px 8px;text-align:left}
+.cosines{border-collapse:collapse}.cosines tr,.cosines th{border:0 !important}.cosines th{font-weight:normal;padding:4px 8px;text-align:left}
 .cosines td{padding:10px 14px;text-align:center;border:2px solid transparent}
 .cosines img{max-width:72px;max-height:72px}
-.problem{color:#b00020;overflow-wrap:anywhere}
+.seen{display:flex;flex-wrap:wrap;gap:14px}.seen figure{margin:0}
+.problem{color:#c02040;overflow-wrap:anywhere}
 """
+)
 DARK, LIGHT = np.array([8, 48, 107]), np.array([247, 251, 255])  # the ends of the heat map
 
 
@@ -40,6 +48,23 @@ def found_pictures(found: Sequence[tuple[str, float]], root: Path) -> str:
 
 def _below(path: str, root: Path) -> str:
     return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+
+def overlays(maps: Sequence[tuple[Image.Image, str]]) -> str:
+    """Pictures beside each other, each with what it shows."""
+    figures = (
+        f'<figure><img src="{_inline(picture)}" alt=""><figcaption>{escaped(name)}</figcaption>'
+        "</figure>"
+        for picture, name in maps
+    )
+    return f'<div class="seen">{"".join(figures)}</div>'
+
+
+def _inline(picture: Image.Image) -> str:
+    """A data URI of the picture."""
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def heat_map(paths: Sequence[str | Path], captions: Sequence[str], cosines: np.ndarray) -> str:

@@ -9,57 +9,62 @@ import gradio as gr
 
 from jaxclip.demo import html
 from jaxclip.demo.answers import MOST_CELLS, Answers, lines, overlay
+from jaxclip.search.classified_page import label_bars
+from jaxclip.search.page import escaped
 
 LABELS = "cat face\nrocket\nbicycle\nhot beverage"
+MOST_SHOWN = 20  # labels
 LARGEST_UPLOAD = "100mb"
+METHODS = (
+    "Brighter is more, over what the model sees of the picture. Relevance: Grad-CAM (Selvaraju et "
+    "al. 2017) of the cosine of picture and words. Attention: the mean of all heads; of all "
+    "blocks: rollout (Abnar and Zuidema 2020)."
+)
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError)  # jax's own are RuntimeErrors
 
 
-class Picture(gr.Image):
-    """`gr.Image` that hands over the file as it was uploaded: ours opens it, and refuses it."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """The path of the upload, or None."""
-        return None if payload is None else payload.path
+def _upload(payload: Any) -> str | None:
+    """The path of an uploaded file: ours opens it, and refuses it in one line."""
+    return None if payload is None else str(payload.path)
 
 
-def told(answer: Callable[..., Any], blank: Any) -> Callable[..., tuple[Any, str]]:
-    """`answer` for a page: (what it returns, or `blank`; one line about what is wrong)."""
+def told(answer: Callable[..., str]) -> Callable[..., tuple[str, str]]:
+    """`answer` for a page: (the HTML that it returns, one line about what is wrong)."""
 
-    def call(*given: Any) -> tuple[Any, str]:
+    def call(*given: Any) -> tuple[str, str]:
         try:
             return answer(*given), ""
         except REFUSALS as error:
-            return blank, html.problem(str(error) or type(error).__name__)
+            return "", html.problem(str(error) or type(error).__name__)
 
     return call
 
 
 def _picture(label: str, examples: Sequence[str], value: str | None = None) -> Any:
     sources: Any = ["upload", "clipboard"]
-    picture = Picture(value, label=label, sources=sources, height=300, image_mode=None, buttons=[])
+    picture = gr.Image(value, label=label, sources=sources, height=260, buttons=[])
+    # Not a subclass: gradio would write a stub of it beside this file.
+    picture.preprocess = _upload  # type: ignore[method-assign]
     if examples:
         gr.Examples([[path] for path in examples], picture, label="or one of these")
     return picture
 
 
-def _connect(
-    answer: Callable[..., Any], given: Sequence[Any], shown: Any, blank: Any = None
-) -> Any:
-    """Show the answer whenever one of the fields changes; the last change wins."""
-    problem = gr.HTML()
+def _show(answer: Callable[..., str], given: Sequence[Any], *also: Any) -> None:
+    """Show an answer here, and again when a field changes; the last change wins.
+
+    also: further events, such as that the page is opened.
+    """
+    problem, shown = gr.HTML(), gr.HTML()
     gr.on(
-        [field.change for field in given],
-        told(answer, blank),
+        [*(field.change for field in given), *also],
+        told(answer),
         list(given),
         [shown, problem],
         show_progress="hidden",
         trigger_mode="always_last",
         api_visibility="private",
     )
-    return problem
 
 
 def build_page(answers: Answers, name: str, examples: Sequence[str]) -> Any:
@@ -70,11 +75,10 @@ def build_page(answers: Answers, name: str, examples: Sequence[str]) -> Any:
       name: of the model, for the heading.
       examples: paths of pictures to choose from, in the folder of uploads.
     """
-    first = examples[0] if examples else None
     with gr.Blocks(analytics_enabled=False, title="jaxclip demo") as page:
-        gr.HTML(f"<h2>jaxclip: {html.escaped(name)}</h2>")
+        gr.HTML(f"<h2>jaxclip: {escaped(name)}</h2>")
         with gr.Tab("Classify"):
-            _classify_tab(page, answers, examples, first)
+            _classify_tab(answers, examples, page.load)
         with gr.Tab("Search"):
             _search_tab(answers)
         with gr.Tab("What does it look at?"):
@@ -84,22 +88,17 @@ def build_page(answers: Answers, name: str, examples: Sequence[str]) -> Any:
     return page
 
 
-def _classify_tab(page: Any, answers: Answers, examples: Sequence[str], first: str | None) -> None:
+def _classify_tab(answers: Answers, examples: Sequence[str], opened: Any) -> None:
+    def classify(path: Any, labels: Any, prompts: Any) -> str:
+        return label_bars(answers.classify(path, labels, prompts)[:MOST_SHOWN])
+
     with gr.Row():
         with gr.Column():
-            picture = _picture("Picture", examples, first)
+            picture = _picture("Picture", examples, examples[0])
         with gr.Column():
             labels = gr.Textbox(LABELS, label="Labels, one a line", lines=5)
             prompts = gr.Textbox("{}", label="Prompts with a slot {} each, one a line", lines=2)
-            shown = gr.Label(label="Probability of each label", num_top_classes=10)
-            problem = _connect(answers.classify, [picture, labels, prompts], shown)
-    page.load(
-        told(answers.classify, None),
-        [picture, labels, prompts],
-        [shown, problem],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+            _show(classify, [picture, labels, prompts], opened)
 
 
 def _search_tab(answers: Answers) -> None:
@@ -108,38 +107,31 @@ def _search_tab(answers: Answers) -> None:
         return
     root = answers.photos.pictures
 
-    def found(*given: Any) -> str:
+    def search(*given: Any) -> str:
         return html.found_pictures(answers.search(*given), root)
 
     with gr.Row():
         with gr.Column(scale=1):
             words = gr.Textbox(label="Words, one text a line", lines=1)
-            minus = gr.Textbox(label="Without (words to look away from)", lines=1)
+            minus = gr.Textbox(label="Less these words", lines=1)
             picture = _picture("And a picture", [])
-            weight = gr.Slider(-1, 1, 1, step=0.1, label="Weight of the picture; below 0: less it")
+            weight = gr.Slider(-1, 1, 1, step=0.1, label="Weight of the picture (-1: less it)")
             count = gr.Slider(1, 60, 12, step=1, label="Pictures to show")
         with gr.Column(scale=2):
-            shown = gr.HTML()
-            _connect(found, [words, picture, weight, minus, count], shown, "")
+            _show(search, [words, picture, weight, minus, count])
 
 
 def _look_tab(answers: Answers, examples: Sequence[str]) -> None:
-    def look(path: Any, words: Any) -> list[tuple[Any, str]]:
-        return [(overlay(seen), seen.name) for seen in answers.look(path, words)]
+    def look(path: Any, words: Any) -> str:
+        return html.overlays([(overlay(x), x.name) for x in answers.look(path, words)])
 
     with gr.Row():
         with gr.Column(scale=1):
             picture = _picture("Picture", examples)
             words = gr.Textbox(label="Words", lines=1)
-            gr.HTML(
-                "<p>Relevance of the words: Grad-CAM (Selvaraju et al. 2017) of the cosine of "
-                "picture and words. Attention: the model's own weights, the mean of all heads.</p>"
-            )
+            gr.HTML(f"<p>{METHODS}</p>")
         with gr.Column(scale=2):
-            shown = gr.Gallery(
-                label="Brighter: more", columns=2, height=520, format="png", buttons=[]
-            )
-            _connect(look, [picture, words], shown, [])
+            _show(look, [picture, words])
 
 
 def _compare_tab(answers: Answers) -> None:
@@ -157,8 +149,7 @@ def _compare_tab(answers: Answers) -> None:
             )
             captions = gr.Textbox(LABELS, label="Captions, one a line", lines=5)
         with gr.Column(scale=2):
-            shown = gr.HTML()
-            _connect(compare, [pictures, captions], shown, "")
+            _show(compare, [pictures, captions])
 
 
 def make_app(page: Any) -> Any:
