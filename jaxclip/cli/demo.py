@@ -1,6 +1,6 @@
 """The command demo: a local page."""
 
-from importlib.util import find_spec
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +39,7 @@ def demo(
         port: Where the page is served, at http://127.0.0.1:PORT; 0 is any free port.
     """
     require_whole_flag("--port", port, 0, 65535)
-    if find_spec("gradio") is None:
+    if importlib.util.find_spec("gradio") is None:
         raise ValueError("expected the package gradio, got none; pip install 'jaxclip[demo]'")
     from jaxclip.demo.answers import Answers, Photos
     from jaxclip.demo.serve import open_socket, serve

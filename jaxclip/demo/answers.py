@@ -121,9 +121,10 @@ class Answers:
         try:
             content = read_bytes(Path(path))
             pixels = self.preprocess.safe(decode_image(content))
-        except (ValueError, OSError) as error:
-            reason = (error.strerror or error) if isinstance(error, OSError) else error
-            raise ValueError(f"{Path(path).name!r}: {reason}") from None
+        except ValueError as error:
+            name = repr(Path(path).name)  # the folder of uploads says nothing to a reader
+            reason = str(error).removeprefix(f"{str(path)!r}: ")
+            raise ValueError(f"{name}: {reason}") from None
         return Picture(pixels, hashlib.sha256(content).digest())
 
     def image_embeds(self, pictures: Sequence[Picture]) -> np.ndarray:

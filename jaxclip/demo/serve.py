@@ -25,6 +25,7 @@ def open_socket(port: int) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((HOST, port))
+        opened.listen()  # who connects before the page is ready waits for it
     except OSError as error:
         opened.close()
         raise ValueError(

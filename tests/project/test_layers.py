@@ -40,8 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": BASE | MIDDLE | {"hub", "terminal"},
     "doctor": BASE | MIDDLE | {"hub", "parity"},
     "demo": BASE | MIDDLE | {"hub", "search", "terminal"},
-    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor", "search"}
-    | {"demo"},
+    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor", "search"} | {"demo"},
     "__main__": {"cli"},
     # the public face: what it names is imported on first use, see test_package.py
     "__init__": BASE | MIDDLE | {"hub", "parity", "doctor"},
