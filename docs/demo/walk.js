@@ -9,7 +9,7 @@ export function startDemo(command, ...given) {
   const child = spawn(command, given, { stdio: ["ignore", "pipe", "inherit"] });
   return new Promise((resolve, reject) => {
     let text = "";
-    child.on("exit", (code) => reject(new Error(`the demo ended with code ${code}`)));
+    child.on("exit", (code) => reject(new Error(`expected an address, got exit code ${code}`)));
     child.stdout.setEncoding("utf8").on("data", (more) => {
       text += more;
       const found = /^(http:\S+)/m.exec(text);
@@ -22,7 +22,7 @@ export function startDemo(command, ...given) {
 const HELPERS = `
   window.seen = (selector) => [...document.querySelectorAll(selector)].filter((x) => x.offsetParent);
   window.field = (label) => seen("label").find((x) => x.textContent.includes(label))
-    .querySelector("textarea, input");
+    ?.querySelector("textarea, input");
   window.fill = (label, text) => {
     const it = field(label);
     const kind = it.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
@@ -44,20 +44,23 @@ export async function openDemo(page, address, { width, height, dark = false }) {
   await until(page, "window.seen && seen('button[role=tab]').length === 4");
 }
 
-export const fill = (page, label, text) =>
-  page.evaluate(`fill(${JSON.stringify(label)}, ${JSON.stringify(text)})`);
-
-/** Choose a tab and wait until one of its texts is seen. */
-export async function chooseTab(page, name) {
-  await page.evaluate(`tab(${JSON.stringify(name)})`);
-  await wait(300);
+/** Write a text into the field with that label, once it is seen. */
+export async function fill(page, label, text) {
+  await until(page, `Boolean(field(${JSON.stringify(label)}))`);
+  await page.evaluate(`fill(${JSON.stringify(label)}, ${JSON.stringify(text)})`);
 }
 
-/** Choose files in the upload field that is seen, the first unless `at` says which. */
-export async function upload(page, files, at = 0) {
-  const { result } = await page.send("Runtime.evaluate", {
-    expression: `[...document.querySelectorAll("input[type=file]")]
-      .filter((x) => x.closest(".tabitem")?.offsetParent)[${at}]`,
-  });
+/** Choose a tab. */
+export async function chooseTab(page, name) {
+  await page.evaluate(`tab(${JSON.stringify(name)})`);
+  await wait(300); // the tab before is still seen while this one appears
+}
+
+/** Choose files in the upload field that is seen. */
+export async function upload(page, files) {
+  const shown = `[...document.querySelectorAll("input[type=file]")]
+    .find((x) => x.closest(".tabitem")?.offsetParent)`;
+  await until(page, `Boolean(${shown})`);
+  const { result } = await page.send("Runtime.evaluate", { expression: shown });
   await page.send("DOM.setFileInputFiles", { files, objectId: result.objectId });
 }

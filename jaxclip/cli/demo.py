@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import tyro
 
 from jaxclip.cli.search_folder import PictureFolder, open_index
-from jaxclip.cli.shared import load_model, open_model, print_line, require_whole_flag, warn_embedded
+from jaxclip.cli.shared import (
+    UsageError,
+    load_model,
+    open_model,
+    print_line,
+    require_whole_flag,
+    warn_embedded,
+)
 
 IndexFlag = Annotated[Path | None, tyro.conf.arg(name="index")]
 EXAMPLES = ("rocket", "cat face", "bicycle", "hot beverage", "umbrella", "key")  # drawings
@@ -39,10 +46,13 @@ def demo(
         port: Where the page is served, at http://127.0.0.1:PORT; 0 is any free port.
     """
     require_whole_flag("--port", port, 0, 65535)
+    if index is not None and folder is None:
+        raise UsageError("--index: expected --folder PHOTOS with it, got none; give both")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("expected the package gradio, got none; pip install 'jaxclip[demo]'")
     from jaxclip.demo.answers import Answers, Photos
     from jaxclip.demo.serve import open_socket, serve
+    from jaxclip.models.clip import Clip
 
     opened = open_socket(port)
     photos = None
@@ -53,7 +63,10 @@ def demo(
         with open_index(pictures, update):
             photos = Photos(pictures.pictures, pictures.where, pictures.key)
         arrays = pictures.opened
-    answers = Answers(*load_model(arrays, of=model), photos)
+    clip, preprocess = load_model(arrays, of=model)
+    if not isinstance(clip, Clip):
+        raise ValueError(f"{model}: expected a model of pictures and texts, got one of its towers")
+    answers = Answers(clip, preprocess, photos)
     warn_embedded(model)
 
     def make(uploads: Path) -> Any:

@@ -19,7 +19,7 @@ STYLE = (
 .found{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .found figure{margin:0}.found img{max-width:150px;max-height:150px}
 .found figcaption{font-size:13px;overflow-wrap:anywhere}
-.cosines{border-collapse:collapse}
+.cosines{border-collapse:collapse;border:0 !important}
 .cosines tr,.cosines th{border:0 !important}
 .cosines th{font-weight:normal;padding:4px 8px;text-align:left}
 .cosines td{padding:10px 14px;text-align:center;border:2px solid transparent}

@@ -75,7 +75,7 @@ def build_page(answers: Answers, name: str, examples: Sequence[str]) -> Any:
       name: of the model, for the heading.
       examples: paths of pictures to choose from, in the folder of uploads.
     """
-    with gr.Blocks(analytics_enabled=False, title="jaxclip demo") as page:
+    with gr.Blocks(analytics_enabled=False, title="jaxclip demo", fill_width=True) as page:
         gr.HTML(f"<h2>jaxclip: {escaped(name)}</h2>")
         with gr.Tab("Classify"):
             _classify_tab(answers, examples, page.load)

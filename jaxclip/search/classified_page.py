@@ -6,9 +6,9 @@ from typing import Protocol
 from jaxclip.search.page import POLICY, STYLE, escaped, thumbnail
 
 BARS = """
-.bars{border-collapse:collapse;font-size:13px;width:100%}
+.bars{border-collapse:collapse;border:0 !important;font-size:13px;width:100%}
 .bars tr,.bars td{border:0 !important;padding:2px 8px 2px 0;white-space:nowrap}
-.bars td:first-child{overflow-wrap:anywhere;white-space:normal}
+.bars td:first-child{overflow-wrap:break-word;white-space:normal;min-width:7em}
 .bars .bar{width:45%}.bars .bar div{height:10px;background:#3b82f6;min-width:1px}"""
 ROWS = """
 section{display:grid;grid-template-columns:220px minmax(0,560px);gap:24px;margin:0 0 28px}

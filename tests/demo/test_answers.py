@@ -166,3 +166,4 @@ def test_without_gradio_one_line_says_how_to_install_it(
     said = fails(capsys, 1, "demo")
     assert "expected the package gradio, got none; pip install 'jaxclip[demo]'" in said
     assert "--port" in fails(capsys, 2, "demo", "--port", "70000")
+    assert "--folder" in fails(capsys, 2, "demo", "--index", "somewhere")
