@@ -19,8 +19,10 @@ Beside them
                      faults planted in PyTorch code, and whether `jaxclip doctor` names them
   proofs.playground_twin
                      docs/playground/, a CLIP in the browser, against the project's towers
-  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings
-                     embedded pictures and model, Fashion-MNIST, docs/playground/'s drawings
+  recipes.make_emoji, recipes.embed_model, recipes.fashion_mnist, recipes.playground_drawings,
+  recipes.example_drawings
+                     embedded pictures and model, Fashion-MNIST, drawings of docs/playground/ and of
+                     examples/drawings/
 """
 
 import importlib.util

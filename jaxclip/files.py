@@ -117,6 +117,18 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def distinct_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file, stripped, in order; empty and repeated ones are left out.
+
+    ValueError as `read_text`, and where none is left.
+    """
+    lines = dict.fromkeys(line.strip() for line in split_lines(read_text(path)))
+    lines.pop("", None)
+    if not lines:
+        raise ValueError(f"{os.fspath(path)!r}: expected a text on each line, got no text")
+    return list(lines)
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; ValueError in one line for what is none, or nested too deeply."""
     try:

@@ -32,6 +32,7 @@ SUITES = {
     "training": "one step of training",
     "pipeline": "does training wait for its pictures",
     "embed": "a folder of pictures to embeddings",
+    "search": "the index of a folder: search, and its commands from the shell",
     "growth": "time and memory against batch, resolution and devices",
     "gpu": "everything that a GPU has to show; its record is docs/gpu.json",
 }

@@ -12,14 +12,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxclip.cli.ask import classify, embed, tokenize
+from jaxclip.cli.classify import classify
 from jaxclip.cli.demo import demo
 from jaxclip.cli.doctor import doctor
+from jaxclip.cli.embed import embed
 from jaxclip.cli.evaluate import evaluate
 from jaxclip.cli.interpolate import interpolate
 from jaxclip.cli.plan import plan
 from jaxclip.cli.search import index, search, similar
 from jaxclip.cli.shared import UsageError, flag_error, warnings_on_stderr
+from jaxclip.cli.tokens import tokenize
 from jaxclip.cli.train import train
 from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.cli.usage import USAGE, defer, refuse_empty, usage_errors_in_one_line

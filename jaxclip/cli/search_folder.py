@@ -34,23 +34,22 @@ class PictureFolder:
 
     def tower(self) -> Any:
         """The image side of the model, loaded when there is something to encode."""
-        from jaxclip.images.preprocess import Preprocess
         from jaxclip.search.update import Tower
 
-        config = self.opened.config
-        preprocess = Preprocess.of(config)
-        return Tower(self.key, self.name, preprocess, lambda: self.load("image").encode_image)
+        return Tower(self.key, self.name, lambda: self.load("image").encode_image)
 
     def update(self, wait: bool) -> Any:
         """Bring the index up to date; the report."""
+        from jaxclip.images.preprocess import Preprocess
         from jaxclip.search import index
         from jaxclip.search.update import update
 
         def say() -> None:
             stderr.print("another process writes this index; waiting for it ...")
 
+        to_pixels = Preprocess.of(self.opened.config).safe
         with index.writing(self.where, say if wait else None) as catalogue:
-            return update(self.pictures, self.where, catalogue, self.tower(), _progress)
+            return update(self.pictures, self.where, catalogue, self.tower(), to_pixels, _progress)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """[n, e], of unit length."""

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +91,54 @@ def cached_classifier(
       ValueError: a prompt without its slot, or too long for the model without `truncate`.
     """
     tokens = model.tokenize(fill_templates(classes, templates), truncate=truncate)
+
+    def compute() -> np.ndarray:
+        features = _encode(model, tokens)
+        return average_prompts(require_finite(features, "the prompts"), len(classes))
+
     name = classifier_key(model, tokens, templates)
+    return _kept(name, (len(classes), model.config.embed_dim), cache, compute)
+
+
+def cached_words(
+    model: Any, words: Sequence[str], templates: Sequence[str], cache: Path | None
+) -> np.ndarray:
+    """`cached_classifier` of those words only that the model knows: unit vectors [w, e] float32.
+
+    A word is left out where the features of one of its prompts are zero; long prompts are cut.
+    """
+    prompts = fill_templates(words, templates)
+    tokens = model.tokenize(prompts, truncate=True)
+
+    def compute() -> np.ndarray:
+        features = _encode(model, tokens).reshape(len(words), len(templates), -1)
+        lengths = np.linalg.norm(features, axis=-1)
+        known = (np.isfinite(lengths) & (lengths > 0)).all(axis=1)
+        matrix = np.zeros((len(words), features.shape[-1]), np.float32)
+        if known.any():
+            rows = features[known].reshape(-1, features.shape[-1])
+            matrix[known] = average_prompts(rows, int(known.sum()))
+        return matrix
+
+    name = classifier_key(model, tokens, ["words that are known", *templates])
+    matrix = _kept(name, (len(words), model.config.embed_dim), cache, compute)
+    return matrix[matrix.any(axis=1)]
+
+
+def _encode(model: Any, tokens: np.ndarray) -> np.ndarray:
+    features = map_batches(model.encode_text, tokens, min(BLOCK, len(tokens)))
+    return np.asarray(features, np.float32)
+
+
+def _kept(
+    name: str, shape: tuple[int, int], cache: Path | None, compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """The matrix of that key from the cache, or computed and kept there."""
     path = None if cache is None else cache / FOLDER / f"{name}.safetensors"
-    shape = (len(classes), model.config.embed_dim)
     found = None if path is None else _read(path, name, shape)
     if found is not None:
         return found
-    features = map_batches(model.encode_text, tokens, min(BLOCK, len(tokens)))
-    matrix = average_prompts(
-        require_finite(np.asarray(features, np.float32), "the prompts"), len(classes)
-    )
+    matrix = compute()
     if path is not None:
         _write(path, name, matrix)
     return matrix

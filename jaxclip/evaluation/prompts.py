@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jaxclip.files import parse_json, read_text
+from jaxclip.files import distinct_lines, parse_json, read_text
 
 METRICS = ("top1", "mean_per_class")
 ALIASES = {"imagenetv2": "imagenet"}  # the same classes and templates under another name
@@ -111,3 +111,32 @@ def require_slots(templates: Sequence[str]) -> tuple[str, ...]:
                 f"prompt: expected exactly one slot {{}} for the label, got {template!r}"
             )
     return tuple(templates)
+
+
+def read_templates(given: Sequence[str]) -> tuple[str, ...]:
+    """The templates that people name, each once, in order.
+
+    Args:
+      given: templates with a slot {}, names of data sets whose released templates to take, .json
+        files as `load` reads them, and text files with one template a line.
+
+    Raises:
+      ValueError: a text is none of these, or a template has no slot.
+
+    >>> read_templates(["{}", "fashion_mnist"])
+    ('{}', 'a photo of a {}, a type of clothing.')
+    """
+    found: list[str] = []
+    for text in given:
+        if "{" in text:
+            found.append(text)
+        elif text in available() or text.lower().endswith(".json"):
+            found += load(text).templates
+        elif Path(text).is_file():
+            found += distinct_lines(text)
+        else:
+            raise ValueError(
+                "prompts: expected a template with one slot {}, a text file of templates or one of "
+                f"{', '.join(available())}, got {text!r}"
+            )
+    return require_slots(list(dict.fromkeys(found)))

@@ -16,7 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import numpy as np
+
 VERSION = 1
+ENDINGS: dict[np.dtype, str] = {
+    np.dtype(np.float16): ".f16",
+    np.dtype(np.float32): ".f32",
+}  # of stores
 WAIT = 600.0  # seconds for another process's transaction, which takes milliseconds
 MOST_VARIABLES = 500  # of one statement: old SQLite takes 999
 TABLES = """
@@ -46,13 +52,18 @@ class FileFacts(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model with its preprocessing, and the file of its vectors, float16 [rows, width]."""
+    """A model with its preprocessing, and the file of its vectors, [rows, width]."""
 
     id: int
     key: str
     name: str
     width: int
     store: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the vectors, by the ending of the file."""
+        return next(x for x, ending in ENDINGS.items() if self.store.endswith(ending))
 
 
 class Block(NamedTuple):
@@ -163,10 +174,11 @@ class Catalogue:
         """The model of that key; None if it has no vectors yet."""
         return next((model for model in self.models() if model.key == key), None)
 
-    def add_model(self, key: str, name: str, width: int) -> Model:
+    def add_model(self, key: str, name: str, width: int, dtype: np.dtype) -> Model:
         """The model of that key, added if it is missing."""
         columns = "INSERT OR IGNORE INTO models(key, name, width, store) VALUES (?, ?, ?, ?)"
-        self.connection.execute(columns, (key, name, width, f"{key[:16]}-1.f16"))
+        store = f"{key[:16]}-1{ENDINGS[dtype]}"
+        self.connection.execute(columns, (key, name, width, store))
         found = self.model(key)
         assert found is not None
         return found

@@ -16,7 +16,8 @@ from jaxclip.search.query import Snapshot, full_path
 from jaxclip.terminal import printable
 
 
-def _pyarrow() -> Any:
+def require_pyarrow() -> Any:
+    """The package pyarrow; ValueError that names the extra where it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -33,7 +34,7 @@ def export(snapshot: Snapshot, root: Path, out: Path) -> int:
     Raises:
       ValueError: pyarrow is missing, or `out` cannot be written to.
     """
-    arrow = _pyarrow()
+    arrow = require_pyarrow()
     model, catalogue = snapshot.model, snapshot.catalogue
     contents = catalogue.contents(model)
     row_of = {digest: row for row, digest in contents}
@@ -42,8 +43,7 @@ def export(snapshot: Snapshot, root: Path, out: Path) -> int:
     microseconds = arrow.timestamp("us", tz="UTC")
     table = arrow.table(
         {
-            # a name that is not UTF-8 has no place in Parquet: shown as it is printed
-            "image_path": [_text(full_path(root, x.path)) for x in files],
+            "image_path": [parquet_text(full_path(root, x.path)) for x in files],
             "digest": [x.digest.hex() for x in files if x.digest is not None],
             "size": [x.size for x in files],
             "modified": arrow.array([x.modified // 1000 for x in files], microseconds),
@@ -56,7 +56,8 @@ def export(snapshot: Snapshot, root: Path, out: Path) -> int:
     return len(files)
 
 
-def _text(path: str) -> str:
+def parquet_text(path: str) -> str:
+    """A path as Parquet can hold it: one that is not UTF-8 as it is printed."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxclip.checkpoint import fingerprint
 from jaxclip.data.folders import INDEX
-from jaxclip.search.catalogue import Block, Catalogue, Model
+from jaxclip.search.catalogue import ENDINGS, Block, Catalogue, Model
 
 FACTS, LOCK = "facts.sqlite", "lock.sqlite"
 FORMAT = "jaxclip vectors 1"  # part of a model's key: the policy `safe`, unit length, float16
@@ -40,17 +40,19 @@ class NotWritable(ValueError):
     """The folder of the index cannot be made or written to."""
 
 
-def model_key(loaded: Any) -> str:
-    """SHA-256 of what a picture's vector depends on: image tower, config, preprocessing.
+def model_key(loaded: Any, form: str = FORMAT, side: str = "visual.") -> str:
+    """SHA-256 of what a vector depends on: one tower, config with preprocessing, form.
 
     Not the device, nor the versions of jax and Pillow: they change the last bits only.
 
     Args:
       loaded: what `convert.load` made of a checkpoint.
+      form: of the vectors: policy, length, dtype.
+      side: how the names of the tower's parameters begin.
     """
-    visual = {name: x for name, x in loaded.flat.items() if name.startswith("visual.")}
+    tower = {name: x for name, x in loaded.flat.items() if name.startswith(side)}
     return hashlib.sha256(
-        fingerprint(visual, json.dumps([FORMAT, loaded.config.to_json()])).encode()
+        fingerprint(tower, json.dumps([form, loaded.config.to_json()])).encode()
     ).hexdigest()
 
 
@@ -127,15 +129,16 @@ def require_root(catalogue: Catalogue, root: Path) -> None:
 
 
 def map_rows(folder: Path, model: Model, rows: int) -> np.ndarray:
-    """The vectors of a model where they lie, float16 [rows or fewer, width], not read yet."""
+    """The vectors of a model where they lie, [rows or fewer, width], not read yet."""
     path = folder / model.store
     size = path.stat().st_size if path.is_file() else 0
-    rows = min(rows, size // (2 * model.width))
+    bytes_a_row = model.dtype.itemsize * model.width
+    rows = min(rows, size // bytes_a_row)
     if not rows:
-        return np.zeros((0, model.width), np.float16)
+        return np.zeros((0, model.width), model.dtype)
     with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), rows * 2 * model.width, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, np.float16).reshape(rows, model.width)
+        mapped = mmap.mmap(file.fileno(), rows * bytes_a_row, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, model.dtype).reshape(rows, model.width)
 
 
 def end_of(blocks: Sequence[Block]) -> int:
@@ -158,15 +161,16 @@ def damaged(folder: Path, model: Model, blocks: Sequence[Block]) -> list[Block]:
 class Store:
     """The file of a model's vectors, open for appending blocks. Close it after use."""
 
-    def __init__(self, folder: Path, store: str, width: int, end: int) -> None:
-        self.end, self.width = end, width
+    def __init__(self, folder: Path, model: Model, end: int) -> None:
+        self.end, self.dtype = end, model.dtype
+        self.bytes_a_row = model.dtype.itemsize * model.width
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        self.file = os.fdopen(os.open(folder / store, flags, 0o644), "r+b", buffering=0)
+        self.file = os.fdopen(os.open(folder / model.store, flags, 0o644), "r+b", buffering=0)
 
     def append(self, vectors: np.ndarray) -> Block:
-        """Write float16 [rows, width] after the last block; on the disk when it returns."""
-        content = np.ascontiguousarray(vectors, np.float16).data.cast("B")
-        self.file.seek(self.end * 2 * self.width)
+        """Write [rows, width] after the last block; on the disk when it returns."""
+        content = np.ascontiguousarray(vectors, self.dtype).data.cast("B")
+        self.file.seek(self.end * self.bytes_a_row)
         left = content
         while left:
             left = left[self.file.write(left) :]
@@ -180,16 +184,16 @@ def compact(folder: Path, catalogue: Catalogue, model: Model, rows_a_block: int)
     """The model in a new store without holes; readers keep the old one until they close it."""
     contents = catalogue.contents(model)
     vectors = map_rows(folder, model, end_of(catalogue.blocks(model)))
-    stem, _, number = model.store.removesuffix(".f16").rpartition("-")
-    name = f"{stem}-{int(number) + 1}.f16"
-    store = Store(folder, name, model.width, 0)
+    stem, _, number = Path(model.store).stem.rpartition("-")
+    name = f"{stem}-{int(number) + 1}{ENDINGS[model.dtype]}"
+    store = Store(folder, model._replace(store=name), 0)
     blocks = []
     with store.file:
         for start in range(0, len(contents), rows_a_block):
             part = contents[start : start + rows_a_block]
             block = store.append(vectors[[row for row, _ in part]])
             blocks.append((block, [digest for _, digest in part]))
-        store.file.truncate(store.end * 2 * model.width)
+        store.file.truncate(store.end * store.bytes_a_row)
     with catalogue.transaction():
         moved = catalogue.replace_store(model, name, blocks)
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Reading one picture file for an index: its facts, and its pixels if its content is new.
+"""Reading picture files for an index: their facts, and their pixels if their content is new.
 
 A file counts as unchanged while its size and both times are those that it was read with. Its time
 is trusted only if it lies SETTLED before the reading: a file may change twice within one tick of
@@ -6,22 +6,28 @@ the clock. A file is read once; its digest and its vector are of the same bytes,
 to the file meanwhile.
 """
 
+import functools
 import hashlib
 import os
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from jaxclip.data.ahead import read_ahead
 from jaxclip.files import open_regular
 from jaxclip.images.open import decode_image, readable_formats
-from jaxclip.images.preprocess import Preprocess
 from jaxclip.search.catalogue import FileFacts
 
 SETTLED = 2_000_000_000  # nanoseconds
 MOST_BYTES = 2**31  # of a picture file; the largest picture that is decoded has fewer
+AHEAD = 32  # files that are read while those before them are encoded
+
+ToPixels = Callable[[Image.Image], np.ndarray]  # -> float32 [h, w, c]
 
 
 class Read(NamedTuple):
@@ -36,15 +42,16 @@ def times(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+@functools.cache
 def decoders() -> str:
     """What decides whether a file can be read: a broken one is tried again when it changes."""
     return f"{version('jaxclip')} {version('pillow')} {' '.join(readable_formats())}"
 
 
 def read_picture(
-    path: bytes, name: str, preprocess: Preprocess, known: Container[bytes], reader: str
+    path: bytes, name: str, to_pixels: ToPixels, known: Container[bytes], reader: str
 ) -> Read:
-    """Read a file once: facts, and pixels by the policy `safe` unless its content is known."""
+    """Read a file once: its facts, and its pixels unless its content is known."""
     begun = time.time_ns()
     try:
         with open_regular(name) as file:
@@ -62,7 +69,26 @@ def read_picture(
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"expected at most {MOST_BYTES:,} bytes, got more")
-        return Read(facts, preprocess.safe(decode_image(content)))
+        return Read(facts, to_pixels(decode_image(content)))
     except ValueError as error:
         reason = " ".join(str(error).split())
         return Read(facts._replace(digest=None, error=reason, reader=reader), None)
+
+
+def read_pictures(
+    root: str,
+    paths: Sequence[bytes],
+    to_pixels: ToPixels,
+    known: Container[bytes] = (),
+    reader: str = "",
+) -> Iterator[Read]:
+    """Every file of `paths`, which are below `root`, in order, read on all cores ahead of use."""
+
+    def read(path: bytes) -> Read:
+        name = os.path.join(root, os.fsdecode(path))
+        return read_picture(path, name, to_pixels, known, reader)
+
+    parts = [paths[i : i + AHEAD] for i in range(0, len(paths), AHEAD)]
+    with ThreadPoolExecutor() as pool:
+        for part in read_ahead(list(pool.map(read, part)) for part in parts):
+            yield from part

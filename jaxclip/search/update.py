@@ -8,19 +8,17 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxclip.data.ahead import read_ahead
-from jaxclip.data.folders import Found, find_pictures
-from jaxclip.images.preprocess import Preprocess
+from jaxclip.data.folders import find_pictures
+from jaxclip.evaluation.features import require_finite
 from jaxclip.reference import l2_normalize
 from jaxclip.search import index
 from jaxclip.search.catalogue import Block, CannotUse, Catalogue, FileFacts, Model
-from jaxclip.search.read import Read, decoders, read_picture, times
+from jaxclip.search.read import Read, ToPixels, decoders, read_pictures, times
 
 BATCH = 32  # pictures a call of the model
 BLOCK = 256  # rows a block at most, about
@@ -31,13 +29,24 @@ Encode = Callable[[np.ndarray], np.ndarray]  # pixels [n, h, w, c] -> features [
 Progress = Callable[[Iterable[Read], int], Iterable[Read]]
 
 
+def unit_vectors(features: np.ndarray) -> np.ndarray:
+    """The rows of an index: float16 [n, e] of unit length."""
+    return np.asarray(l2_normalize(features), np.float16)
+
+
 class Tower(NamedTuple):
-    """The image side of a model. `load` is called when there is a picture to encode."""
+    """One side of a model.
+
+    load: called when there is something to encode.
+    to_rows: features [n, e] float32 -> the rows to keep, float16 or float32.
+    batch: inputs a call of the model.
+    """
 
     key: str
     name: str
-    preprocess: Preprocess
     load: Callable[[], Encode]
+    to_rows: Callable[[np.ndarray], np.ndarray] = unit_vectors
+    batch: int = BATCH
 
 
 @dataclasses.dataclass
@@ -85,7 +94,7 @@ class Writer:
             assert read.facts.digest is not None
             self.pixels.append(read.pixels)
             self.digests.append(read.facts.digest)
-        if len(self.pixels) == BATCH:
+        if len(self.pixels) == self.tower.batch:
             self._encode()
         full = len(self.digests) >= BLOCK or len(self.files) >= 16 * BLOCK
         if full or time.monotonic() - self.committed > SECONDS:
@@ -94,16 +103,10 @@ class Writer:
     def _encode(self) -> None:
         if self.encode is None:
             self.encode = self.tower.load()
-        missing = BATCH - len(self.pixels)  # one shape, one compiled program
+        missing = self.tower.batch - len(self.pixels)  # one shape, one compiled program
         filled = np.stack(self.pixels + self.pixels[:1] * missing)
         features = np.asarray(self.encode(filled), np.float32)[: len(self.pixels)]
-        lengths = np.linalg.norm(features.astype(np.float64), axis=-1)
-        if not (np.isfinite(lengths) & (lengths > 0)).all():
-            raise ValueError(
-                f"{self.tower.name}: expected features with a direction, got zeros or no numbers; "
-                "the weights are damaged"
-            )
-        self.vectors.append(l2_normalize(features).astype(np.float16))
+        self.vectors.append(self.tower.to_rows(require_finite(features, self.tower.name)))
         self.pixels = []
 
     def commit(self) -> None:
@@ -124,11 +127,11 @@ class Writer:
         if self.model is None:
             with self.catalogue.transaction():
                 self.model = self.catalogue.add_model(
-                    self.tower.key, self.tower.name, vectors.shape[1]
+                    self.tower.key, self.tower.name, vectors.shape[1], vectors.dtype
                 )
         if self.store is None:
             end = index.end_of(self.catalogue.blocks(self.model))
-            self.store = index.Store(self.folder, self.model.store, self.model.width, end)
+            self.store = index.Store(self.folder, self.model, end)
         return self.store.append(vectors)
 
     def close(self) -> None:
@@ -142,6 +145,7 @@ def update(
     folder: Path,
     catalogue: Catalogue,
     tower: Tower,
+    to_pixels: ToPixels,
     progress: Progress = no_progress,
 ) -> Report:
     """Bring the index of the pictures in `root` up to date, for one model.
@@ -150,7 +154,8 @@ def update(
       root: the folder of pictures, walked by the rule of `data.folders`.
       folder: of the index.
       catalogue: its facts, open for writing (`index.writing`).
-      tower: of the model.
+      tower: the image side of the model.
+      to_pixels: picture -> float32 [h, w, c].
       progress: shows the files as they are read.
 
     Raises:
@@ -159,17 +164,74 @@ def update(
     found = find_pictures(root)
     found.log_left_out(used_texts=len(found.texts))
     index.require_root(catalogue, root)
+    paths = [os.fsencode(path.relative_to(found.root)) for path in found.pictures]
+    return encode_items(Files(str(root), paths, to_pixels), folder, catalogue, tower, progress)
+
+
+class Items(Protocol):
+    """What is to be encoded, each by a name of its own: files, or the lines of a text."""
+
+    @property
+    def names(self) -> Sequence[bytes]:
+        """All of them, each once."""
+
+    def changed(self, kept: dict[bytes, FileFacts], known: set[bytes]) -> list[bytes]:
+        """Those to read: not `kept` as they are now, or of a content that is not `known`."""
+
+    def read(self, todo: Sequence[bytes], known: set[bytes]) -> Iterator[Read]:
+        """Those, in order; without what the model takes where their content is `known`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Picture files by their paths below `root`."""
+
+    root: str
+    names: Sequence[bytes]
+    to_pixels: ToPixels
+
+    def changed(self, kept: dict[bytes, FileFacts], known: set[bytes]) -> list[bytes]:
+        """Those that are new, whose size or times changed, or that may be readable by now."""
+        return [path for path in self.names if not self._is_done(path, kept.get(path), known)]
+
+    def _is_done(self, path: bytes, facts: FileFacts | None, known: set[bytes]) -> bool:
+        if facts is None:
+            return False
+        try:
+            now = times(os.stat(os.path.join(self.root, os.fsdecode(path))))
+        except OSError:
+            return False
+        if now != (facts.size, facts.modified, facts.changed):
+            return False
+        return facts.digest in known or (facts.error is not None and facts.reader == decoders())
+
+    def read(self, todo: Sequence[bytes], known: set[bytes]) -> Iterator[Read]:
+        """Every file once, on all cores ahead of use."""
+        return read_pictures(self.root, todo, self.to_pixels, known, decoders())
+
+
+def encode_items(
+    items: Items,
+    folder: Path,
+    catalogue: Catalogue,
+    tower: Tower,
+    progress: Progress = no_progress,
+) -> Report:
+    """Bring the rows of `items` up to date, for one model; all other items are forgotten.
+
+    Raises:
+      ValueError: the disk is full; what was committed stays.
+    """
     report, model = Report(), catalogue.model(tower.key)
     if model is not None:
         report.damaged = _drop_damaged(folder, catalogue, model)
     known = catalogue.digests(model) if model is not None else set[bytes]()
-    kept, reader = catalogue.files(), decoders()
-    todo = list(_changed(found, kept, known, reader))
-    report.gone = _remove_gone(found, kept, catalogue)
+    kept = catalogue.files()
+    todo = items.changed(kept, known)
+    report.gone = _remove_gone(items.names, kept, catalogue)
     writer = Writer(folder, catalogue, tower, model)
     try:
-        reads = _read_all(found.root, todo, tower.preprocess, known, reader)
-        for read in progress(reads, len(todo)):
+        for read in progress(items.read(todo, known), len(todo)):
             if read.facts.error is not None:
                 report.new.append(read.facts.path)
             elif read.pixels is None or read.facts.digest in known:
@@ -204,49 +266,12 @@ def _drop_damaged(folder: Path, catalogue: Catalogue, model: Model) -> int:
     return len(bad)
 
 
-def _below(root: Path, path: Path) -> bytes:
-    return os.fsencode(path.relative_to(root))
-
-
-def _changed(
-    found: Found, kept: dict[bytes, FileFacts], known: set[bytes], reader: str
-) -> Iterator[bytes]:
-    """The files to read, as paths below the root."""
-    for path in found.pictures:
-        below = _below(found.root, path)
-        facts = kept.get(below)
-        if facts is not None:
-            try:
-                same = times(os.stat(path)) == (facts.size, facts.modified, facts.changed)
-            except OSError:
-                same = False
-            done = facts.digest in known or (facts.error is not None and facts.reader == reader)
-            if same and done:
-                continue
-        yield below
-
-
-def _remove_gone(found: Found, kept: dict[bytes, FileFacts], catalogue: Catalogue) -> int:
-    here = {_below(found.root, path) for path in found.pictures}
+def _remove_gone(names: Sequence[bytes], kept: dict[bytes, FileFacts], catalogue: Catalogue) -> int:
+    here = set(names)
     gone = [path for path in kept if path not in here]
     with catalogue.transaction():
         catalogue.remove_files(gone)
     return len(gone)
-
-
-def _read_all(
-    root: Path, paths: Sequence[bytes], preprocess: Preprocess, known: set[bytes], reader: str
-) -> Iterator[Read]:
-    """Every file, read on all cores ahead of the model, in order."""
-
-    def read(path: bytes) -> Read:
-        name = os.path.join(root, os.fsdecode(path))
-        return read_picture(path, name, preprocess, known, reader)
-
-    parts = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
-    with ThreadPoolExecutor() as pool:
-        for part in read_ahead(list(pool.map(read, part)) for part in parts):
-            yield from part
 
 
 def _tidy(folder: Path, catalogue: Catalogue, model: Model | None) -> None:

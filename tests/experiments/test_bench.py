@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
@@ -16,6 +17,7 @@ from experiments.bench import growth as bench_growth
 from experiments.bench import pairs as bench_pairs
 from experiments.bench import pictures as bench_pictures
 from experiments.bench import pipeline as bench_pipeline
+from experiments.bench import search as bench_search
 from experiments.bench import tables as bench_tables
 from experiments.bench import training
 from experiments.lib import pages
@@ -158,6 +160,22 @@ def test_a_run_beside_its_pipeline_on_a_tiny_model(monkeypatch: pytest.MonkeyPat
         found = row["measured"]
         assert all(rate > 0 for name, rate in found.items() if name.startswith("images/s"))
         assert 0 <= found["waiting for data, % of the run"] <= 100
+
+
+def test_search_equals_brute_force_and_its_commands_run() -> None:
+    flags = bench_search.Flags(pairs=1, vectors=3000, width=16, files=3)
+    rows = list(bench_search.rows(flags))
+    names = [f"nearest {bench_search.TOP}", "index, the first", "embed", "index, nothing new"]
+    assert [row["what"] for row in rows] == [*names, "search"]
+    assert all("wall s" in row["measured"] and "cpu s" in row["measured"] for row in rows)
+    rows = [row | {"where": bench_pairs.where()} for row in rows]
+    assert "| index, nothing new, files 3, runs 1 | " in bench_tables.suite_tables(rows)
+
+
+def test_a_search_that_is_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_search, "brute_force", lambda *_: np.zeros(bench_search.TOP))
+    with pytest.raises(ValueError, match="expected the cosines of brute force"):
+        next(bench_search.rows(bench_search.Flags(pairs=1, vectors=3000, width=16, files=3)))
 
 
 def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_second_run_reads_and_encodes_nothing(
     monkeypatch.setattr(read, "SETTLED", 0)  # the times of change are of now
     time.sleep(0.05)
     assert indexed.run(tmp_path).encoded == 40
-    monkeypatch.setattr(update, "read_picture", None)
+    monkeypatch.setattr(read, "read_picture", None)
     report = indexed.run(tmp_path, NOTHING)
     assert (report.pictures, report.encoded, report.known, report.new) == (40, 0, 0, [])
     assert list(report.broken) == [b"broken.png"]
@@ -130,7 +130,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
 
 def test_a_young_file_is_not_trusted_by_its_time(tmp_path: Path) -> None:
     path = indexed.write_picture(tmp_path / "a.png", 1)
-    facts = read.read_picture(b"a.png", str(path), indexed.PREPROCESS, set(), "").facts
+    facts = read.read_picture(b"a.png", str(path), indexed.PREPROCESS.safe, set(), "").facts
     assert facts.changed == 0
 
 
@@ -295,7 +295,7 @@ def test_a_second_writer_waits_with_a_word(tmp_path: Path) -> None:
     def second() -> None:
         with index.writing(folder, said.set) as catalogue:
             entered.set()
-            update.update(tmp_path, folder, catalogue, NOTHING)
+            update.update(tmp_path, folder, catalogue, NOTHING, indexed.PREPROCESS.safe)
 
     thread = threading.Thread(target=second)
     with index.writing(folder) as catalogue:
@@ -303,7 +303,7 @@ def test_a_second_writer_waits_with_a_word(tmp_path: Path) -> None:
             indexed.run(tmp_path)
         thread.start()
         assert said.wait(20) and not entered.is_set()
-        update.update(tmp_path, folder, catalogue, indexed.tower())
+        update.update(tmp_path, folder, catalogue, indexed.tower(), indexed.PREPROCESS.safe)
     thread.join(20)
     assert entered.is_set() and indexed.check(tmp_path) == 5
 
@@ -313,12 +313,21 @@ def test_an_index_elsewhere_is_of_one_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         indexed.fill(tmp_path / name, 3)
     with index.writing(elsewhere) as catalogue:
-        update.update(tmp_path / "a", elsewhere, catalogue, indexed.tower())
+        update.update(
+            tmp_path / "a", elsewhere, catalogue, indexed.tower(), indexed.PREPROCESS.safe
+        )
         assert not (tmp_path / "a" / INDEX).exists()
         with pytest.raises(ValueError, match=r"expected the index of '.*b', got that of '.*a'"):
-            update.update(tmp_path / "b", elsewhere, catalogue, indexed.tower())
+            update.update(
+                tmp_path / "b", elsewhere, catalogue, indexed.tower(), indexed.PREPROCESS.safe
+            )
         (tmp_path / "a").rename(tmp_path / "c")
-        assert update.update(tmp_path / "c", elsewhere, catalogue, NOTHING).pictures == 3
+        assert (
+            update.update(
+                tmp_path / "c", elsewhere, catalogue, NOTHING, indexed.PREPROCESS.safe
+            ).pictures
+            == 3
+        )
 
 
 @pytest.mark.parametrize(

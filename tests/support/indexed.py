@@ -31,7 +31,7 @@ def encode(pixels: np.ndarray) -> np.ndarray:
 
 
 def tower(key: str = "a" * 64, encode: Callable[[np.ndarray], np.ndarray] = encode) -> update.Tower:
-    return update.Tower(key, f"stand-in {key[0]}", PREPROCESS, lambda: encode)
+    return update.Tower(key, f"stand-in {key[0]}", lambda: encode)
 
 
 def write_picture(path: Path, seed: int) -> Path:
@@ -58,7 +58,7 @@ def age(root: Path) -> None:
 def run(root: Path, tower: update.Tower | None = None) -> update.Report:
     """Bring the index beside the pictures up to date."""
     with index.writing(root / INDEX) as catalogue:
-        return update.update(root, root / INDEX, catalogue, tower or _tower())
+        return update.update(root, root / INDEX, catalogue, tower or _tower(), PREPROCESS.safe)
 
 
 _tower = tower
