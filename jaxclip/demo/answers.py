@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 
 from jaxclip import hardware
 from jaxclip.evaluation.attention import attention_map
+from jaxclip.evaluation.classified import LabelScore
 from jaxclip.evaluation.features import map_batches, require_finite
 from jaxclip.evaluation.prompts import require_slots
 from jaxclip.evaluation.relevance import attention_rollout, relevance_map
@@ -50,14 +51,6 @@ class Picture:
 
     pixels: np.ndarray
     digest: bytes
-
-
-class Score(NamedTuple):
-    """A label's scores for one picture."""
-
-    label: str
-    probability: float
-    cosine: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +145,7 @@ class Answers:
         with self._lock:
             return np.stack(self._labels.get([(label, templates) for label in labels], encode))
 
-    def classify(self, path: str | Path | None, labels: str, prompts: str) -> list[Score]:
+    def classify(self, path: str | Path | None, labels: str, prompts: str) -> list[LabelScore]:
         """The labels, given one a line, best first; the prompts have a slot {} each."""
         names, templates = lines(labels), lines(prompts) or ["{}"]
         _require_count("labels", names, MOST_LABELS)
@@ -166,10 +159,10 @@ class Answers:
         if twice:
             raise ValueError(f"expected each label once, got {twice[0]!r} twice; leave one out")
         images, texts = self.image_embeds([self.open(path)]), self.text_embeds(names, templates)
-        logits = self.model.logits(images, texts)
-        probabilities = np.asarray(self.model.probabilities(logits))[0].tolist()
-        rows = zip(names, probabilities, (images @ texts.T)[0].tolist(), strict=True)
-        return sorted((Score(*row) for row in rows), key=lambda x: -x.cosine)
+        logits = np.asarray(self.model.logits(images, texts))
+        scores = (np.asarray(self.model.probabilities(logits)), images @ texts.T, logits)
+        rows = zip(names, *(each[0].tolist() for each in scores), strict=True)
+        return sorted((LabelScore(*row) for row in rows), key=lambda x: -x.logit)
 
     def search(
         self, words: str, path: str | Path | None, weight: float, minus: str, count: int

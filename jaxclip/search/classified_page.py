@@ -1,9 +1,12 @@
 """One self-contained HTML page of classified pictures: thumbnails, labels and bars, no script."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from jaxclip.search.page import POLICY, STYLE, escaped, thumbnail
+
+if TYPE_CHECKING:
+    from jaxclip.evaluation.classified import ClassifiedPicture, LabelScore
 
 BARS = """
 .bars{border-collapse:collapse;border:0 !important;font-size:13px;width:100%}
@@ -15,33 +18,7 @@ section{display:grid;grid-template-columns:220px minmax(0,560px);gap:24px;margin
 .name{font-size:13px;overflow-wrap:anywhere;margin:4px 0}"""
 
 
-class Score(Protocol):
-    """A label's scores for one picture, as `evaluation.classified.LabelScore` has them."""
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def probability(self) -> float: ...
-
-    @property
-    def cosine(self) -> float: ...
-
-
-class Classified(Protocol):
-    """A picture and its labels, best first, as `evaluation.classified.ClassifiedPicture`."""
-
-    @property
-    def picture(self) -> str: ...
-
-    @property
-    def labels(self) -> Sequence[Score]: ...
-
-    @property
-    def none_fits(self) -> bool | None: ...
-
-
-def label_bars(labels: Sequence[Score]) -> str:
+def label_bars(labels: Sequence["LabelScore"]) -> str:
     """A table of labels in the given order: a bar, the probability, the cosine."""
     rows = (
         f"<tr><td>{escaped(x.label)}</td>"
@@ -52,7 +29,7 @@ def label_bars(labels: Sequence[Score]) -> str:
     return f'<table class="bars">{"".join(rows)}</table>'
 
 
-def _section(row: Classified) -> str:
+def _section(row: "ClassifiedPicture") -> str:
     source = thumbnail(row.picture)
     picture = f'<img src="{source}" alt="">' if source else "(cannot be read any more)"
     notes = ["no label has the score that was asked for"] * (not row.labels)
@@ -64,7 +41,7 @@ def _section(row: Classified) -> str:
     )
 
 
-def classified_page(title: str, rows: Iterable[Classified], alone: bool = False) -> str:
+def classified_page(title: str, rows: Iterable["ClassifiedPicture"], alone: bool = False) -> str:
     """The HTML of a page.
 
     Args:

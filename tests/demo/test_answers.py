@@ -1,6 +1,8 @@
 """The answers behind the tabs, with the embedded model, without gradio."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,10 @@ LINES = "\n".join(LABELS)
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """Of the embedded model and the folder examples, indexed."""
-    folder = EXAMPLES[0].parent
+    """Of the embedded model and an indexed folder of four drawings."""
+    folder = tmp_path_factory.mktemp("photos")
+    for path in EXAMPLES:
+        shutil.copy(path, folder)
     where = tmp_path_factory.mktemp("index")
     assert cli.main(["index", str(folder), "--index", str(where)]) == 0
     photos = Photos(folder, where, PictureFolder(folder, where, "emoji").key)
@@ -167,3 +171,4 @@ def test_without_gradio_one_line_says_how_to_install_it(
     assert "expected the package gradio, got none; pip install 'jaxclip[demo]'" in said
     assert "--port" in fails(capsys, 2, "demo", "--port", "70000")
     assert "--folder" in fails(capsys, 2, "demo", "--index", "somewhere")
+    assert "gradio" not in sys.modules  # no command imports it but a demo that begins

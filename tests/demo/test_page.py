@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,10 @@ BROWSE = Path(__file__).with_name("browse.mjs")
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a page that is served."""
-    given = ["--folder", str(EXAMPLES[0].parent), "--index", str(tmp_path_factory.mktemp("index"))]
-    command = [sys.executable, "-m", "jaxclip", "demo", *given, "--port", "0"]
+    folder = tmp_path_factory.mktemp("photos")
+    for path in EXAMPLES:
+        shutil.copy(path, folder)
+    command = [sys.executable, "-m", "jaxclip", "demo", "--folder", str(folder), "--port", "0"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     try:
