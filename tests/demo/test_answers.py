@@ -11,10 +11,13 @@ import pytest
 import jaxclip
 from jaxclip import cli
 from jaxclip.cli.search_folder import PictureFolder
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.demo import html
 from jaxclip.demo.answers import MOST_CELLS, MOST_LABELS, Answers, Photos, Picture, overlay
+from jaxclip.images.preprocess import Preprocess
 from jaxclip.search.classified_page import label_bars
 from tests.support.command import EXAMPLES, LABELS, fails
+from tests.support.random_clip import random_clip
 
 NAMES = {path.stem: path for path in EXAMPLES}
 LINES = "\n".join(LABELS)
@@ -81,6 +84,21 @@ def test_look_lays_maps_over_the_picture(answers: Answers) -> None:
         assert seen.picture.shape == (64, 64, 3)
         assert overlay(seen, 96).size == (96, 96)
     assert len(answers.look(NAMES["rocket"], " ")) == 1  # without words: attention alone
+
+
+@pytest.mark.usefixtures("quick_compiling")
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_look_shows_every_map_that_a_transformer_has(pooling: str) -> None:
+    vision = VisionConfig(24, 8, 12, 2, 2, pooling=pooling)
+    config = ClipConfig(vision, TextConfig(8, 1, 2, 32, 49408, "cbow"), 5)
+    maps = Answers(random_clip(config), Preprocess.of(config)).look(NAMES["rocket"], "a\n rocket")
+    assert [seen.name.split()[0] for seen in maps] == [
+        "relevance",
+        *["attention"] * (2 if pooling == "class" else 1),
+    ]
+    assert maps[0].name == "relevance of 'a rocket'"
+    assert all(seen.weights.shape == (3, 3) for seen in maps)
+    assert all(seen.picture.shape == (24, 24, 3) for seen in maps)
 
 
 def test_an_overlay_leaves_a_picture_alone_where_nothing_weighs(answers: Answers) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,8 +15,8 @@ from jaxclip.data.emoji.pictures import load_emoji
 from jaxclip.evaluation.plots import on_white
 from jaxclip.evaluation.relevance import attention_rollout, relevance_map, split_tower
 from jaxclip.models import clip
-from jaxclip.models.layers import LayerNorm
 from jaxclip.reference import l2_normalize
+from tests.support.random_clip import random_clip
 from tests.support.tolerances import departure, within
 
 TEXT = TextConfig(8, 1, 2, 5, 20, "cbow")
@@ -34,15 +33,7 @@ OTHERS = NAMES[1:] + NAMES[:1]
 
 
 def model(vision: Any) -> clip.Clip:
-    """Of random numbers, drawn without compiling anything."""
-    rng = np.random.default_rng(2)
-
-    def draw(path: Any, leaf: Any) -> Any:
-        numbers = 0.3 * rng.normal(size=leaf.shape)
-        return jnp.asarray(np.exp(numbers) if "var" in str(path[-2:]) else numbers, jnp.float32)
-
-    shapes = clip.abstract(ClipConfig(vision, TEXT, 5), remat="none")
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return random_clip(ClipConfig(vision, TEXT, 5))
 
 
 def images(size: int, n: int = 2) -> np.ndarray:
@@ -77,14 +68,18 @@ def test_a_map_is_of_its_own_picture_and_of_the_tower_s_features(name: str) -> N
 
 def planted_vit() -> clip.Clip:
     """One block that takes the mean of all positions; channels 0 and 1 hold red and blue."""
-    made = jax.tree.map(jnp.zeros_like, model(VisionConfig(24, 4, 8, 1, 2)))
-    for norm in (n for _, n in nnx.iter_graph(made) if isinstance(n, LayerNorm)):
-        norm.scale[...] += 1
-    visual, attention = made.visual, made.visual.transformer.resblocks.attn
-    visual.conv1.kernel[...] = jnp.zeros((4, 4, 3, 8)).at[:, :, 0, 0].set(1).at[:, :, 2, 1].set(1)
-    attention.in_proj_kernel[...] = jnp.eye(8, 24, 16)[None]  # no query, no key: equal weights
-    attention.out_proj.kernel[...] = jnp.eye(8)[None]
-    visual.proj[...] = jnp.eye(8, 5)
+    made = model(VisionConfig(24, 4, 8, 1, 2))
+    made = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), made)
+    visual, block = made.visual, made.visual.transformer.resblocks
+    for norm in (visual.ln_pre, block.ln_1, block.ln_2, visual.ln_post):
+        norm.scale = nnx.Param(np.ones_like(norm.scale[...]))
+    colours = np.zeros((4, 4, 3, 8), np.float32)
+    colours[:, :, 0, 0] = colours[:, :, 2, 1] = 1
+    visual.conv1.kernel = nnx.Param(colours)
+    values = np.eye(8, 24, 16, dtype=np.float32)  # no query, no key: equal weights
+    block.attn.in_proj_kernel = nnx.Param(values[None])
+    block.attn.out_proj.kernel = nnx.Param(np.eye(8, dtype=np.float32)[None])
+    visual.proj = nnx.Param(np.eye(8, 5, dtype=np.float32))
     return made
 
 
