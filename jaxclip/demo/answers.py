@@ -173,9 +173,9 @@ class Answers:
         plus, less = lines(words), lines(minus)
         if not plus and not path:
             raise ValueError("expected words or a picture to search for, got neither; give one")
-        _require_count("texts", [*plus, *less, ""], MOST_LABELS)
         query = np.zeros(self.model.config.embed_dim, np.float32)
         if plus or less:
+            _require_count("texts", [*plus, *less], MOST_LABELS)
             signs = np.array([1.0] * len(plus) + [-1.0] * len(less), np.float32)
             query += signs @ self.text_embeds([*plus, *less])
         if path:

@@ -53,10 +53,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        reason = self.refusal(scope)
         if scope["type"] != "http":  # the page uses no websocket
             return
-        if reason:
+        if reason := self.refusal(scope):
             await _answer(send, 403, f"{reason}\n".encode())
             return
 
