@@ -1,16 +1,21 @@
 """The README stays true: its Python runs, its commands parse, its links and files exist."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from experiments.lib import pages
 from experiments.proofs import parity_table, plan
+from experiments.recipes import example_drawings
 from jaxclip import cli
 from jaxclip.config import RELEASED
+from jaxclip.data.emoji.pictures import load_emoji
 from tests.support.counts import COUNTS
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +62,39 @@ def test_continuous_integration_runs_what_the_readme_says() -> None:
     ours = {shlex.split(command)[1] for command in COMMANDS}
     ran = set(re.findall(r"^    jaxclip (\w+)", script, re.M))
     assert ours - ran == {"plan"} and ours >= {"train", "tokenize", "embed", "evaluate", "convert"}
+
+
+def test_the_section_a_folder_in_words_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its commands, as they stand, on a copy of examples/, which they write an index into."""
+    section = README.split("## A folder in words\n")[1].split("\n## ")[0]
+    commands = [line.split("  #")[0] for line in section.splitlines() if line[:8] == "jaxclip "]
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns(".*"))
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for command in commands:
+        words = shlex.split(command)
+        assert cli.main(words[1:]) == 0, command
+        said[words[1]] = capsys.readouterr().out
+    assert list(said) == ["search", "similar", "classify", "embed"]
+    assert "rocket.webp" in said["search"] and "page.html" in os.listdir(tmp_path)
+    for name in ("bicycle", "cat-face", "hot-beverage", "rocket"):  # of two sizes
+        assert f"examples/{name}.png" in said["similar"]
+        assert f"examples/drawings/{name}.webp" in said["similar"]
+    assert "kinds.csv: 200 pictures, 0 left out" in said["classify"]
+    assert "vectors.npz: 200 embeddings of 192" in said["embed"]
+
+
+def test_the_drawings_are_those_of_the_recipe_and_small() -> None:
+    """The bytes of the embedded archive, of the artist whom no training split holds."""
+    folder, chosen = ROOT / "examples" / "drawings", example_drawings.choose()
+    archive = zipfile.ZipFile(ROOT / "jaxclip" / "data_files" / "emoji.zip")
+    assert sorted(path.name for path in folder.glob("*.*")) == sorted(chosen)
+    assert len(chosen) == 200 and set(load_emoji("test").files) >= set(chosen.values())
+    for name, member in chosen.items():
+        assert (folder / name).read_bytes() == archive.read(member), name
+    assert sum(path.stat().st_size for path in folder.glob("*.*")) < 1e6
 
 
 def test_extras_are_explained() -> None:
