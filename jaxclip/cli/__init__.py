@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxclip.cli.classify import classify
+from jaxclip.cli.demo import demo
 from jaxclip.cli.doctor import doctor
 from jaxclip.cli.embed import embed
 from jaxclip.cli.evaluate import evaluate
@@ -47,6 +48,7 @@ COMMANDS = (
     doctor,
     plan,
     interpolate,
+    demo,
 )
 
 

@@ -38,6 +38,7 @@ def classify(
     threshold: float | None = None,
     scores: Literal["probability", "cosine"] = "probability",
     csv: Path | None = None,
+    html: Path | None = None,
     force: bool = False,
     as_json: AsJson = False,
 ) -> int:
@@ -65,7 +66,8 @@ def classify(
         threshold: Show labels of at least this score only.
         scores: The score that is shown and that --threshold means.
         csv: A CSV file to write a line a label to; rows that are done are in it at any time.
-        force: Overwrite the CSV file.
+        html: A file to write one self-contained page to at the end, with thumbnails and bars.
+        force: Overwrite the CSV file and the page.
         as_json: Print one JSON object a picture instead of tables.
     """
     from jaxclip.evaluation.prompts import read_templates
@@ -75,8 +77,9 @@ def classify(
     paths = find_given(pictures)
     if top is not None:
         require_whole_flag("--top", top, 1)
-    if csv is not None:
-        require_free("--csv", csv, force)
+    for flag, path in (("--csv", csv), ("--html", html)):
+        if path is not None:
+            require_free(flag, path, force)
     opened = open_model(model)
     clip, _ = load_model(opened, of=model, tower="text", arrange=True)
     from jaxclip.evaluation.classified import LabelClassifier
@@ -86,7 +89,7 @@ def classify(
     del clip  # one tower after the other: only the larger one has to fit into memory
     clip, preprocess = load_model(opened, of=model, tower="image", arrange=True)
     left_out = LeftOut(len(paths))
-    with RowWriter(model, _kind(clip), scores, csv, as_json) as output:
+    with RowWriter(model, _kind(clip), scores, csv=csv, html=html, json=as_json) as output:
         try:
             with progress_bar("classifying", len(paths), output.leaves_terminal()) as advance:
                 rows = _classify(clip, preprocess.safe, classifier, paths, left_out, advance)

@@ -1,4 +1,4 @@
-"""Rows of classified pictures on their way out: tables, JSON lines, CSV, each row at once."""
+"""Rows of classified pictures on their way out: tables, JSON lines, CSV, and a page at the end."""
 
 import csv as csv_format
 import json
@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from rich.table import Table
 
-from jaxclip.cli.shared import print_table, warn_embedded
+from jaxclip.cli.shared import print_table, warn_embedded, write_page
 
 if TYPE_CHECKING:
     from jaxclip.evaluation.classified import ClassifiedPicture
@@ -19,12 +19,24 @@ COLUMNS = ("picture", "rank", "label", "probability", "cosine", "none_fits")
 class RowWriter:
     """Writes rows as tables or JSON lines on standard output, and as CSV (RFC 4180) to a file.
 
-    The file is made with the first row, and every row is in it as soon as it is written.
+    The file is made with the first row, and every row is in it as soon as it is written. A page
+    (`html`) is written at the end, also of an interrupted command, with the rows until then.
     """
 
-    def __init__(self, model: str, kind: str, scores: str, csv: Path | None, json: bool) -> None:
-        self.model, self.kind, self.scores, self.csv, self.json = model, kind, scores, csv, json
+    def __init__(
+        self,
+        model: str,
+        kind: str,
+        scores: str,
+        *,
+        csv: Path | None = None,
+        html: Path | None = None,
+        json: bool = False,
+    ) -> None:
+        self.model, self.kind, self.scores = model, kind, scores
+        self.csv, self.html, self.json = csv, html, json
         self.count = 0
+        self.rows: list[ClassifiedPicture] = []  # of the page
         self.file: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -33,10 +45,15 @@ class RowWriter:
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
             self.file.close()
+        if self.html is not None and self.rows:
+            self._write_page(self.html)
 
     def leaves_terminal(self) -> bool:
         """Whether a progress bar has the terminal for itself."""
-        return (self.csv is not None and not self.json) or not sys.stdout.isatty()
+        return (self._has_file() and not self.json) or not sys.stdout.isatty()
+
+    def _has_file(self) -> bool:
+        return self.csv is not None or self.html is not None
 
     def write(self, row: "ClassifiedPicture") -> None:
         """Write one row, at once."""
@@ -45,9 +62,11 @@ class RowWriter:
         self.count += 1
         if self.csv is not None:
             self._write_csv(row, self.csv)
+        if self.html is not None:
+            self.rows.append(row)
         if self.json:
             self._print_json(row)
-        elif self.csv is None:
+        elif not self._has_file():
             self._print_table(row)
 
     def _write_csv(self, row: "ClassifiedPicture", path: Path) -> None:
@@ -63,6 +82,13 @@ class RowWriter:
         ]
         csv_format.writer(self.file).writerows(lines or [(row.picture, "", "", "", "", mark)])
         self.file.flush()
+
+    def _write_page(self, path: Path) -> None:
+        from jaxclip.search.classified_page import classified_page
+
+        title = f"{self.count} pictures, classified by {self.model}"
+        alone = self.kind == "sigmoid"
+        write_page(path, classified_page(title, self.rows, alone=alone))
 
     def _print_json(self, row: "ClassifiedPicture") -> None:
         record = {"picture": row.picture, "model": self.model, "policy": "safe"}

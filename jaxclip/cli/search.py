@@ -1,7 +1,7 @@
 """Commands over a folder of pictures and its index: index, search, similar."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
+from jaxclip.cli.given import require_free
 from jaxclip.cli.search_folder import PictureFolder, open_index, update_index
 from jaxclip.cli.shared import (
     AsJson,
@@ -16,8 +17,8 @@ from jaxclip.cli.shared import (
     print_line,
     print_table,
     require_whole_flag,
-    stderr,
     warn_embedded,
+    write_page,
 )
 
 IndexFlag = Annotated[Path | None, tyro.conf.arg(name="index")]
@@ -132,11 +133,13 @@ def search(
         force: Overwrite the page.
         as_json: Print one JSON object a picture instead of a table.
     """
+    from jaxclip.search.page import page
     from jaxclip.search.query import full_path
 
     _require_texts(words, like, minus)
     require_whole_flag("--top", top, 1, 10**6)
-    _require_free(html, force)
+    if html is not None:
+        require_free("--html", html, force)
     folder = PictureFolder(pictures, index, model)
     with open_index(folder, update) as snapshot:
         hits = snapshot.search(_query(folder, words, like, minus, snapshot), top)
@@ -144,7 +147,7 @@ def search(
     if html is not None:
         title = ", ".join([*words, *(f"like {x}" for x in like), *(f"minus {x}" for x in minus)])
         rows = ((path, (path, f"{score:.3f}")) for path, score in found)
-        _write_page(html, title, rows)
+        write_page(html, page(title, rows))
     if as_json:
         for path, score in found:
             print(json.dumps({"picture": path, "score": score, "model": model}))
@@ -156,25 +159,6 @@ def search(
         table.add_row(f"{score:.3f}", path)
     print_table(table)
     return 0
-
-
-def _require_free(html: Path | None, force: bool) -> None:
-    from jaxclip.files import require_writable
-
-    if html is None:
-        return
-    if html.exists() and not force:
-        raise UsageError(f"{html} is there already; add --force or another --html")
-    require_writable(html)
-
-
-def _write_page(path: Path, title: str, rows: Iterable[tuple[str, Sequence[str]]]) -> None:
-    from jaxclip.checkpoint import replacing
-    from jaxclip.search.page import page
-
-    with replacing(path) as temporary:
-        temporary.write_text(page(title, rows), encoding="utf-8", errors="backslashreplace")
-    stderr.print(f"wrote {path}", soft_wrap=True)
 
 
 def similar(

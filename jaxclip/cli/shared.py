@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -153,3 +154,12 @@ def print_table(table: Any) -> None:
 def print_line(text: object) -> None:
     """Print a line on standard output, with what could steer a terminal escaped."""
     print(printable(text))
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page of HTML and say so; it appears whole or not at all."""
+    from jaxclip.checkpoint import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    stderr.print(f"wrote {path}", soft_wrap=True)

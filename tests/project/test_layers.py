@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parity": BASE | MIDDLE,
     "search": BASE | MIDDLE | {"hub", "terminal"},
     "doctor": BASE | MIDDLE | {"hub", "parity"},
-    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor", "search"},
+    "demo": BASE | MIDDLE | {"hub", "search", "terminal"},
+    "cli": BASE | MIDDLE | {"hub", "parity", "terminal", "doctor", "search"} | {"demo"},
     "__main__": {"cli"},
     # the public face: what it names is imported on first use, see test_package.py
     "__init__": BASE | MIDDLE | {"hub", "parity", "doctor"},

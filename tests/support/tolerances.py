@@ -218,6 +218,13 @@ TOLERANCES: dict[str, tuple[float, str]] = {
         "absolute; the same float16 vectors, up to 512 terms, float32 sums in another order: 4e-7",
     ),
     "pictures": (1e-6, "augmented pictures in 0..1, on one device and on eight: 0"),
+    # evaluation/relevance.py
+    "relevance": (
+        1e-5,
+        "maps of a batch in another order, and the features of a tower that is cut in two, four "
+        "kinds of towers: 0; a neighbour's map: 0.83 and more; a rollout from the last block to "
+        "the first: more than 1e-3",
+    ),
 }
 
 

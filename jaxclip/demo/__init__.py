@@ -1,0 +1,1 @@
+"""A local page: classify, search a folder, see where a model looks, compare pictures and texts."""
