@@ -124,7 +124,7 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
       ValueError: a text is none of these, or a template has no slot.
 
     >>> read_templates(["{}", "fashion_mnist"])
-    ('{}', 'a photo of a {}, a type of clothing.')
+    ('{}', 'a photo of a {}.')
     """
     found: list[str] = []
     for text in given:
