@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from jaxclip.cli.shared import stderr
+
 CLDR = ("cldr-annotations-full", "48.2.0")
 SKIN_TONE = re.compile(
     r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?(?=-|$)|-tone[1-5]"
@@ -30,6 +32,7 @@ def fetch(package: str, version: str, folder: Path) -> Path:
     """
     unpacked = folder / f"{package.replace('/', '+')}@{version}"
     if not unpacked.exists():
+        stderr.print(f"fetching {package} {version}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             with tarfile.open(_npm_pack(f"{package}@{version}", Path(temporary))) as archive:

@@ -152,7 +152,7 @@ def write_icons(
         write_member(archive, "credits.json", table.encode(), zipfile.ZIP_DEFLATED)
 
 
-def credits_table(credits: Sequence[dict[str, Any]]) -> str:
+def credits_page(credits: Sequence[dict[str, Any]]) -> str:
     """The credits as a Markdown page."""
     rows = [CREDITS_HEADER, "| set | author | licence | drawings |", "|---|---|---|---|"]
     for found in credits:

@@ -16,7 +16,6 @@ Every order is sorted, nothing is random, dates are fixed: resvg-py 0.5.0, libwe
 import dataclasses
 import hashlib
 import sys
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,13 +28,14 @@ from experiments.recipes.icon_drawings import BLACK, COLOUR, draw_icons, thin_ou
 from experiments.recipes.icon_file import (
     ICONIFY,
     count_pictures,
-    credits_table,
+    credits_page,
     usefulness,
     write_icons,
 )
 from jaxclip.checkpoint import replacing
 from jaxclip.cli.shared import stderr
 from jaxclip.cli.usage import Positive
+from jaxclip.files import require_writable
 
 SHA256 = "9296f0cded316ad113a6812fa792b4006082710ab5012d97296c97d5c5e46174"
 
@@ -56,9 +56,9 @@ def make(flags: Flags) -> None:
     """Fetch, draw, thin, pack."""
     import resvg_py  # noqa: F401  (one line where it is missing, before anything is fetched)
 
+    require_writable(flags.out)
     names = cldr_names(fetch(*CLDR, flags.work))
     icons, credits = choose_icons(fetch(*ICONIFY, flags.work), names)
-    stderr.print(f"{len(icons)} icons of {len(credits)} sets")
     pictures, kinds = draw_icons(icons, flags.workers, flags.work / "drawings")
     stay = thin_out(icons, pictures, kinds)
     black = [i for i in stay if kinds[i] == BLACK]
@@ -66,27 +66,28 @@ def make(flags: Flags) -> None:
     order = [i for i in stay if kinds[i] == COLOUR] + black
     chosen = [icons[i] for i in order]
     counted = count_pictures(chosen, credits)
-    write_icons(
-        flags.out,
-        chosen,
+    columns = (
         [pictures[i] for i in order],
         [int(kinds[i]) for i in order],
         [ranks.get(i, 0) for i in order],
-        names,
-        counted,
     )
+    write_icons(flags.out, chosen, *columns, names, counted)
     if flags.credits:
         with replacing(flags.credits) as temporary:
-            temporary.write_text(credits_table(counted), encoding="utf-8")
+            temporary.write_text(credits_page(counted), encoding="utf-8")
     print(
-        f"{flags.out}: {len(order)} drawings, {len(black)} of them black, "
-        f"{len({icon.caption for icon in chosen})} captions, {len(counted)} sets, "
-        f"usefulness of the black {sorted(Counter(ranks.values()).items())}"
+        f"{flags.out}: {len(order)} of {len(icons)} drawings, {len(black)} of them black, "
+        f"{len({icon.caption for icon in chosen})} captions, {len(counted)} sets"
     )
-    digest = hashlib.sha256(flags.out.read_bytes()).hexdigest()
+    compare_digest(flags.out)
+
+
+def compare_digest(out: Path) -> None:
+    """Print one line where the bytes are not those that the released versions give."""
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
     if digest != SHA256:
         versions = f"resvg-py {version('resvg-py')}, libwebp {features.version('webp')}"
-        stderr.print(f"{flags.out}: expected SHA-256 {SHA256}, got {digest} ({versions})")
+        stderr.print(f"{out}: expected SHA-256 {SHA256}, got {digest} ({versions})")
 
 
 if __name__ == "__main__":

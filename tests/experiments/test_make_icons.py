@@ -264,11 +264,11 @@ def test_usefulness_counts_common_words_and_sets() -> None:
     assert list(ranks.values()) == [0, 1, 2, 2, 3]
 
 
-def test_the_table_of_credits_names_author_address_and_licence() -> None:
+def test_the_page_of_credits_names_author_address_and_licence() -> None:
     known = {"name": "Set", "author": "A", "url": "https://a.org", "licence": "MIT"}
     found = [known | {"licence_url": None, "pictures": 1200}]
     row = "| [Set](https://a.org) | A | MIT | 1,200 |"
-    assert icon_file.credits_table(found).splitlines()[-1] == row
+    assert icon_file.credits_page(found).splitlines()[-1] == row
 
 
 # Drawing ------------------------------------------------------------------------------------------
