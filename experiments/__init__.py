@@ -24,6 +24,7 @@ Beside them
   recipes.example_drawings
                      embedded pictures and model, Fashion-MNIST, drawings of docs/playground/ and of
                      examples/drawings/
+  recipes.make_icons 131,066 openly licensed icons with captions, to train the embedded model on
 """
 
 import importlib.util

@@ -13,6 +13,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 PARITY = "test,parity"  # the helpers that the parity tests share need pytest
 EXTRAS = {  # the extra that has a package which the core lacks
     "sklearn": "test",
+    "resvg_py": "recipes",
     **dict.fromkeys(("jupytext", "nbclient", "ipykernel", "latex2mathml"), "docs"),
     **dict.fromkeys(("mdit_py_plugins", "pygments"), "docs"),
     **dict.fromkeys(("pytest", "torch", "torchvision", "open_clip", "transformers"), PARITY),

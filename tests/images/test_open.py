@@ -295,7 +295,7 @@ def test_pictures_are_opened_in_one_place() -> None:
     """Elsewhere only what draws its own pictures, and the programs that we compare with."""
     own = {
         "jaxclip/images/open.py",
-        "experiments/recipes/make_emoji.py",
+        "experiments/recipes/artwork.py",
         "experiments/bench/preprocess.py",
         "experiments/lib/peers/official_run.py",
     }
