@@ -42,9 +42,9 @@ def told(answer: Callable[..., str]) -> Callable[..., tuple[str, str]]:
 
 def _picture(label: str, examples: Sequence[str], value: str | None = None) -> Any:
     sources: Any = ["upload", "clipboard"]
-    picture = gr.Image(value, label=label, sources=sources, height=260, buttons=[])
+    picture: Any = gr.Image(value, label=label, sources=sources, height=260, buttons=[])
     # Not a subclass: gradio would write a stub of it beside this file.
-    picture.preprocess = _upload  # type: ignore[method-assign]
+    picture.preprocess = _upload
     if examples:
         gr.Examples([[path] for path in examples], picture, label="or one of these")
     return picture
