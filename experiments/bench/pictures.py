@@ -17,7 +17,8 @@ def make(folder: Path, count: int, photos: Path | None = None, seed: int = 0) ->
 
     ValueError if the folder holds no picture.
     """
-    sources = sorted(p for p in (photos or ROOT / "examples").iterdir() if p.suffix != ".md")
+    there = (photos or ROOT / "examples").iterdir()
+    sources = sorted(path for path in there if path.is_file() and path.suffix != ".md")
     opened = [open_image(path).convert("RGB") for path in sources]
     if not opened:
         raise ValueError(f"{photos} holds no picture; name a folder of photographs")
