@@ -21,9 +21,9 @@ from jaxclip.models.clip import Clip
 from jaxclip.models.encoders import Encoders
 from jaxclip.models.layers import Numerics, Taps, Transformer, rematerialise
 from jaxclip.models.parameters import PRODUCTS, copy_tree
+from jaxclip.models.pools import ProbeAttention
 from jaxclip.models.resnet import AveragePool, BatchNorm, Convolution, ModifiedResNet
 from jaxclip.models.single import SingleTower
-from jaxclip.models.vit import ProbeAttention
 
 Array = jax.Array
 Swaps = dict[type, type]

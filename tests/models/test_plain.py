@@ -52,7 +52,7 @@ def test_the_models_are_short():
     towers = ("layers.py", "vit.py", "resnet.py", "text.py")
     assert sum(len(f.read_text().splitlines()) for f in FILES if f.name in towers) < 950
     lines = {file.name: code_lines(file.read_text()) for file in FILES}
-    assert sum(lines.values()) < 1100, lines
+    assert sum(lines.values()) < 1200, lines
 
 
 def test_lines_of_code_are_counted():

@@ -54,7 +54,9 @@ TOWERS = {"vit", "resnet", "text"}
 MODELS_MAY_IMPORT: dict[str, set[str]] = {
     "starts": set(),
     "layers": {"starts"},
+    "pools": {"layers", "starts"},
     **{tower: {"layers", "starts"} for tower in TOWERS},
+    "vit": {"layers", "starts", "pools"},
     "parameters": set(),
     "inputs": set(),
     "encoders": {"layers", "parameters", "inputs"},
