@@ -44,24 +44,38 @@ class Stream(Protocol):
         """Continue from the positions of all processes, which may have been more or fewer."""
 
 
-class DrawingStream:
-    """Named pictures in memory: `drawings`, `mirrorable` and `tokens` of every step."""
+class _InMemory:
+    """What streams of drawings in memory share: their position is a step."""
 
     def __init__(
         self,
-        pictures: EmojiPictures,
         *,
         size: int,
         batch_size: int,
-        seed: int,
         text_length: int,
         preprocessing: PictureConfig = CLIP_PICTURES,
         text: TextConfig = CLIP,
     ) -> None:
         self.size, self.preprocessing = size, preprocessing
-        self.batches = EmojiBatches(pictures, batch_size, seed)
         self.cutter = Cutter(text_length, "captions", text)
         self.rows, self.step = own_rows(batch_size), 0
+
+    @property
+    def position(self) -> int:
+        return self.step
+
+    def seek(self, positions: Sequence[int]) -> None:
+        self.step = min(positions)
+
+
+class DrawingStream(_InMemory):
+    """Named pictures in memory: `drawings`, `mirrorable` and `tokens` of every step."""
+
+    def __init__(
+        self, pictures: EmojiPictures, *, batch_size: int, seed: int, **options: Any
+    ) -> None:
+        super().__init__(batch_size=batch_size, **options)
+        self.batches = EmojiBatches(pictures, batch_size, seed)
 
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
         return augment_drawings(batch, key, size=self.size, pictures=self.preprocessing)
@@ -76,15 +90,8 @@ class DrawingStream:
             "tokens": self.cutter(batch.captions[self.rows]),
         }
 
-    @property
-    def position(self) -> int:
-        return self.step
 
-    def seek(self, positions: Sequence[int]) -> None:
-        self.step = min(positions)
-
-
-class MixedDrawings:
+class MixedDrawings(_InMemory):
     """Emoji and icons in memory: `drawings`, `black`, `mirrorable` and `tokens` of every step.
 
     Args:
@@ -97,20 +104,16 @@ class MixedDrawings:
         parts: Sequence[EmojiPictures],
         shares: Sequence[float],
         *,
-        size: int,
         batch_size: int,
         seed: int,
-        text_length: int,
-        preprocessing: PictureConfig = CLIP_PICTURES,
-        text: TextConfig = CLIP,
+        **options: Any,
     ) -> None:
+        super().__init__(batch_size=batch_size, **options)
         sizes = sorted({part.images.shape[1:3] for part in parts})
         if len(sizes) > 1:
             raise ValueError(f"data: expected drawings of one size, got {sizes}")
-        self.size, self.preprocessing, self.parts = size, preprocessing, parts
+        self.parts = parts
         self.batches = MixedBatches(parts, shares, batch_size, seed, SIDED)
-        self.cutter = Cutter(text_length, "captions", text)
-        self.rows, self.step = own_rows(batch_size), 0
 
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
         return augment_icons(batch, key, size=self.size, pictures=self.preprocessing)
@@ -127,13 +130,6 @@ class MixedDrawings:
             "mirrorable": np.concatenate([batch.mirrorable for batch in batches])[self.rows],
             "tokens": self.cutter(captions[self.rows]),
         }
-
-    @property
-    def position(self) -> int:
-        return self.step
-
-    def seek(self, positions: Sequence[int]) -> None:
-        self.step = min(positions)
 
 
 class PairStream:
