@@ -80,7 +80,7 @@ def held_out(icons: Path | None) -> dict[str, EmojiPictures]:
 
 
 def painted(pictures: EmojiPictures, size: int) -> EmojiPictures:
-    """The pictures as training paints and places them; all are taken to be in black but emoji."""
+    """The pictures as training paints and places them; black ones get a colour."""
     n = len(pictures.names)
     black = np.repeat(not pictures.images[..., :3].any(), n)
     made = paint_drawings(jax.random.key(1), pictures.images, black, size, np.zeros(n, bool))
@@ -130,14 +130,16 @@ def calibrate(model: Any, sets: dict[str, EmojiPictures]) -> tuple[float, dict[s
     return fitted, {"labels": LABELS, "log_scale": [before, fitted], "errors": errors}
 
 
-def scores(model: Any, sets: dict[str, EmojiPictures], icons: Path | None) -> dict[str, Any]:
+def score(
+    model: Any, sets: dict[str, EmojiPictures], training: Sequence[EmojiPictures]
+) -> dict[str, Any]:
     """{set: accuracy, its floor by pixels, chance}, on drawings as they are."""
     rows = {}
     for name, pictures in sets.items():
         names = set(pictures.names)
         known = [
             dataclasses.replace(part, images=as_rgba(part.images))
-            for part in (select_names(x, names) for x in training_pictures(icons))
+            for part in (select_names(x, names) for x in training)
             if part.names
         ]
         floor = nearest_pixels(pictures, _joined(known))
@@ -170,11 +172,12 @@ def work(flags: Flags) -> None:
     log_scale, notes["calibration"] = calibrate(model, sets)
     flat["logit_scale"] = np.float32(log_scale)
     notes["scores"] = json.loads((flags.run / "result.json").read_text())["scores"]["model"]
-    rows = used_rows(training_pictures(flags.icons), config.text.context_length)
+    training = training_pictures(flags.icons)
+    rows = used_rows(training, config.text.context_length)
     half = {name: np.asarray(array).astype(np.float16) for name, array in flat.items()}
     checkpoint.save(TARGET, checkpoint.keep_rows(half, rows), config, notes)
     print(f"{TARGET}: {TARGET.stat().st_size / 1e6:.1f} MB, {len(rows)} rows of the token table")
-    told = scores(model, sets | {"the unseen artist": load_unseen_artist()}, flags.icons)
+    told = score(model, sets | {"the unseen artist": load_unseen_artist()}, training)
     record = {"scores": told, "calibration": notes["calibration"], "icons": bool(flags.icons)}
     with checkpoint.replacing(RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")

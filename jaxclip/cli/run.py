@@ -110,8 +110,8 @@ def icons_beside_emoji(data: tuple[str, ...]) -> Path | None:
     path = Path(data[-1])
     if len(data) != 2 or data[0] != "emoji" or not is_icons(path):
         raise UsageError(
-            f'data: expected "emoji" alone or beside one zip of icons, which are in memory as it '
-            f"is, got {' '.join(data)}"
+            'data: expected "emoji", alone or beside one zip of icons (experiments.make_icons), '
+            f"got {' '.join(data)}; train on other data without it"
         )
     return path
 

@@ -38,7 +38,7 @@ class TrainFlags:
     """
 
     data: tyro.conf.Positional[tuple[str, ...]] = ()
-    """"emoji", or one or more data sets."""
+    """"emoji", "emoji" and a zip of icons (experiments.make_icons), or one or more data sets."""
     recipe: RecipeFlags = dataclasses.field(default_factory=UncheckedRecipe)
     execution: ExecutionFlags = Execution()
     preset: Preset = "quick"
@@ -110,4 +110,4 @@ class TrainFlags:
 
     def run_folder(self) -> Path:
         """--out, or its default."""
-        return self.out or Path("runs", "emoji" if self.data == ("emoji",) else "pairs")
+        return self.out or Path("runs", "emoji" if "emoji" in self.data else "pairs")

@@ -96,7 +96,7 @@ class UnseenArtists:
         self.emoji = emoji
         known = caption_names(icons) | set(load_emoji("train").names)
         found = {artist: load_held_out(icons, artist, known) for artist in HELD_OUT}
-        self.artists = {name: Evaluation(icons, icons.names) for name, icons in found.items()}
+        self.artists = {name: Evaluation(own, own.names) for name, own in found.items()}
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Scores by name; those of an artist begin with the artist's name."""

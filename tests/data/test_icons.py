@@ -143,6 +143,12 @@ def test_a_batch_too_small_for_its_sets_is_refused() -> None:
         MixedBatches([named(30), named(30)], [9, 1], 8, seed=0)
 
 
+def test_too_few_names_end_in_one_line_and_not_in_a_search_without_end() -> None:
+    mixed = MixedBatches([named(12), named(8)], [1, 1], 16, seed=0)  # 12 names in all
+    with pytest.raises(ValueError, match="more than a set of 8 names can give"):
+        mixed.at(0)
+
+
 def test_the_stream_marks_what_is_black() -> None:
     parts = [named(30), named(40, 10, 1)]
     stream = MixedDrawings(parts, [1, 1], size=SIZE, batch_size=20, seed=0, text_length=8)

@@ -145,7 +145,14 @@ class MixedBatches:
 
     @staticmethod
     def _another(part: EmojiBatches, taken: set[str], rng: np.random.Generator) -> int:
-        while True:
-            group = part.groups[rng.integers(len(part.groups))]
+        """A picture whose name is free: of a random name, or of the first free one after it."""
+        count = len(part.groups)
+        first = int(rng.integers(count))
+        for i in range(count):
+            group = part.groups[(first + i) % count]
             if part.pictures.names[group[0]] not in taken:
                 return int(rng.choice(group))
+        raise ValueError(
+            f"batch_size: expected fewer pictures, got more than a set of {count} names can give, "
+            "no name twice"
+        )
