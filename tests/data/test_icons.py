@@ -189,11 +189,33 @@ def test_what_is_black_is_painted_so_that_it_stands_out() -> None:
     assert pictures[:, 16, 16].std(axis=0).min() > 0.15  # of many colours
 
 
-def test_what_is_in_colour_keeps_its_colour() -> None:
+def test_what_is_in_colour_keeps_its_colour(monkeypatch) -> None:
+    monkeypatch.setattr(paint, "INK", 0.0)
     red = np.concatenate([np.full((1, 32, 32, 1), 255), np.zeros((1, 32, 32, 2)), disc()], axis=-1)
     centre = painted(100, False, red.astype(np.uint8))[:, 16, 16]
     seen = centre[centre.std(axis=1) > 0.05]  # some are made grey
     assert len(seen) > 80 and (seen.argmax(axis=1) == 0).mean() > 0.9
+
+
+def test_ink_is_the_darker_part_the_brighter_part_or_the_outline() -> None:
+    opacity = (disc()[0] / 255).astype(np.float32)
+    colours = np.zeros((32, 32, 3), np.float32) + 0.2 * opacity
+    colours[:, 16:] += 0.6 * opacity[:, 16:]  # a disc, dark on the left and bright on the right
+    keys = jax.random.split(jax.random.key(0), 300)
+    inked = jax.vmap(paint.ink, in_axes=(0, None, None))(keys, colours, opacity)
+    left, right, edge = (np.asarray(inked)[:, 16, x, 0] for x in (10, 21, 15))
+    darker, brighter = (left > 0.9) & (right < 0.6), (right > 0.9) & (left < 0.6)
+    outlined = (left < 0.01) & (right < 0.01) & (edge == 1)
+    assert (darker | brighter | outlined).all()
+    assert min(darker.mean(), brighter.mean(), outlined.mean()) > 0.25
+    assert np.asarray(inked)[:, 0, 0].max() == 0  # no ink outside of the drawing
+
+
+def test_a_share_of_what_is_in_colour_is_inked_and_painted() -> None:
+    red = np.concatenate([np.full((1, 32, 32, 1), 255), np.zeros((1, 32, 32, 2)), disc()], axis=-1)
+    centre = painted(400, False, red.astype(np.uint8))[:, 16, 16]
+    other = (centre.argmax(axis=1) != 0) & (centre.std(axis=1) > 0.05)  # outlines show the ground
+    assert paint.INK / 4 < other.mean() < paint.INK
 
 
 def test_grounds_are_white_plain_or_uneven() -> None:
