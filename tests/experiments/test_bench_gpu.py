@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from experiments.bench.gpu import child, command, page, record, rows
+from experiments.bench.gpu import child, command, gradients, page, record, rows
 
 ROOT = Path(__file__).parents[2]
 ODD = "tests.support.odd_rows"
-PARTS = ("golden", "step", "kernels", "peer", "attention", "loss", "inference")
+PARTS = ("golden", "gradients", "step", "kernels", "peer", "attention", "loss", "inference")
 
 
 def bench(*arguments: str) -> list[str]:
@@ -63,6 +63,14 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     subprocess.run(whole, cwd=ROOT, capture_output=True, check=True)
     again = record.read(out)
     assert again[: len(kept)] == kept and len(again) == 6
+
+
+def test_a_gradient_beyond_its_bound_is_a_failure(monkeypatch) -> None:
+    found = gradients.gradients("tiny", 4, "bfloat16")
+    assert 1e-4 < found["error"] < gradients.BOUNDS["bfloat16"] and found["arrays"] == 38
+    monkeypatch.setitem(gradients.BOUNDS, "bfloat16", found["error"] / 2)
+    with pytest.raises(ValueError, match="expected an error of at most"):
+        gradients.gradients("tiny", 4, "bfloat16")
 
 
 def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ Command:   python -m experiments.bench gpu --minutes 8 [--peer-python PYTHON] [-
 Result:    docs/gpu.json, complete after each row. Cut it off at any moment: the same command goes
            on from there, and measures nothing twice that card, versions and code have in common.
 
-In this order: the golden ladder (float32, highest); the training steps of ViT-L/14 and ViT-B/32 as
-shipped, each beside open_clip compiled; the attention table; the steps of RN50, ViT-B/16 and
-ViT-L/14@336px; the losses; inference; the largest batch by policy; the other policies. The first 8
-minutes should reach the end of the attention table on an H100, and 50 the end of all. Each row runs
-in a process of its own. docs/gpu.md says what to install.
+In this order: the golden ladder (float32, highest); gradients beside the CPU's; the training steps
+of ViT-L/14 and ViT-B/32 as shipped, each beside open_clip compiled; the attention table; the steps
+of RN50, ViT-B/16 and ViT-L/14@336px; the losses; inference; the largest batch by policy; the other
+policies. The first 9 minutes should reach the end of the attention table on an H100, and 50 the end
+of all. Each row runs in a process of its own. docs/gpu.md says what to install.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from typing import Literal
 
 from experiments.bench.gpu import child, page, record
 from experiments.bench.gpu.record import Origin, Record
-from experiments.bench.gpu.rows import PARTS, REAL, TINY, Row, golden, plan
+from experiments.bench.gpu.rows import PARTS, REAL, TINY, Row, golden, gradients, plan
 from jaxclip.cli.shared import stderr
 from jaxclip.cli.usage import USAGE, parse
 from jaxclip.files import require_writable
@@ -109,7 +109,7 @@ def origins(card: str, peer: dict[str, str]) -> dict[str, Origin]:
     packages = child.versions(PACKAGES) | driver() | flags
     ours = Origin(card, packages, record.digest(*record.OURS))
     theirs = Origin(card, peer | driver(), record.digest(*record.PEER))
-    parts = ("golden", "step", "kernels", "attention", "loss", "inference")
+    parts = ("golden", "gradients", "step", "kernels", "attention", "loss", "inference")
     return {**dict.fromkeys(parts, ours), "peer": theirs}
 
 
@@ -182,7 +182,8 @@ def measure(flags: Flags) -> int:
 
 def verdict(kept: Record, *, tiny: bool) -> int:
     """The exit code: 1 where an answer is wrong, and in a tiny run where any row has failed."""
-    wrong = [str(row) for row in golden() if kept.outcome(row) == "failed"]
+    right = (*golden(), *gradients(REAL))
+    wrong = [str(row) for row in right if kept.outcome(row) == "failed"]
     if tiny:
         wrong = [f"{row['part']}: {row['failed']}" for row in kept.rows if "failed" in row]
     if wrong:

@@ -17,6 +17,7 @@ import jaxclip
 from experiments.bench.batches import arrays
 from experiments.bench.gpu import child, trace
 from experiments.bench.gpu.attention import attention as measure_attention
+from experiments.bench.gpu.gradients import gradients
 from experiments.bench.gpu.rows import CONFIGS, PEAKS, chip
 from experiments.bench.training import ours
 from jaxclip import hardware, parity
@@ -196,6 +197,7 @@ def inference(model: str, dtype: str, batch: int) -> Measured:
 MEASURES = {
     "device": device,
     "golden": golden,
+    "gradients": gradients,
     "step": step,
     "kernels": kernels,
     "attention": attention,

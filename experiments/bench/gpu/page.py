@@ -60,6 +60,14 @@ class Tables:
         ]
         return _table(heads, lines) if lines else ""
 
+    def gradients(self) -> str:
+        heads = ("gradient beside the CPU's", "error", "worst array's", "array", "on")
+        lines = [
+            (f"{s['model']}, {s['batch']}, {s['dtype']}", *_errors(m), m["worst"], on)
+            for s, m, on in self._of("gradients")
+        ]
+        return _table(heads, lines) if lines else ""
+
     def steps(self) -> str:
         """Each model's steps beside the peer's, on the same card."""
         lines: list[list[object]] = []
@@ -118,6 +126,10 @@ def _first(pair: tuple[int, Mapping[str, Any]]) -> int:
     return pair[0]
 
 
+def _errors(measured: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{measured['error']:.1e}", f"{measured['worst error']:.1e}"
+
+
 def _is_step(row: Mapping[str, Any], model: str, batch: int) -> bool:
     settings = row["settings"]
     named = row["part"] in ("step", "peer")
@@ -137,7 +149,7 @@ def _utilised(peer: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
 def tables(rows: Rows) -> str:
     """The tables of docs/gpu.md."""
     made = Tables(rows)
-    parts = [made.golden(), made.steps(), made.kernels()]
+    parts = [made.golden(), made.gradients(), made.steps(), made.kernels()]
     parts += [made.plain("attention", _attention_name), made.plain("loss", _loss_name)]
     parts += [made.plain("inference", _inference_name), made.largest()]
     parts += ["\n".join(f"{i}. {origin}" for i, origin in enumerate(made.origins, 1))]

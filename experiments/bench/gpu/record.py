@@ -21,7 +21,7 @@ OUTCOMES = ("measured", "failed", "skipped")
 KEYS = ("part", "settings", "card", "versions", "code", "date", "tries")
 OURS = ("jaxclip", "convert", "experiments/bench/training.py")
 OURS += ("experiments/bench/batches.py", "experiments/bench/gpu/measure.py")
-OURS += ("experiments/bench/gpu/attention.py",)
+OURS += ("experiments/bench/gpu/attention.py", "experiments/bench/gpu/gradients.py")
 PEER = ("experiments/bench/open_clip_training.py", "experiments/bench/batches.py")
 PEER += ("experiments/bench/gpu/peer.py",)
 

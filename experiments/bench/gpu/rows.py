@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 
-PARTS = ("golden", "steps", "attention", "losses", "inference", "largest", "policies")
+PARTS = ("golden", "gradients", "steps", "attention", "losses", "inference", "largest", "policies")
 POLICIES = ("none", "products_and_attention", "products", "full")  # the least recomputed first
 KERNELS = ("einsum", "cudnn", "xla")
 LOSSES = ("dense", "chunked", "ring")
@@ -46,6 +46,8 @@ class Sizes:
 
     steps: tuple[tuple[str, int, tuple[str, ...]], ...]
     """(model, batch, kernels of attention)"""
+    gradients: tuple[tuple[str, int], ...]
+    """(model, batch)"""
     attention: tuple[tuple[int, int, int, bool], ...]
     """(tokens, batch, heads, causal), heads of 64 channels"""
     pairs: tuple[int, ...]
@@ -67,6 +69,7 @@ REAL = Sizes(
         ("ViT-B/16", 512, ("auto", "cudnn")),  # of these lengths the table has no row yet
         ("ViT-L/14@336px", 48, ("auto", "cudnn")),
     ),
+    gradients=(("ViT-B/32", 8), ("RN50", 8)),
     attention=(
         (257, 128, 16, False),
         (77, 1024, 8, True),
@@ -81,6 +84,7 @@ REAL = Sizes(
 )
 TINY = Sizes(
     steps=(("tiny", 4, ("auto",)),),
+    gradients=(("tiny", 4),),
     attention=((17, 2, 1, False), (9, 2, 1, True)),
     pairs=(64,),
     width=24,
@@ -103,6 +107,7 @@ def plan(sizes: Sizes, parts: tuple[str, ...], outcome: Callable[[Row], str | No
     early, late = sizes.steps[:FIRST_STEPS], sizes.steps[FIRST_STEPS:]
     sections: tuple[tuple[str, Callable[[], Plan]], ...] = (
         ("golden", lambda: iter([golden()])),
+        ("gradients", lambda: iter([gradients(sizes)])),
         ("steps", lambda: _steps(early, sizes, outcome)),
         ("attention", lambda: _attention(sizes)),
         ("steps", lambda: _steps(late, sizes, outcome)),
@@ -119,6 +124,13 @@ def plan(sizes: Sizes, parts: tuple[str, ...], outcome: Callable[[Row], str | No
 def golden() -> tuple[Row, ...]:
     """The rows of the golden ladder."""
     return tuple(Row("golden", {"model": name, "precision": "highest"}, 8) for name in GOLDEN)
+
+
+def gradients(sizes: Sizes) -> tuple[Row, ...]:
+    """The rows that compare gradients with the CPU's."""
+    kinds = [(*each, dtype) for each in sizes.gradients for dtype in ("float32", "bfloat16")]
+    names = ("model", "batch", "dtype")
+    return tuple(Row("gradients", dict(zip(names, kind, strict=True)), 15) for kind in kinds)
 
 
 def _step(model: str, batch: int, remat: str, attention: str = "auto") -> Row:
