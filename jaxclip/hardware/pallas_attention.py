@@ -20,12 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxclip.hardware.attention import KEPT
+
 Array = jax.Array
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 WIDTHS = (16, 32, 64, 128)  # channels of a head: Triton's blocks are powers of two
 BLOCK = 64  # queries or keys at a time
 WARPS, STAGES = 4, 2
-KEPT = "fused attention"  # the name of what the backward pass takes from the forward kernel
 HIDDEN = -1e30  # of a hidden key; minus infinity would make NaN of a row that sees none in a block
 
 
@@ -78,13 +79,13 @@ def _store(ref: Any, i: Any, block: Array) -> None:
 def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
     """a b or a b^T in float32; of float32 in full, not as TensorFloat-32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return pl.dot(a, b, trans_b=trans_b, precision=precision)
+    return triton.dot(a, b, trans_b=trans_b, precision=precision)
 
 
 # Kernels: a program has one head's arrays [l, k] as refs, and works on one block of them ----------
 
 
-def _forward_kernel(
+def _attention_forward(
     q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, log_sum_ref: Any, *, shape: _Shape
 ) -> None:
     i = pl.program_id(0)
@@ -112,7 +113,7 @@ def _forward_kernel(
     _store(log_sum_ref, i, largest + jnp.log2(total))
 
 
-def _query_kernel(
+def _attention_backward_queries(
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,
@@ -142,7 +143,7 @@ def _query_kernel(
     _store(dq_ref, i, dq * shape.scale)
 
 
-def _key_kernel(
+def _attention_backward_keys(
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,
@@ -180,7 +181,7 @@ def _key_kernel(
 def _call(
     kernel: Callable[..., None], shape: _Shape, inputs: tuple[Array, ...], results: tuple[Any, ...]
 ) -> Any:
-    """`kernel` for every block of every head of every sequence, on arrays [n, l, a, k] or [n, a, l].
+    """`kernel` for every block of every head of every sequence, of [n, l, a, k] or [n, a, l].
 
     Compiled by Triton, and interpreted on a CPU.
     """
@@ -214,7 +215,7 @@ def _forward(query: Array, key: Array, value: Array, shape: _Shape) -> tuple[Arr
     n, l, a, _ = query.shape
     sums = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    found = _call(_forward_kernel, shape, (query, key, value), (like, sums))
+    found = _call(_attention_forward, shape, (query, key, value), (like, sums))
     mixed, log_sum = (checkpoint_name(each, KEPT) for each in found)
     return mixed, (query, key, value, mixed, log_sum)
 
@@ -224,9 +225,9 @@ def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array, 
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     sums = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
     inputs = (query, key, value, mixed, gradient, log_sum)
-    dq, delta = _call(_query_kernel, shape, inputs, (like, sums))
+    dq, delta = _call(_attention_backward_queries, shape, inputs, (like, sums))
     inputs = (query, key, value, gradient, log_sum, delta)
-    dk, dv = _call(_key_kernel, shape, inputs, (like, like))
+    dk, dv = _call(_attention_backward_keys, shape, inputs, (like, like))
     return dq, dk, dv
 
 
