@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip import hardware
+from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import gpu, pallas_attention
 from jaxclip.hardware.attention import Sequences, choose, padded_length, run_kernel
@@ -26,11 +26,13 @@ from jaxclip.models.layers import Numerics, weigh
 from jaxclip.training import from_recipe, roofline, targets
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
+from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
 
 H100 = "NVIDIA H100 80GB HBM3"
 NO_PLUGIN = find_spec("jax_cuda13_plugin") is None
 MODEL = ClipConfig(VisionConfig(20, 5, 32, 1, 2), TextConfig(32, 1, 2, 13, 101), 7)  # heads of 16
+LAYERS = {"vision_layers": 1, "text_layers": 1}
 QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
 Mix = Callable[[Any, Any, Any], Any]
 RNG = np.random.default_rng(7)
@@ -117,7 +119,8 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
 
 
 def plain_model(remat: str) -> clip.Clip:
-    return clip.create(MODEL, 3, remat=remat)
+    flat = checkpoint.flatten(tiny.params(vision_width=32, text_width=32, **LAYERS))
+    return parameters.from_flat(flat, clip.abstract(MODEL, remat=remat))
 
 
 @partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
