@@ -163,10 +163,10 @@ def compiling_for(target: Target) -> Iterator[dict[str, Any]]:
         return
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
-    before = fused.check_cudnn_version
-    fused.check_cudnn_version = lambda: CUDNN
     kind = target.devices[0].device_kind
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="cuda")
+    before = fused.check_cudnn_version
+    fused.check_cudnn_version = lambda: CUDNN
     try:
         with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
             yield {"xla_gpu_enable_triton_gemm": False}

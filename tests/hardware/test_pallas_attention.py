@@ -176,6 +176,7 @@ def test_a_dtype_or_a_head_that_it_does_not_take_is_one_line():
     double = clip.abstract(MODEL, numerics=Numerics(jnp.float64))
     with pytest.raises(ValueError, match=r"bfloat16, .* for pallas, got float64"):
         gpu.for_gpu(double, H100, attention="pallas")
+    assert Execution("dense", attention="pallas").attention == "pallas"
     with pytest.raises(ValueError, match="auto or einsum on a cpu, got 'pallas'"):
         hardware.arrange_training(clip.abstract(MODEL), "cpu", "none", attention="pallas")
 
@@ -190,6 +191,7 @@ def test_many_devices_are_refused():
 # A compiler ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
 @pytest.mark.parametrize(("tokens", "causal"), [(257, False), (77, True)])
 def test_triton_compiles_the_kernels_for_an_h100(tokens, causal):
@@ -204,4 +206,3 @@ def test_triton_compiles_the_kernels_for_an_h100(tokens, causal):
     assert roofline.attention_calls(found) == {"triton": {"forward": 1, "backward": 2}}
     forward = 4 * 128 * 16 * 64 * tokens**2
     assert sum(kernel.flops for kernel in found) == 4.5 * forward
-    assert Execution("dense", attention="pallas").attention == "pallas"
