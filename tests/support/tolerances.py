@@ -90,8 +90,8 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     ),
     "pallas attention": (
         3e-6,
-        "result and gradients in float32, 17 to 257 tokens: 9.6e-7; padding seen, a mask shifted by "
-        "one, another scale: above 1e-2",
+        "result and gradients in float32, 17 to 257 tokens: 9.6e-7; padding seen, a mask shifted "
+        "by one, another scale: above 1e-2",
     ),
     "pallas attention bfloat16": (
         2.2e-2,
