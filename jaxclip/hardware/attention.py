@@ -74,9 +74,18 @@ def require_kernel(kernel: str, dtype: Any, heads: Iterable[int]) -> None:
 
 
 def _pallas() -> Any:
-    """The module of the Pallas kernels; loading it takes time that no other kernel needs."""
-    from jaxclip.hardware import pallas_attention
+    """The module of the Pallas kernels; loading it takes time that no other kernel needs.
 
+    Raises:
+      ValueError: this jax has no Pallas for Triton, which jax 0.11 has deprecated.
+    """
+    try:
+        from jaxclip.hardware import pallas_attention
+    except ImportError:
+        raise ValueError(
+            f"attention: expected a jax that has Pallas for Triton, got jax {jax.__version__}; "
+            "choose another kernel"
+        ) from None
     return pallas_attention
 
 
@@ -100,7 +109,9 @@ def run_kernel(query: Array, key: Array, value: Array, rows: Sequences) -> Array
     """
     if rows.kernel == "pallas":
         attend = _pallas().attend
-        mixed: Array = attend(query, key, value, causal=rows.causal, true_length=rows.true_length)
+        mixed: Array = attend(
+            query, key, value, causal=rows.causal, true_length=rows.true_length, name=KEPT
+        )
         return mixed
     lengths = None
     if rows.true_length < rows.length and not rows.causal:  # a causal mask hides what follows

@@ -20,8 +20,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxclip.hardware.attention import KEPT
-
 Array = jax.Array
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 WIDTHS = (16, 32, 64, 128)  # channels of a head: Triton's blocks are powers of two
@@ -32,13 +30,14 @@ HIDDEN = -1e30  # of a hidden key; minus infinity would make NaN of a row that s
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """What a kernel knows when it is compiled."""
+    """What a call knows when it is compiled; fields as the arguments of `attend`."""
 
     length: int
     true_length: int
     causal: bool
     scale: float
     """Of the scores."""
+    name: str
 
     @property
     def blocks(self) -> int:
@@ -216,7 +215,7 @@ def _forward(query: Array, key: Array, value: Array, shape: _Shape) -> tuple[Arr
     sums = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     found = _call(_attention_forward, shape, (query, key, value), (like, sums))
-    mixed, log_sum = (checkpoint_name(each, KEPT) for each in found)
+    mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
     return mixed, (query, key, value, mixed, log_sum)
 
 
@@ -249,14 +248,18 @@ def require_head(width: int, dtype: Any) -> None:
         )
 
 
-def attend(query: Array, key: Array, value: Array, *, causal: bool, true_length: int) -> Array:
+def attend(
+    query: Array, key: Array, value: Array, *, causal: bool, true_length: int, name: str
+) -> Array:
     """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k].
 
-    Keys from `true_length` on are seen by no query.
+    Args:
+      true_length: keys from there on are seen by no query.
+      name: for `jax.checkpoint`, of what the backward pass takes from the forward kernel.
 
     Raises:
       ValueError: heads of a width or a dtype that the kernels do not take.
     """
     require_head(query.shape[-1], query.dtype)
     scale = 1 / math.sqrt(query.shape[-1])
-    return _attend(query, key, value, _Shape(query.shape[1], true_length, causal, scale))
+    return _attend(query, key, value, _Shape(query.shape[1], true_length, causal, scale, name))

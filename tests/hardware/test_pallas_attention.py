@@ -7,6 +7,7 @@ plugin is installed.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -105,7 +106,7 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
         return keys < self.length
 
     if mistake == "wrong scale":
-        wrong = lambda *given: shape(*given[:3], given[3] ** 2)  # noqa: E731
+        wrong = lambda *given: shape(*given[:3], given[3] ** 2, given[4])  # noqa: E731
         monkeypatch.setattr(pallas_attention, "_Shape", wrong)
     else:
         monkeypatch.setattr(shape, "seen", shifted if rows.causal else everything)
@@ -179,6 +180,13 @@ def test_a_dtype_or_a_head_that_it_does_not_take_is_one_line():
     assert Execution("dense", attention="pallas").attention == "pallas"
     with pytest.raises(ValueError, match="auto or einsum on a cpu, got 'pallas'"):
         hardware.arrange_training(clip.abstract(MODEL), "cpu", "none", attention="pallas")
+
+
+def test_a_jax_without_it_is_named_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxclip.hardware.pallas_attention", None)
+    monkeypatch.delattr(hardware, "pallas_attention")
+    with pytest.raises(ValueError, match=r"Pallas for Triton, got jax .*; choose another kernel"):
+        gpu.for_gpu(clip.abstract(MODEL), H100, attention="pallas")
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices: see conftest.py")
