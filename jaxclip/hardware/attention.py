@@ -5,6 +5,7 @@ and it is what runs wherever nothing else was measured.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import jax
@@ -15,8 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxclip.models.layers import Attention, Taps
 
 Array = jax.Array
-Kernel = Literal["einsum", "xla", "cudnn"]
+Kernel = Literal["einsum", "xla", "cudnn", "pallas"]
+KEPT = "fused attention"  # names what a backward kernel takes from its forward kernel
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)  # what the kernels of GPUs take
+EVEN = 2  # cuDNN takes an even number of tokens
 
 # (chip, tokens): the kernel. What was not measured is not here; `python -m experiments.bench gpu`
 # makes rows. A chip's name is part of its `device_kind`. The rows so far are from one run: whole
@@ -49,13 +52,41 @@ def choose(device_kind: str, tokens: int, dtype: Any) -> Kernel:
     return next(found, "einsum")
 
 
-def require_kernel(kernel: str, dtype: Any) -> None:
-    """ValueError unless it is "auto" or a kernel that takes that dtype."""
+def padded_length(tokens: int, kernel: Kernel) -> int:
+    """The sequence length that a kernel is given for so many tokens."""
+    return tokens if kernel in ("einsum", "pallas") else -(-tokens // EVEN) * EVEN
+
+
+def require_kernel(kernel: str, dtype: Any, heads: Iterable[int]) -> None:
+    """ValueError unless it is "auto" or a kernel that takes that dtype and those heads.
+
+    Args:
+      heads: the channels of a head in each transformer.
+    """
     known = ("auto", *get_args(Kernel))
     if kernel not in known:
         raise ValueError(f"attention: expected {', '.join(known)}, got {kernel!r}")
     if kernel == "cudnn" and dtype not in FUSED_DTYPES:
         raise ValueError(f"attention: expected bfloat16 for cudnn, got {jnp.dtype(dtype).name}")
+    if kernel == "pallas":
+        for width in heads:
+            _pallas().require_head(width, dtype)
+
+
+def _pallas() -> Any:
+    """The module of the Pallas kernels; loading it takes time that no other kernel needs.
+
+    Raises:
+      ValueError: this jax has no Pallas for Triton, which jax 0.11 has deprecated.
+    """
+    try:
+        from jaxclip.hardware import pallas_attention
+    except ImportError:
+        raise ValueError(
+            f"attention: expected a jax that has Pallas for Triton, got jax {jax.__version__}; "
+            "choose another kernel"
+        ) from None
+    return pallas_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +107,12 @@ def run_kernel(query: Array, key: Array, value: Array, rows: Sequences) -> Array
 
     No token sees padding. What a token of padding gets is finite and means nothing.
     """
+    if rows.kernel == "pallas":
+        attend = _pallas().attend
+        mixed: Array = attend(
+            query, key, value, causal=rows.causal, true_length=rows.true_length, name=KEPT
+        )
+        return mixed
     lengths = None
     if rows.true_length < rows.length and not rows.causal:  # a causal mask hides what follows
         lengths = jnp.full((rows.count,), rows.true_length, jnp.int32)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxclip.hardware.attention import FusedAttention, Sequences, choose
+from jaxclip.hardware.attention import KEPT, FusedAttention, Sequences, choose, padded_length
 from jaxclip.hardware.modules import Model, become, modules_of
 from jaxclip.models.layers import (
     Attention,
@@ -25,7 +25,6 @@ from jaxclip.models.parameters import PRODUCTS, copy_tree, path_name
 
 Array = jax.Array
 Tree = TypeVar("Tree")
-EVEN = 2  # cuDNN takes an even number of tokens
 
 
 # Layer norm ---------------------------------------------------------------------------------------
@@ -105,7 +104,7 @@ class FlatTransformer(Transformer):
         kernel: Any = self.kernel
         if kernel == "auto":
             kernel = choose(self.device_kind, true_length, x.dtype)
-        length = true_length if kernel == "einsum" else -(-true_length // EVEN) * EVEN
+        length = padded_length(true_length, kernel)
         rows: Any = Sequences(n, length, true_length, mask is not None, kernel)
         x = jnp.pad(x, ((0, 0), (0, length - true_length), (0, 0)))
         x = super().__call__(x.reshape(n * length, d), rows, taps)
@@ -128,7 +127,7 @@ class FlatTransformer(Transformer):
         """
         if self.remat != "products_and_attention":
             return rematerialise(visit, self.remat, prevent_cse=self.unrolled)
-        products = jax.checkpoint_policies.save_only_these_names("product")
+        products = jax.checkpoint_policies.save_only_these_names("product", KEPT)
 
         def saved(primitive: Any, *operands: Any, **how: Any) -> bool:
             fused = "attention_fwd" in primitive.name

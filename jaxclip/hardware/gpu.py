@@ -2,7 +2,8 @@
 
 from jaxclip.hardware import flat
 from jaxclip.hardware.attention import FUSED_DTYPES, require_kernel
-from jaxclip.hardware.modules import Model
+from jaxclip.hardware.modules import Model, modules_of
+from jaxclip.models.layers import Attention
 
 
 def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model:
@@ -16,11 +17,17 @@ def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model
       attention: "auto" or a kernel of `attention.Kernel`.
 
     Raises:
-      ValueError: a kernel that is unknown or does not take the model's dtype.
+      ValueError: a kernel that is unknown or takes neither the model's dtype nor its heads.
     """
     tower = model.visual if hasattr(model, "visual") else model.text
     dtype = tower.numerics.dtype
-    require_kernel(attention, dtype)
+    require_kernel(attention, dtype, _head_widths(model))
     if attention == "auto" and dtype not in FUSED_DTYPES:
         return model
     return flat.arrange(model, device_kind=device_kind, kernel=attention)
+
+
+def _head_widths(model: Model) -> list[int]:
+    """The channels of a head in each transformer."""
+    found = (module for module in modules_of(model) if type(module) is Attention)
+    return [each.in_proj_kernel.shape[-1] // 3 // each.heads for each in found]

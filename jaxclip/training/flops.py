@@ -35,13 +35,15 @@ def model_flops(config: ClipConfig, batch: int) -> float:
 
 
 def products(jaxpr: Any, times: float = 1) -> Iterator[Product]:
-    """Every product and convolution of a jaxpr, those in scans and kernels as often as they run.
+    """Every product and convolution of a jaxpr, those in scans as often as they run.
 
-    A `while` loop's body, whose trips a jaxpr does not know, counts once. Kernels of libraries
-    (cuDNN's attention) are no products here.
+    A `while` loop's body, whose trips a jaxpr does not know, counts once. Kernels of attention
+    (cuDNN's, Pallas') are no products here.
     """
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        if name == "pallas_call":
+            continue
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
@@ -78,8 +80,6 @@ def _repeats(equation: Any) -> int:
         return int(equation.params["length"])
     if equation.primitive.name == "shard_map":  # written for one device
         return int(equation.params["mesh"].size)
-    if equation.primitive.name == "pallas_call":
-        return math.prod(equation.params["grid_mapping"].grid)
     return 1
 
 

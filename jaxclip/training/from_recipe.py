@@ -74,6 +74,10 @@ def _split_for(
 ) -> tuple[nnx.GraphDef, Any, Any]:
     """(graphdef, params, stats) of a model in the modules that train best on the mesh's devices."""
     device = mesh.devices.flat[0]
+    if attention == "pallas" and mesh.size > 1:  # every device would gather the others' rows
+        raise ValueError(
+            f"attention: expected one device for pallas, got {mesh.size}; choose another kernel"
+        )
     arranged = hardware.arrange_training(
         model,
         device.platform,

@@ -20,7 +20,7 @@ from jaxclip.config import (
 Dtype = Literal["float32", "bfloat16"]
 Decoder = Literal["full", "reduced"]
 LossName = Literal["dense", "gathered", "ring", "chunked"]
-AttentionName = Literal["auto", "einsum", "xla", "cudnn"]
+AttentionName = Literal["auto", "einsum", "xla", "cudnn", "pallas"]
 
 MOST = 2**31 - 1  # steps are counted in 32 bits
 RANGES = {  # of whole numbers

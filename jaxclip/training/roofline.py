@@ -73,7 +73,7 @@ def _kernel(run: Run) -> Kernel:
     by = next((short for part, short in ATTENTION.items() if part in name), None)
     if target and by and (forward := _attention_flops(run)):
         back = _is_backward(name, rest)
-        kind, flops = ("backward", 2.5 * forward) if back else ("forward", forward)
+        kind, flops = ("backward", _backward_share(run) * forward) if back else ("forward", forward)
         return Kernel(f"attention {kind}", by, flops, False, run.bytes, run.times)
     kind = "collective" if re.match(COLLECTIVES, op) else "other"
     return Kernel(kind, name, 0.0, False, run.bytes, run.times)
@@ -116,6 +116,16 @@ def _attention_flops(run: Run) -> float:
         return 0.0
     query = shapes[0]
     return 4.0 * math.prod(query) * max(query[1:-1]) if len(query) in (3, 4) else 0.0
+
+
+def _backward_share(run: Run) -> float:
+    """The FLOPs of a kernel that computes gradients, over those of the forward pass.
+
+    Each of two products takes half of the latter. All three gradients take five (scores, gradient
+    of the weights, dq, dk, dv); dq in a kernel of its own three; dk and dv four.
+    """
+    query = run.operands[0][0][1]
+    return {1: 1.5, 2: 2.0}.get(sum(shape == query for _, shape in run.results), 2.5)
 
 
 def _is_backward(name: str, rest: str) -> bool:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 GPU_EXTRA, TPU_EXTRA = "pip install 'jaxclip[gpu-plan]'", "pip install 'jaxclip[tpu]'"
 GPUS_A_HOST = 8  # as in NVIDIA's own servers
@@ -155,16 +156,20 @@ def compiling_for(target: Target) -> Iterator[dict[str, Any]]:
         install has none, so jax is given the version that the description names. (Restored after.)
       - XLA tunes its own Triton products by running them. Without a GPU some lengths (77, 257)
         fail, so all products go to cuBLAS here. Which kernel a product gets is thus not planned.
+      - From jax 0.11 on Pallas asks which GPU it compiles for; an empty mesh says so.
     """
     if not target.is_gpu:
         yield {}
         return
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
+    kind = target.devices[0].device_kind
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="cuda")
     before = fused.check_cudnn_version
     fused.check_cudnn_version = lambda: CUDNN
     try:
-        yield {"xla_gpu_enable_triton_gemm": False}
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+            yield {"xla_gpu_enable_triton_gemm": False}
     finally:
         fused.check_cudnn_version = before
 

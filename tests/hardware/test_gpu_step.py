@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_a_step_for_an_h100_calls_the_kernel_as_often_as_remat_says(remat, forwa
     assert squares_of_tokens(jaxpr) == set()
     wide = flops.float32_share(list(flops.products(jaxpr)))
     assert wide < 1e-3  # the loss
+
+
+@pytest.mark.parametrize(
+    ("remat", "forward"), [("none", 1), ("products_and_attention", 1), ("products", 2), ("full", 2)]
+)
+def test_a_step_calls_the_pallas_kernels_as_often_as_remat_says(remat, forward):
+    jaxpr = step_for_an_h100(remat, "pallas")
+    calls = Counter(
+        equation.params["jaxpr"].debug_info.func_name
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "pallas_call" and not equation.params["interpret"]
+    )
+    assert calls == {
+        "_attention_forward": 2 * forward,  # a loop's body for each of two towers
+        "_attention_backward_queries": 2,
+        "_attention_backward_keys": 2,
+    }
+    assert not squares_of_tokens(jaxpr)
+    assert flops.float32_share(list(flops.products(jaxpr))) < 1e-3  # the loss
 
 
 def test_the_einsum_of_a_step_is_seen_to_hold_squares_of_tokens():

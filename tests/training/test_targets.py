@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -49,17 +50,21 @@ def test_a_missing_or_another_plugin_is_named_in_one_line(monkeypatch):
     targets._check_plugin()
 
 
-def test_the_version_of_cudnn_is_given_for_a_gpu_alone_and_taken_back():
+def test_cudnns_version_and_the_kind_are_given_for_a_gpu_alone_and_taken_back():
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     before = fused.check_cudnn_version
-    gpu = targets.Target("h100", [], 1)
+    gpu = targets.Target("h100", [SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")], 1)
+    empty = jax.sharding.get_abstract_mesh()
     with targets.compiling_for(TPU) as options:
         assert options == {} and fused.check_cudnn_version is before
     with pytest.raises(RuntimeError, match="in here"), targets.compiling_for(gpu) as options:
         assert fused.check_cudnn_version() == targets.CUDNN
         assert options == {"xla_gpu_enable_triton_gemm": False}
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        assert device is not None and device.device_kind == gpu.devices[0].device_kind
         raise RuntimeError("in here")
+    assert jax.sharding.get_abstract_mesh() == empty
     assert fused.check_cudnn_version is before
 
 

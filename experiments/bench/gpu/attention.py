@@ -1,7 +1,7 @@
 """Attention by each kernel: its time forward, and forward and backward, and how exact it is.
 
 The judge is the einsum of `models/layers.py` in float32. Queries, keys and values are bfloat16; a
-fused kernel gets them as a tower does, padded to an even length.
+fused kernel gets them as a tower does, padded to the length it needs.
 """
 
 import time
@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.hardware.attention import Kernel, Sequences, run_kernel
-from jaxclip.hardware.flat import EVEN
+from jaxclip.hardware.attention import Kernel, Sequences, padded_length, run_kernel
 from jaxclip.models.layers import Attention, Numerics
 from jaxclip.models.starts import Shapes
 
@@ -63,7 +62,7 @@ def attention(
     inputs: tuple[Array, ...] = (qkv,)
     mix = by_einsum(heads, causal, Numerics(jnp.bfloat16))
     if kernel != "einsum":
-        length = -(-tokens // EVEN) * EVEN
+        length = padded_length(tokens, kernel)
         padding = ((0, 0), (0, length - tokens), (0, 0), (0, 0))
         inputs = tuple(jnp.pad(qkv[:, :, i], padding, constant_values=1) for i in range(3))
         cotangent = jnp.pad(cotangent, padding)

@@ -8,7 +8,7 @@ from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, Visio
 
 PARTS = ("golden", "gradients", "steps", "attention", "losses", "inference", "largest", "policies")
 POLICIES = ("none", "products_and_attention", "products", "full")  # the least recomputed first
-KERNELS = ("einsum", "cudnn", "xla")
+KERNELS = ("einsum", "cudnn", "pallas", "xla")
 LOSSES = ("dense", "chunked", "ring")
 GOLDEN = ("official-vit", "official-resnet", "official-odd")
 

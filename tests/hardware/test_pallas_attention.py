@@ -1,0 +1,216 @@
+"""Attention as Pallas kernels equals the einsum, its gradients too, at odd lengths and in bfloat16.
+
+The kernels are interpreted here; that Triton compiles them for an H100 is tested where jax's CUDA
+plugin is installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip import checkpoint, hardware
+from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.hardware import gpu, pallas_attention
+from jaxclip.hardware.attention import Sequences, choose, padded_length, run_kernel
+from jaxclip.models import clip, parameters
+from jaxclip.models.layers import Numerics, weigh
+from jaxclip.training import from_recipe, roofline, targets
+from jaxclip.training.recipe import Execution, Recipe
+from jaxclip.training.sharding import data_mesh
+from tests.support import tiny
+from tests.support.tolerances import departure, within, worst
+
+H100 = "NVIDIA H100 80GB HBM3"
+NO_PLUGIN = find_spec("jax_cuda13_plugin") is None
+MODEL = ClipConfig(VisionConfig(20, 5, 32, 1, 2), TextConfig(32, 1, 2, 13, 101), 7)  # heads of 16
+LAYERS = {"vision_layers": 1, "text_layers": 1}
+QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
+Mix = Callable[[Any, Any, Any], Any]
+RNG = np.random.default_rng(7)
+
+
+def mix_by_definition(rows: Sequences, query: Any, key: Any, value: Any) -> Any:
+    """`layers.weigh` of [n, l, a, k], which no padding reaches."""
+    places = jnp.arange(rows.length)
+    seen = places < rows.true_length
+    if rows.causal:
+        seen = seen & (places[:, None] >= places)
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    mask = jnp.where(seen, 0.0, -jnp.inf)
+    mixed, _ = weigh(*heads_first, mask, Numerics(jnp.float32, "highest"))
+    return jnp.swapaxes(mixed, 1, 2)
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
+def with_gradient(mix: Mix, cotangent: Any, *inputs: Any) -> dict[str, Any]:
+    result, backward = jax.vjp(mix, *inputs)
+    named = zip(("dq", "dk", "dv"), backward(cotangent.astype(result.dtype)), strict=True)
+    return {"mixed": result, **dict(named)}
+
+
+def arrays(rows: Sequences) -> np.ndarray:
+    """Cotangent, query, key, value [4, n, l, a, k]; padding that would show, without cotangent."""
+    drawn = RNG.normal(size=(4, rows.count, rows.length, 2, 32)).astype(np.float32)
+    drawn[1:, :, rows.true_length :] = 1e2
+    drawn[0, :, rows.true_length :] = 0
+    return drawn
+
+
+def departures(rows: Sequences, dtype: Any = jnp.float32) -> dict[str, float]:
+    """Of the kernels from the definition: result and gradients, of tokens that are no padding."""
+    drawn = arrays(rows)
+    want = with_gradient(partial(mix_by_definition, rows), *drawn)
+    got = with_gradient(partial(run_kernel, rows=rows), *jnp.asarray(drawn, dtype))
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in got.values())
+    assert all(x.dtype == dtype for x in got.values())
+    real = slice(None, rows.true_length)
+    return {name: departure(got[name][:, real], want[name][:, real]) for name in want}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("tokens", [17, 50, 77, 257])
+def test_the_kernels_are_the_einsum_and_its_gradient(tokens, causal, dtype):
+    off = departures(Sequences(1, tokens, tokens, causal, "pallas"), dtype)
+    name = "pallas attention" + (" bfloat16" if dtype == jnp.bfloat16 else "")
+    assert max(off.values()) < within(name), off
+
+
+@pytest.mark.parametrize(("length", "tokens"), [(18, 17), (66, 64), (128, 50)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_token_sees_padding(length, tokens, causal):
+    off = departures(Sequences(2, length, tokens, causal, "pallas"))
+    assert max(off.values()) < within("pallas attention"), off
+
+
+@pytest.mark.parametrize("mistake", ["mask shifted by one", "wrong scale", "padded key seen"])
+def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
+    rows = Sequences(1, 78, 77, mistake == "mask shifted by one", "pallas")
+    shape = pallas_attention._Shape
+    real = shape.seen
+
+    def shifted(self: Any, queries: Any, keys: Any) -> Any:
+        return real(self, queries + 1, keys)
+
+    def everything(self: Any, queries: Any, keys: Any) -> Any:
+        return keys < self.length
+
+    if mistake == "wrong scale":
+        wrong = lambda *given: shape(*given[:3], given[3] ** 2, given[4])  # noqa: E731
+        monkeypatch.setattr(pallas_attention, "_Shape", wrong)
+    else:
+        monkeypatch.setattr(shape, "seen", shifted if rows.causal else everything)
+    jax.clear_caches()
+    off = departures(rows)
+    jax.clear_caches()
+    assert min(off.values()) > 1e-2, off
+
+
+# In a model ---------------------------------------------------------------------------------------
+
+
+def plain_model(remat: str) -> clip.Clip:
+    flat = checkpoint.flatten(tiny.params(vision_width=32, text_width=32, **LAYERS))
+    return parameters.from_flat(flat, clip.abstract(MODEL, remat=remat))
+
+
+@partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
+def loss_and_gradient(model: clip.Clip, reverse: bool = False) -> Any:
+    rng = np.random.default_rng(5)
+    images = rng.normal(size=(3, 20, 20, 3)).astype(np.float32)[:: -1 if reverse else 1]
+    tokens = rng.integers(0, 101, size=(3, 13)).astype(np.int32)
+
+    def loss(model: clip.Clip) -> Any:
+        I_e, T_e = model.embed(images, tokens)
+        return jnp.square(I_e @ T_e.T).sum() + (I_e[0] * T_e[1]).sum()
+
+    value, gradient = jax.value_and_grad(loss)(model)
+    named = parameters.named_leaves(gradient)
+    del named["logit_scale"]  # it is not in this loss
+    return value, named
+
+
+@pytest.fixture(scope="module")
+def plain_gradient() -> Any:
+    plain = plain_model("none")
+    loss, want = loss_and_gradient(plain)
+    assert worst(loss_and_gradient(plain, reverse=True)[1], want) > 0.1  # the negative twin
+    return loss, want
+
+
+@pytest.mark.parametrize("remat", ["none", "products_and_attention", "full"])
+def test_a_model_has_the_gradient_of_the_plain_one(remat, plain_gradient):
+    loss, want = plain_gradient
+    same, got = loss_and_gradient(gpu.for_gpu(plain_model(remat), H100, attention="pallas"))
+    assert departure(same, loss) < within("gradient")
+    assert worst(got, want) < within("gradient")
+
+
+def test_nothing_is_padded_and_nothing_is_chosen_unmeasured():
+    assert padded_length(77, "pallas") == 77
+    assert padded_length(77, "cudnn") == padded_length(78, "xla") == 78
+    for chip in (H100, "NVIDIA H200", "NVIDIA A100-SXM4-80GB"):
+        kernels = [choose(chip, l, jnp.bfloat16) for l in (50, 77, 197, 257, 577)]
+        assert "pallas" not in kernels
+
+
+# What it does not take ----------------------------------------------------------------------------
+
+
+def test_a_dtype_or_a_head_that_it_does_not_take_is_one_line():
+    wide = dataclasses.replace(MODEL, vision=VisionConfig(20, 5, 160, 1, 2))
+    with pytest.raises(
+        ValueError, match=r"heads of 16, .* 128 channels for pallas, got 80"
+    ) as told:
+        gpu.for_gpu(clip.abstract(wide), H100, attention="pallas")
+    assert "\n" not in str(told.value)
+    double = clip.abstract(MODEL, numerics=Numerics(jnp.float64))
+    with pytest.raises(ValueError, match=r"bfloat16, .* for pallas, got float64"):
+        gpu.for_gpu(double, H100, attention="pallas")
+    assert Execution("dense", attention="pallas").attention == "pallas"
+    with pytest.raises(ValueError, match="auto or einsum on a cpu, got 'pallas'"):
+        hardware.arrange_training(clip.abstract(MODEL), "cpu", "none", attention="pallas")
+
+
+def test_a_jax_without_it_is_named_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxclip.hardware.pallas_attention", None)
+    monkeypatch.delattr(hardware, "pallas_attention")
+    with pytest.raises(ValueError, match=r"Pallas for Triton, got jax .*; choose another kernel"):
+        gpu.for_gpu(clip.abstract(MODEL), H100, attention="pallas")
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices: see conftest.py")
+def test_many_devices_are_refused():
+    recipe = Recipe(batch_size=2, model=MODEL, text_length=13)
+    with pytest.raises(ValueError, match="expected one device for pallas, got 2"):
+        from_recipe.abstract_state(recipe, data_mesh(jax.devices()[:2]), "pallas")
+
+
+# A compiler ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
+@pytest.mark.parametrize(("tokens", "causal"), [(257, False), (77, True)])
+def test_triton_compiles_the_kernels_for_an_h100(tokens, causal):
+    target = targets.find("h100")
+    rows = Sequences(128, tokens, tokens, causal, "pallas")
+    one = jax.sharding.SingleDeviceSharding(target.devices[0])
+    given = jax.ShapeDtypeStruct((128, tokens, 16, 64), jnp.bfloat16, sharding=one)
+    program = jax.jit(partial(with_gradient.__wrapped__, partial(run_kernel, rows=rows)))
+    with targets.compiling_for(target) as options:
+        compiled = program.lower(*[given] * 4).compile(compiler_options=options)
+    found = roofline.kernels(targets.program_text(compiled, target))
+    assert roofline.attention_calls(found) == {"triton": {"forward": 1, "backward": 2}}
+    forward = 4 * 128 * 16 * 64 * tokens**2
+    assert sum(kernel.flops for kernel in found) == 4.5 * forward
