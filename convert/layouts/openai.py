@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig, name_sides
 from jaxclip.shapes import parameters
 
 from .compare import config_faults
@@ -99,6 +99,12 @@ def check_writable(config: ClipConfig) -> None:
                 f"the {tower} tower has {heads} heads at width {width}, the official code takes "
                 f"width // {HEAD_WIDTH}; use the layout open_clip or huggingface"
             )
+    if not config.vision.is_square:
+        raise ValueError(
+            "the official code reads the size of pictures and patches off shapes, as of squares: "
+            f"expected them, got {name_sides(config.vision.image_size)} pixels; use the layout "
+            "open_clip"
+        )
     if config.activation != "quick_gelu":
         raise ValueError(
             f"the model needs {config.activation}, the official code has quick_gelu alone; use the "

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.config import CLIP_PICTURES, PictureConfig
+from jaxclip.config import CLIP_PICTURES, PictureConfig, Sides
 from jaxclip.data.crops import SQUARES, RandomSquare, random_square
 from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
@@ -74,14 +74,14 @@ class Skips:
 
 def crop_and_caption(
     pair: Pair,
-    size: int,
+    size: Sides,
     rng: np.random.Generator,
     skips: Skips,
     key: tuple[int, int] | None = None,
     square: RandomSquare = random_square,
     pictures: PictureConfig = CLIP_PICTURES,
 ) -> Any:
-    """(image uint8 [size, size, 3], one of the captions); None for an unusable pair, counted.
+    """(image uint8 [h, w, 3], one of the captions); None for an unusable pair, counted.
 
     key: of the record, for `Skips.add`.
     square, pictures: one of `data.crops`, and what it takes.
@@ -120,7 +120,7 @@ class _OwnPositions:
 def batches(
     sources: Sequence[Source],
     *,
-    size: int,
+    size: Sides,
     batch_size: int,
     rows: slice,
     seed: int,
@@ -137,7 +137,7 @@ def batches(
 
     Args:
       sources: of pairs.
-      size: pixels a side.
+      size: pixels a side, or height and width.
       batch_size: pairs of a whole batch.
       rows: the rows of a batch that this process reads (`training.distributed.own_rows`).
       seed: of the order, the crops and the choice among captions.
@@ -149,7 +149,7 @@ def batches(
       start: how many of its own positions this process has read before.
 
     Returns:
-      Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `position` int [b] in
+      Of each batch: `image` uint8 [b, h, w, 3], `caption` (b texts), `position` int [b] in
       the order and `index` int [b, 2] (source, index in it).
     """
     import grain  # late, as it takes a second

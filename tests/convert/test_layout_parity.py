@@ -36,7 +36,11 @@ try:
 
     CASES = {
         case.name: case
-        for case in [*model_cases.open_clip_cases(), *model_cases.hugging_face_cases()]
+        for case in [
+            *model_cases.open_clip_cases(),
+            *model_cases.not_square_cases(),
+            *model_cases.hugging_face_cases(),
+        ]
     }
     LOADS, REFUSED = model_cases.loadable()
 except (ImportError, RuntimeError, pytest.skip.Exception):  # skipped: conftest.py says why
