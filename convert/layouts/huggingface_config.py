@@ -346,9 +346,9 @@ def to_json(config: Config, dtype: str) -> dict[str, Any]:
         )
     if (v := config.vision) is not None and not v.is_square:
         raise ValueError(
-            "transformers has image towers for square pictures and patches only, expected them, "
-            f"got {name_sides(v.image_size)} and {name_sides(v.patch_size)}; use the layout "
-            "open_clip or jaxclip"
+            "expected square pictures and patches, as an image tower of transformers takes, got "
+            f"{name_sides(v.image_size)} and {name_sides(v.patch_size)}; use the layout open_clip "
+            "or jaxclip"
         )
     family, e = family_of(config), config.embed_dim
     if isinstance(config, TowerConfig):

@@ -99,10 +99,11 @@ def check_writable(config: ClipConfig) -> None:
                 f"the {tower} tower has {heads} heads at width {width}, the official code takes "
                 f"width // {HEAD_WIDTH}; use the layout open_clip or huggingface"
             )
-    if not config.vision.is_square:
+    if not (v := config.vision).is_square:
+        assert isinstance(v, VisionConfig)
         raise ValueError(
-            "the official code reads the size of pictures and patches off shapes, as of squares: "
-            f"expected them, got {name_sides(config.vision.image_size)} pixels; use the layout "
+            "expected square pictures and patches, whose sizes the official code reads off shapes, "
+            f"got {name_sides(v.image_size)} and {name_sides(v.patch_size)}; use the layout "
             "open_clip"
         )
     if config.activation != "quick_gelu":
