@@ -16,7 +16,8 @@ from experiments.lib.peers.model_peers import (
     open_clip_settings,
     reduce_open_clip,
 )
-from jaxclip.convert.layouts import open_clip
+from jaxclip.config import name_sides
+from jaxclip.convert.layouts import open_clip, refusals
 
 
 class Case(NamedTuple):
@@ -103,10 +104,13 @@ def not_square_cases() -> list[Case]:
     for name, sizes in NOT_SQUARE.items():
         small = reduce_open_clip(known[name])
         small["vision_cfg"] |= sizes
-        pixels, patch = (small["vision_cfg"][key] for key in ("image_size", "patch_size"))
+        pixels, patch = (
+            name_sides(refusals.sides(small["vision_cfg"][key]))
+            for key in ("image_size", "patch_size")
+        )
         cases.append(
             Case(
-                f"{name} at {pixels}, patches of {patch}",
+                f"{name} at {pixels} pixels, patches of {patch}",
                 "not square",
                 _open_clip_layout(small),
                 lambda small=small: open_clip_peer(small),  # type: ignore[misc]
