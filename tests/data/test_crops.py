@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 import jaxclip
 from jaxclip.config import PictureConfig, Sides
 from jaxclip.data import crops
-from jaxclip.data.crops import SQUARES, random_square, reduced_square
+from jaxclip.data.crops import CROPS, random_crop, reduced_crop
 from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips
 from jaxclip.images import reduced
@@ -52,7 +52,7 @@ def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
 
 
 def square(name: str, content: bytes, size: Sides, seed: int = 0) -> np.ndarray:
-    return SQUARES[name](content, size, np.random.default_rng(seed)).astype(np.float32)
+    return CROPS[name](content, size, np.random.default_rng(seed)).astype(np.float32)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -101,8 +101,8 @@ def test_the_decoder_changes_no_random_number() -> None:
     one, other = np.random.default_rng(7), np.random.default_rng(7)
     for shape in SIZES:
         content = jpeg(*shape)
-        SQUARES["full"](content, 32, one)
-        SQUARES["reduced"](content, 32, other)
+        CROPS["full"](content, 32, one)
+        CROPS["reduced"](content, 32, other)
     assert one.bit_generator.state == other.bit_generator.state
 
 
@@ -134,11 +134,11 @@ def test_damage_is_noticed() -> None:
     content = jpeg(640, 427)
     for broken in (content[: len(content) // 2], content[:-200], b"", content[:40]):
         with pytest.raises(ValueError, match="expected a picture"):
-            reduced_square(broken, 32, np.random.default_rng(0))
+            reduced_crop(broken, 32, np.random.default_rng(0))
 
 
 def test_there_is_a_square_for_every_decoder_of_a_recipe() -> None:
-    assert set(SQUARES) == set(get_args(Decoder))
+    assert set(CROPS) == set(get_args(Decoder))
 
 
 def pairs(decoder: str) -> PairStream:
@@ -177,9 +177,9 @@ def test_evaluation_decodes_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for image in (decode_image(content), open_image(tmp_path / "a.jpg")):
         assert np.array_equal(preprocess(image), expected)
         assert np.array_equal(preprocess.safe(image), preprocess(to_rgb(plain)))
-    random_square(content, 32, np.random.default_rng(0))
+    random_crop(content, 32, np.random.default_rng(0))
     with pytest.raises(TypeError):
-        reduced_square(content, 32, np.random.default_rng(0))
+        reduced_crop(content, 32, np.random.default_rng(0))
 
 
 def users(module: str) -> Iterator[str]:
@@ -213,7 +213,7 @@ def test_the_crop_has_the_height_and_width_of_the_model(
     for seed in range(3):
         full, got = (square(name, content, size, seed) for name in ("full", "reduced"))
         assert full.shape == (*size, 3) and difference(full, got) < NEARLY
-    width, height, left, top = crops._draw_square(shape, size, np.random.default_rng(0))
+    width, height, left, top = crops._draw_crop(shape, size, np.random.default_rng(0))
     assert width == size[1] or height == size[0]
     assert 0 <= left <= width - size[1] and 0 <= top <= height - size[0]
     assert abs(width / height - shape[0] / shape[1]) < shape[0] / shape[1] / min(size)
@@ -246,8 +246,8 @@ def test_a_whole_picture_is_as_evaluation_prepares_it(resize: Any) -> None:
     for size in OBLONG:
         preprocess = Preprocess(size, **vars(how))
         expected = preprocess.denormalise(preprocess.safe(image))
-        for name in SQUARES:
-            got = SQUARES[name](content, size, np.random.default_rng(0), how)
+        for name in CROPS:
+            got = CROPS[name](content, size, np.random.default_rng(0), how)
             assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
 
 
