@@ -14,12 +14,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from jaxclip.config import (
+    LARGEST,
     ClipConfig,
     ResNetConfig,
     Sides,
     VisionConfig,
     as_sides,
     both_sides,
+    check_sides,
     name_sides,
 )
 from jaxclip.convert.loading import Loaded
@@ -101,8 +103,10 @@ def at_size(loaded: Loaded, image_size: Sides, convention: Convention = "open_cl
     vision = config.vision
     if vision is None:
         raise ValueError("image_size: expected a model with an image tower, got a text tower alone")
+    if isinstance(image_size, list | tuple) and len(image_size) == 2:
+        image_size = as_sides(*image_size)
+    check_sides("image_size", image_size, LARGEST["image_size"])
     sides = both_sides(image_size)
-    image_size = as_sides(*sides)
     if image_size == vision.image_size:
         return loaded
     name, tokens = "visual.positional_embedding", 1

@@ -95,8 +95,9 @@ class VisionTransformer(Encoder):
 
     def stem(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, l, d], what the first block sees."""
-        if images.shape[1:3] != self.tower.image_sides:  # not left to the positions: pixels may
-            size = name_sides(self.tower.image_size)  # be left over
+        # not left to the number of positions: pixels may be left over
+        if images.shape[1:3] != self.tower.image_sides:
+            size = name_sides(self.tower.image_size)
             raise ValueError(f"expected pictures of {size} pixels a side, got {images.shape}")
         x = self.conv1(images)  # [n, p, d]
         n, _, d = x.shape

@@ -244,3 +244,21 @@ def test_a_square_model_at_height_and_width_is_open_clip_s(tmp_path: Path) -> No
     turned, _ = jaxclip.load(tmp_path, image_size=size[::-1], precision="highest")
     wrong = np.asarray(turned.encode_image(pixels.swapaxes(0, 1)[None]))
     assert departure(wrong, features) > 100 * within("golden")
+
+
+def test_transformers_interpolates_to_height_and_width_the_same(tmp_path: Path) -> None:
+    """Its towers take such pictures with `interpolate_pos_encoding`, though no such config."""
+    import torch
+
+    peer = case_of("CLIPModel eos_token_id 2").make()
+    peer.save(tmp_path)
+    pixels = np.random.default_rng(0).standard_normal((2, 70, 28, 3), np.float32)
+    given = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).double()
+    with torch.no_grad():
+        out = peer.model.double().get_image_features(given, interpolate_pos_encoding=True)
+    features = out.pooler_output.numpy()
+    for convention, holds in (("huggingface", True), ("open_clip", False)):
+        oblong = convert.at_size(convert.load(tmp_path), (70, 28), convention)  # type: ignore[arg-type]
+        model, _ = jaxclip.load(oblong, precision="highest")
+        far = departure(np.asarray(model.encode_image(pixels)), features)
+        assert (far < within("golden")) is holds, far

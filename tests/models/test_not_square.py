@@ -212,6 +212,9 @@ def test_a_square_model_runs_at_height_and_width_and_back() -> None:
 def test_an_impossible_size_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a multiple of 5, got 30 x 16"):
         convert.at_size(loaded(TALL), (30, 16))
+    for size in (20.0, True, "20", (20, 25, 30), (20, 25.5), 0, (20, -5)):
+        with pytest.raises(ValueError, match="image_size: expected an integer from 1 to 16,384"):
+            convert.at_size(loaded(TALL), size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected a multiple of 4 x 5, got 25"):
         convert.at_size(loaded(VARIANTS["oblong patches"]), 25)
     small = ClipConfig(ResNetConfig(64, 2, (1, 1, 1, 1)), TALL.text, 7)
