@@ -104,7 +104,6 @@ def test_verify_holds_and_notices_exchanged_sides(
     ladder, turned = tmp_path / "ladder.safetensors", tmp_path / "turned.safetensors"
     assert cli.main(["verify", model, "--record", str(ladder)]) == 0
     assert cli.main(["verify", model, "--against", str(ladder)]) == 0
-    loaded = convert.load(model)
     vision = dataclasses.replace(CONFIG.vision, image_size=(32, 36))  # as many patches
     assert vision.tokens == CONFIG.vision.tokens
     wrong = dataclasses.replace(CONFIG, vision=vision)
@@ -112,7 +111,6 @@ def test_verify_holds_and_notices_exchanged_sides(
     capsys.readouterr()
     said = fails(capsys, 1, "verify", str(turned), "--against", str(ladder))
     assert "pixels: expected floats [n, 32, 36, 3], got" in said
-    assert loaded.config == CONFIG
 
 
 def test_evaluate_classifies_a_folder_of_classes(
