@@ -87,7 +87,10 @@ def begin_run(
     Its model is the checkpoint's, and texts are as long as the model takes, unless flags say less.
     """
     if start:
-        loaded = _resize(convert.load(find(start)), flags.model, given)
+        loaded = convert.load(find(start))
+        if not isinstance(loaded.config, ClipConfig):
+            raise UsageError(f"--start: expected a model of both towers, got one alone: {start}")
+        loaded = _resize(loaded, flags.model, given)
         model = {n: v for n, v in _flag_values(flags).items() if n.startswith("model.")}
         wrong = _differences(model, _flag_values(loaded.config, "model."), given, "the checkpoint")
         if wrong:
@@ -114,10 +117,9 @@ def _check_recipe(flags: Recipe, model: ClipConfig, given: Container[str], follo
         raise flag_error(error) from None
 
 
-def _without_size(config: Any) -> dict[str, Any]:
+def _without_size(config: ClipConfig) -> dict[str, Any]:
     """The fields of a config but for the size of its pictures."""
-    vision = {**vars(config.vision), "image_size": None} if config.vision else None
-    return {**vars(config), "vision": vision}
+    return {**vars(config), "vision": {**vars(config.vision), "image_size": None}}
 
 
 def _resize(loaded: convert.Loaded, wanted: ClipConfig, given: Container[str]) -> convert.Loaded:

@@ -15,7 +15,8 @@ from PIL import Image
 import jaxclip
 from jaxclip import cli, convert
 from jaxclip.cli import run
-from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
+from jaxclip.models.single import SingleTower
 from jaxclip.reference import l2_normalize
 from jaxclip.training.sharding import data_mesh
 from tests.support.command import fails
@@ -166,6 +167,13 @@ def test_drawings_in_memory_are_refused(
 ) -> None:
     said = fails(capsys, 2, "train", "emoji", "--start", model, "--out", str(tmp_path / "run"))
     assert "expected a model of square pictures for drawings in memory, got 48 x 24" in said
+
+
+def test_training_needs_both_towers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "text.safetensors"
+    SingleTower.from_config(TowerConfig(TextConfig(16, 1, 2, 9, 50), 8)).save(alone)
+    said = fails(capsys, 2, "train", "emoji", "--start", str(alone), "--out", str(tmp_path / "run"))
+    assert "--start: expected a model of both towers, got one alone" in said
 
 
 def test_other_layouts_refuse_it_in_one_line(
