@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from jaxclip import checkpoint
 from jaxclip.checkpoint import Flat
-from jaxclip.config import Activation, ClipConfig, TextConfig
+from jaxclip.config import Activation, ClipConfig, Sides, TextConfig
 from jaxclip.files import read_bytes
 from jaxclip.model_tokenizer import FILE_NAME, LARGEST, RULES_NAME, copy_beside, file_of
 
@@ -123,7 +123,8 @@ def _companions(config: Config) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if config.vision is not None:
         kind = huggingface_config.processor_of(config)
-        said = pictures.to_hugging_face(config.pictures, config.vision.image_size, kind)
+        side = config.vision.image_sides[0]  # square: the config was written before
+        said = pictures.to_hugging_face(config.pictures, side, kind)
         found[pictures.PREPROCESSOR_NAME] = (json.dumps(said, indent=2) + "\n").encode()
     text = config.text
     if text is None:
@@ -205,7 +206,7 @@ def convert(
     *,
     activation: Activation | None = None,
     heads: Heads | None = None,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     url: str | None = None,
     force: bool = False,
 ) -> Config:
@@ -217,8 +218,8 @@ def convert(
       open_clip_config.json beside it; "huggingface" a folder with weights, config.json, image
       processor and tokenizer, which transformers loads as it is.
     activation, heads: as for `load`. force: overwrite what is there.
-    image_size: of the pictures, where it is to be another one: the positional embedding is resized
-      as open_clip does, the only numbers that change.
+    image_size: of the pictures, where it is to be another one, or height and width: the positional
+      embedding is resized as open_clip does, the only numbers that change.
     url: where the source was fetched from, for the notes of our layout.
     Every number keeps its format, so that a file converted to ours and back is equal to the bit.
     Each file is written whole or not at all, the config after the weights.

@@ -254,7 +254,7 @@ def _with_inputs(found: Described, config: Config, folder: Path) -> Config:
         if data is not None:
             how = pictures.from_open_clip(data.get("preprocess_cfg", {}))
         else:
-            size = config.vision.image_size
+            size = config.vision.image_sides[0]  # square: open_clip's config alone says otherwise
             how = pictures.from_folder(found.files, size, "Siglip" if siglip else "CLIP")
         config = dataclasses.replace(config, pictures=how)
     if config.text is not None and not found.is_official:

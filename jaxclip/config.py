@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 TextKind = Literal["transformer", "cbow"]
@@ -19,6 +19,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["shortest", "squash", "longest"]
 Steps = Literal["openai", "transformers"]
 Remat = Literal["none", "products", "products_and_attention", "full"]
+Sides: TypeAlias = int | tuple[int, int]  # of a square, or height and width of what is none
 
 
 def require(condition: object, message: str) -> None:
@@ -129,6 +130,39 @@ def _check_sizes(config: Any) -> None:
             )
 
 
+def both_sides(sides: Sides) -> tuple[int, int]:
+    """Height and width.
+
+    >>> both_sides(224), both_sides((224, 160))
+    ((224, 224), (224, 160))
+    """
+    return (sides, sides) if isinstance(sides, int) else sides
+
+
+def as_sides(height: int, width: int) -> Sides:
+    """One integer for a square, as a config keeps it, or both."""
+    return height if height == width else (height, width)
+
+
+def name_sides(sides: Sides) -> str:
+    """For a message: "224", or "224 x 160" where height and width differ."""
+    return " x ".join(map(str, (sides,) if isinstance(sides, int) else sides))
+
+
+def check_sides(name: str, sides: Any, largest: int) -> None:
+    """ValueError unless it is one integer for a square, or height and width that differ."""
+    both = sides if type(sides) is tuple and len(sides) == 2 else (sides,)
+    require(
+        all(type(side) is int and 0 < side <= largest for side in both),
+        f"{name}: expected an integer from 1 to {largest:,}, or two of them, height and width, "
+        f"got {short_repr(sides) if both == (sides,) else ' and '.join(map(short_repr, both))}",
+    )
+    require(
+        len(both) == 1 or both[0] != both[1],
+        f"{name}: expected one integer for a square, got {both[0]} twice",
+    )
+
+
 def _check_positions(config: Any) -> None:
     """ValueError where the grid of an image tower has more positions than a model can take."""
     require(
@@ -142,12 +176,13 @@ def _check_positions(config: Any) -> None:
 class VisionConfig:
     """Vision Transformer: pictures of `image_size` pixels a side, cut into patches.
 
-    What is left of a side after the last whole patch is ignored, as a convolution does. The rest
-    says how a tower differs from the released ones.
+    Both sizes are one integer for a square, or height and width. What is left of a side after the
+    last whole patch is ignored, as a convolution does. The rest says how a tower differs from the
+    released ones.
     """
 
-    image_size: int
-    patch_size: int
+    image_size: Sides
+    patch_size: Sides
     width: int
     layers: int
     heads: int
@@ -178,8 +213,14 @@ class VisionConfig:
         _check_queries(self)
         _check_flags(self, "patch_bias", "class_token", "pre_norm", "norm_after_pooling")
         _check_choices(self, pooling=VisionPooling)
-        size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
-        require(size >= patch, f"image_size: expected patch_size {patch} or more, got {size}")
+        for name in ("image_size", "patch_size"):
+            check_sides(f"VisionConfig.{name}", getattr(self, name), LARGEST[name])
+        require(
+            min(self.grid) > 0,
+            f"image_size: expected patch_size {name_sides(self.patch_size)} or more, "
+            f"got {name_sides(self.image_size)}",
+        )
+        width, heads = self.width, self.heads
         require(
             width % heads == 0, f"vision width: expected a multiple of {heads} heads, got {width}"
         )
@@ -190,9 +231,30 @@ class VisionConfig:
         _check_positions(self)
 
     @property
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        return both_sides(self.image_size)
+
+    @property
+    def patch_sides(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return both_sides(self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        (height, width), (down, across) = self.image_sides, self.patch_sides
+        return height // down, width // across
+
+    @property
+    def is_square(self) -> bool:
+        """Whether pictures and patches are."""
+        return isinstance(self.image_size, int) and isinstance(self.patch_size, int)
+
+    @property
     def tokens(self) -> int:
         """Positions of the tower: one a patch and the class token, if it has one."""
-        return (self.image_size // self.patch_size) ** 2 + int(self.class_token)
+        return math.prod(self.grid) + int(self.class_token)
 
     @property
     def inner_width(self) -> int:
@@ -204,7 +266,8 @@ class VisionConfig:
 class ResNetConfig:
     """Modified ResNet: stem of `width` channels, four stages of `layers` blocks, attention pool.
 
-    The towers of the paper's RN50x4, x16 and x64 differ from RN50 in all three numbers.
+    The towers of the paper's RN50x4, x16 and x64 differ from RN50 in all three numbers. Pictures
+    are square: neither the released code nor open_clip has another attention pool.
     """
 
     image_size: int
@@ -247,16 +310,30 @@ class ResNetConfig:
         return self.width * 32
 
     @property
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        return both_sides(self.image_size)
+
+    is_square = True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last stage."""
+        return both_sides(self.image_size // 32)
+
+    @property
     def tokens(self) -> int:
         """Positions of the attention pool: one a cell of the last grid and their mean."""
-        return (self.image_size // 32) ** 2 + 1
+        return math.prod(self.grid) + 1
 
 
 def _vision(data: dict[str, Any]) -> VisionConfig | ResNetConfig:
     """The image tower's config from JSON: a ResNet names its kind, a transformer names none."""
     if "kind" in data:
         return ResNetConfig(**{**data, "layers": tuple(data["layers"])})
-    return VisionConfig(**data)
+    items = {**data}.items()  # TypeError for what is no object
+    fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in items}
+    return VisionConfig(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,7 +613,7 @@ class TowerConfig:
             data = json.loads(text)
             tower = data["tower"]
             parts: dict[str, Any] = {"pictures": PictureConfig.from_dict(data.get("pictures", {}))}
-            parts["tower"] = VisionConfig(**tower) if "image_size" in tower else _text(tower)
+            parts["tower"] = _vision(tower) if "image_size" in tower else _text(tower)
             return cls(**{**data, **parts})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             message = f"expected a config that TowerConfig.to_json wrote, got another one ({error})"
@@ -559,10 +636,15 @@ def _vit(embed_dim: int, size: int, patch: int, width: int, layers: int, text: i
 def differences(config: ClipConfig) -> list[str]:
     """What makes the towers compute otherwise than the released ones, such as "text.causal False".
 
-    Sizes are none of it, nor is the activation of the whole model.
+    Sizes are none of it unless they are not square, nor is the activation of the whole model.
     """
     free = {"heads", "kind", "mlp_width"}
-    return [
+    oblong = [
+        f"vision.{name} {name_sides(sides)}"
+        for name in ("image_size", "patch_size")
+        if type(sides := getattr(config.vision, name, None)) is tuple
+    ]
+    return oblong + [
         f"{name}.{field.name} {'of its own' if field.name == 'tokenizer' else repr(value)}"
         for name, tower in (("vision", config.vision), ("text", config.text))
         for field in dataclasses.fields(tower)

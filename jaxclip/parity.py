@@ -331,10 +331,10 @@ def check_recorded(
       ValueError: names the array, what was expected and what it is.
     """
     pixels, tokens = rungs["pixels"], rungs["tokens"]
-    size, length = config.vision.image_size, config.text.context_length
+    (height, width), length = config.vision.image_sides, config.text.context_length
     _require(
-        _is_float(pixels) and pixels.ndim == 4 and pixels.shape[1:] == (size, size, 3),
-        f"pixels: expected floats [n, {size}, {size}, 3]",
+        _is_float(pixels) and pixels.ndim == 4 and pixels.shape[1:] == (height, width, 3),
+        f"pixels: expected floats [n, {height}, {width}, 3]",
         pixels,
     )
     _require(len(pixels) > 0, "pixels: expected one picture or more", pixels)

@@ -222,7 +222,7 @@ def vision_transformer(
     """
     taps = {} if taps is None else taps
     kernel = params["conv1"]["kernel"]  # [patch, patch, c, d]
-    patch, width = kernel.shape[0], kernel.shape[-1]
+    patch, width = kernel.shape[:2], kernel.shape[-1]
 
     # a convolution whose stride is its size is one matrix product for each patch
     x = patchify(images, patch) @ kernel.reshape(-1, width)  # [n, p, d]
@@ -481,17 +481,19 @@ def attention_pool(x: Array, params: Params, heads: int, taps: dict) -> Array:
     return x @ params["c_proj"]["kernel"] + params["c_proj"]["bias"]
 
 
-def patchify(images: Array, patch: int) -> Array:
-    """Cut images [n, h, w, c] into squares, row by row: [n, p, patch * patch * c].
+def patchify(images: Array, patch: int | tuple[int, int]) -> Array:
+    """Cut images [n, h, w, c] into patches [i, j, c], row by row: [n, p, i * j * c].
 
+    `patch` is one side of a square, or height and width (i, j).
     The remainder at the right and at the bottom is dropped, as a convolution drops it.
     """
     n, h, w, c = images.shape
-    rows, columns = h // patch, w // patch
-    x = images[:, : rows * patch, : columns * patch]
-    x = x.reshape(n, rows, patch, columns, patch, c)
-    x = np.swapaxes(x, 2, 3)  # [n, rows, columns, patch, patch, c]
-    return x.reshape(n, rows * columns, patch * patch * c)
+    down, across = (patch, patch) if isinstance(patch, int) else patch
+    rows, columns = h // down, w // across
+    x = images[:, : rows * down, : columns * across]
+    x = x.reshape(n, rows, down, columns, across, c)
+    x = np.swapaxes(x, 2, 3)  # [n, rows, columns, down, across, c]
+    return x.reshape(n, rows * columns, down * across * c)
 
 
 # Variants: what open_clip's, SigLIP's and other models do otherwise ------------------------------

@@ -9,9 +9,11 @@ from typing import TypeAlias
 from jaxclip.config import (
     ClipConfig,
     ResNetConfig,
+    Sides,
     TextConfig,
     TowerConfig,
     VisionConfig,
+    both_sides,
     pooled_width,
 )
 
@@ -31,8 +33,8 @@ def _linear(path: str, inputs: int, outputs: int) -> Shapes:
     return {f"{path}.kernel": (inputs, outputs), f"{path}.bias": (outputs,)}
 
 
-def _convolution(path: str, size: int, inputs: int, outputs: int) -> Shapes:
-    return {f"{path}.kernel": (size, size, inputs, outputs)}
+def _convolution(path: str, size: Sides, inputs: int, outputs: int) -> Shapes:
+    return {f"{path}.kernel": (*both_sides(size), inputs, outputs)}
 
 
 def _attention(path: str, d: int) -> Shapes:

@@ -20,6 +20,7 @@ from jaxclip.config import (
     TextConfig,
     TowerConfig,
     VisionConfig,
+    name_sides,
 )
 from jaxclip.convert.archive.inert import short_repr
 
@@ -149,7 +150,10 @@ def _vision(tower: Mapping[str, Any], family: Family, projection: str) -> Vision
             refusals.refuse("SigLIP's image tower without its attention pool (vision_use_head)")
         variant = {"patch_bias": True, "class_token": False, "pre_norm": False}
         variant |= {"pooling": "attention", "projection": "none"}
-    size, patch = (refusals.square_side(tower[key], key) for key in ("image_size", "patch_size"))
+    size, patch = (
+        refusals.square_side(tower[key], key, "an image tower of transformers")
+        for key in ("image_size", "patch_size")
+    )
     return VisionConfig(size, patch, **_block_fields(tower), **variant)
 
 
@@ -339,6 +343,12 @@ def to_json(config: Config, dtype: str) -> dict[str, Any]:
     if isinstance(config.vision, ResNetConfig):
         raise ValueError(
             "Hugging Face's CLIPModel has no ResNet; use the layout openai or open_clip"
+        )
+    if (v := config.vision) is not None and not v.is_square:
+        raise ValueError(
+            "expected square pictures and patches, as an image tower of transformers takes, got "
+            f"{name_sides(v.image_size)} and {name_sides(v.patch_size)}; use the layout open_clip "
+            "or jaxclip"
         )
     family, e = family_of(config), config.embed_dim
     if isinstance(config, TowerConfig):

@@ -31,7 +31,10 @@ def _side(positions: int, what: str) -> int:
     """The side of the square grid that so many positions and one more token stand for."""
     side = math.isqrt(positions - 1) if positions > 1 else 0
     if side < 1 or side**2 + 1 != positions:
-        raise ValueError(f"{what}: expected a square and one more positions, got {positions}")
+        raise ValueError(
+            f"{what}: expected a square and one more positions, got {positions}; another grid "
+            "needs the config beside its weights"
+        )
     return side
 
 
@@ -73,7 +76,12 @@ def infer(
         seen = 32 * _side(shape("visual.attnpool.positional_embedding", 2)[0], "the attention pool")
         vision = ResNetConfig(image_size or seen, stem, (one, two, three, four))
     else:
-        patch, _, _, d = shape("visual.conv1.kernel", 4)
+        patch, across, _, d = shape("visual.conv1.kernel", 4)
+        if patch != across:
+            raise ValueError(
+                f"the image tower: expected square patches, got {patch} x {across}; they need the "
+                "config beside the weights"
+            )
         side = _side(shape("visual.positional_embedding", 2)[0], "the image tower")
         sizes = _blocks(shape, layers, "visual.transformer")
         vision = VisionConfig(side * patch, patch, d, heads=1, **sizes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import Activation, ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.config import Activation, ClipConfig, ResNetConfig, Sides, TextConfig, VisionConfig
 from jaxclip.convert.archive.inert import short_repr
 from jaxclip.model_tokenizer import FILE_NAME
 
@@ -180,11 +180,15 @@ def _blocks_to_json(tower: VisionConfig | TextConfig, activation: Activation) ->
     return found
 
 
+def _sides_to_json(sides: Sides) -> int | list[int]:
+    return sides if isinstance(sides, int) else list(sides)
+
+
 def _vision_to_json(v: VisionConfig | ResNetConfig, activation: Activation) -> dict[str, Any]:
-    vision: dict[str, Any] = {"image_size": v.image_size, "width": v.width}
+    vision: dict[str, Any] = {"image_size": _sides_to_json(v.image_size), "width": v.width}
     if isinstance(v, ResNetConfig):
         return vision | {"layers": list(v.layers), "patch_size": None}
-    vision |= {"layers": v.layers, "patch_size": v.patch_size}
+    vision |= {"layers": v.layers, "patch_size": _sides_to_json(v.patch_size)}
     if v.width != HEAD_WIDTH * v.heads:
         vision["head_width"] = v.width // v.heads
     if not v.pre_norm:
@@ -307,10 +311,6 @@ def _number(value: Any, name: str) -> int:
     return value
 
 
-def _square(value: Any, name: str) -> int:
-    return _number(refusals.square_side(value, name), name)
-
-
 def _block_fields(cfg: Mapping[str, Any]) -> dict[str, Any]:
     width, ratio, norm = _number(cfg["width"], "width"), cfg["mlp_ratio"], cfg["norm_kwargs"]
     if type(ratio) not in (int, float) or not 0 < ratio <= 1024:
@@ -358,8 +358,8 @@ def _vision(data: Mapping[str, Any], quick_gelu: bool) -> tuple[Any, Activation 
     if data.get("timm_model_name") is not None:
         return timm_trunk.tower(data)  # always with its own activation
     cfg = {**VISION, **data}
-    size = _square(cfg["image_size"], "image_size")
     if type(cfg["layers"]) is list:
+        size = refusals.square_side(cfg["image_size"], "image_size", "a ResNet")
         if cfg["head_width"] != HEAD_WIDTH:
             raise ValueError(f"head_width: expected 64 of a ResNet, got {cfg['head_width']!r:.40}")
         return ResNetConfig(size, cfg["width"], tuple(cfg["layers"])), None
@@ -368,8 +368,8 @@ def _vision(data: Mapping[str, Any], quick_gelu: bool) -> tuple[Any, Activation 
     if cfg["attentional_pool"]:
         fields |= _queries(cfg)
     config = VisionConfig(
-        size,
-        _square(cfg["patch_size"], "patch_size"),
+        refusals.sides(cfg["image_size"]),
+        refusals.sides(cfg["patch_size"]),
         heads=max(fields["width"] // head, 1),
         pre_norm=not _flag(cfg, "no_ln_pre"),
         **{"pooling": _choice(cfg, "pool_type", VISION_POOLING), **fields},

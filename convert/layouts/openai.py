@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxclip.checkpoint import shorten
-from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig, name_sides
 from jaxclip.shapes import parameters
 
 from .compare import config_faults
@@ -99,6 +99,13 @@ def check_writable(config: ClipConfig) -> None:
                 f"the {tower} tower has {heads} heads at width {width}, the official code takes "
                 f"width // {HEAD_WIDTH}; use the layout open_clip or huggingface"
             )
+    if not (v := config.vision).is_square:
+        assert isinstance(v, VisionConfig)
+        raise ValueError(
+            "expected square pictures and patches, whose sizes the official code reads off shapes, "
+            f"got {name_sides(v.image_size)} and {name_sides(v.patch_size)}; use the layout "
+            "open_clip"
+        )
     if config.activation != "quick_gelu":
         raise ValueError(
             f"the model needs {config.activation}, the official code has quick_gelu alone; use the "

@@ -8,11 +8,22 @@ centres are where they lie in a picture (torch's align_corners=False).
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxclip.config import ClipConfig, ResNetConfig
+from jaxclip.config import (
+    LARGEST,
+    ClipConfig,
+    ResNetConfig,
+    Sides,
+    VisionConfig,
+    as_sides,
+    both_sides,
+    check_sides,
+    name_sides,
+)
 from jaxclip.convert.loading import Loaded
 
 Convention = Literal["open_clip", "huggingface"]
@@ -45,12 +56,19 @@ def weights(old: int, new: int, convention: Convention) -> np.ndarray:
 
 
 def resize(
-    table: np.ndarray, side: int, convention: Convention = "open_clip", *, tokens: int = 1
+    table: np.ndarray,
+    side: Sides,
+    convention: Convention = "open_clip",
+    *,
+    tokens: int = 1,
+    grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Positions [1 + old², d] of a square grid -> [1 + side², d], in the same number format.
+    """Positions [1 + old², d] of a grid -> [1 + side², d], in the same number format.
 
+    side: of the new grid, or its rows and columns.
     tokens: positions before the grid: 0 of a tower without a class token.
-    ValueError when the grid is not a square or the convention has no name here.
+    grid: rows and columns of the old one; a square unless given.
+    ValueError when the grid has other positions or the convention has no name here.
 
     >>> resize(np.ones((1 + 7 * 7, 3), np.float32), 12).shape
     (145, 3)
@@ -58,21 +76,25 @@ def resize(
     if convention not in get_args(Convention):
         names = ", ".join(get_args(Convention))
         raise ValueError(f"convention: expected one of {names}, got {convention!r}")
-    old = round(max(len(table) - tokens, 0) ** 0.5)
-    if old < 1 or old**2 + tokens != len(table) or side < 1:
+    old = grid or both_sides(round(max(len(table) - tokens, 0) ** 0.5))
+    new = both_sides(side)
+    if min(old) < 1 or math.prod(old) + tokens != len(table) or min(new) < 1:
+        wanted = "a square" if grid is None else f"{grid[0]} x {grid[1]}"
         more = " and one more" if tokens else ""
-        raise ValueError(f"expected a square{more} positions, got {len(table)}")
-    if old == side:
+        raise ValueError(f"expected {wanted}{more} positions, got {len(table)}")
+    if old == new:
         return table
-    grid = table[tokens:].astype(np.float64).reshape(old, old, -1)
-    w = weights(old, side, convention)
-    grid = np.einsum("io,jp,opd->ijd", w, w, grid, optimize=True).reshape(side**2, -1)
-    return np.concatenate([table[:tokens], grid.astype(table.dtype)])
+    cells = table[tokens:].astype(np.float64).reshape(*old, -1)
+    down, across = (weights(a, b, convention) for a, b in zip(old, new, strict=True))
+    cells = np.einsum("io,jp,opd->ijd", down, across, cells, optimize=True)
+    cells = cells.reshape(math.prod(new), -1).astype(table.dtype)
+    return np.concatenate([table[:tokens], cells])
 
 
-def at_size(loaded: Loaded, image_size: int, convention: Convention = "open_clip") -> Loaded:
+def at_size(loaded: Loaded, image_size: Sides, convention: Convention = "open_clip") -> Loaded:
     """The same model for pictures of another size; nothing else in it changes.
 
+    image_size: one side, or height and width.
     ValueError when the image tower cannot have that size (a multiple of the patch size).
 
     Source: open_clip/model.py: resize_pos_embed; transformers: interpolate_pos_encoding.
@@ -81,17 +103,31 @@ def at_size(loaded: Loaded, image_size: int, convention: Convention = "open_clip
     vision = config.vision
     if vision is None:
         raise ValueError("image_size: expected a model with an image tower, got a text tower alone")
+    if isinstance(image_size, list | tuple) and len(image_size) == 2:
+        image_size = as_sides(*image_size)
+    check_sides("image_size", image_size, LARGEST["image_size"])
+    sides = both_sides(image_size)
     if image_size == vision.image_size:
         return loaded
-    name, tokens, patch = "visual.positional_embedding", 1, 32
+    name, tokens = "visual.positional_embedding", 1
+    new: VisionConfig | ResNetConfig
     if isinstance(vision, ResNetConfig):
+        if not isinstance(image_size, int):
+            got = name_sides(image_size)
+            raise ValueError(f"image_size: expected one side for a ResNet, got {got}")
         name = "visual.attnpool.positional_embedding"
+        new = dataclasses.replace(vision, image_size=image_size)
     else:
-        tokens, patch = int(vision.class_token), vision.patch_size
-        if image_size % patch:
-            raise ValueError(f"image_size: expected a multiple of {patch}, got {image_size}")
-    new = dataclasses.replace(vision, image_size=image_size)
-    table = resize(loaded.flat[name], image_size // patch, convention, tokens=tokens)
+        tokens, patch = int(vision.class_token), vision.patch_sides
+        if any(side % part for side, part in zip(sides, patch, strict=True)):
+            raise ValueError(
+                f"image_size: expected a multiple of {name_sides(vision.patch_size)}, "
+                f"got {name_sides(image_size)}"
+            )
+        new = dataclasses.replace(vision, image_size=image_size)
+    table = resize(
+        loaded.flat[name], as_sides(*new.grid), convention, tokens=tokens, grid=vision.grid
+    )
     resized = {"from": vision.image_size, "to": image_size, "positions": convention}
     part: dict[str, Any] = {"vision": new} if isinstance(config, ClipConfig) else {"tower": new}
     return Loaded(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from jaxclip.config import as_sides
 from jaxclip.convert.archive.inert import short_repr
 
 # The first pattern that a name of timm begins with says what the tower has.
@@ -91,18 +92,27 @@ def refuse(what: str) -> NoReturn:
     raise ValueError(f"this file has {what}, which jaxclip does not have")
 
 
-def square_side(value: Any, name: str) -> Any:
-    """The side of a square, of which a config may say both lengths; ValueError where they differ.
+def sides(value: Any) -> Any:
+    """A size as a config of ours has it; what is no list of two integers stays for its checks.
 
-    >>> square_side([224, 224], "image_size"), square_side(224, "image_size")
-    (224, 224)
+    >>> sides([224, 224]), sides([224, 160]), sides(224)
+    (224, (224, 160), 224)
     """
     if type(value) is not list or len(value) != 2 or any(type(side) is not int for side in value):
         return value
-    if value[0] != value[1]:
-        sides = " by ".join(map(short_repr, value))
-        refuse(f"pictures or patches that are not square ({name} {sides})")
-    return value[0]
+    return as_sides(*value)
+
+
+def square_side(value: Any, name: str, tower: str) -> Any:
+    """The side of a square, of which a config may say both lengths; ValueError where they differ.
+
+    tower: that takes squares only.
+    """
+    side = sides(value)
+    if type(side) is tuple:
+        got = " x ".join(map(short_repr, side))
+        raise ValueError(f"{name}: expected one side, as {tower} takes squares only, got {got}")
+    return side
 
 
 def check_tensors(names: Iterable[str], ranks: Mapping[str, int]) -> None:

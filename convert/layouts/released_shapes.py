@@ -7,7 +7,7 @@ open_clip's own towers. Every size must be equal, but for the resolution, which 
 
 from typing import NamedTuple
 
-from jaxclip.config import RELEASED, ClipConfig, ResNetConfig
+from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, Sides
 
 from .infer import Heads
 
@@ -15,7 +15,7 @@ from .infer import Heads
 class _Shape(NamedTuple):
     """All sizes that decide which model it is; of a ResNet the blocks, and a patch size of 0."""
 
-    patch: int
+    patch: Sides
     width: int
     layers: int | tuple[int, ...]
     embed_dim: int

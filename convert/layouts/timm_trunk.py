@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxclip.config import Activation, VisionConfig
+from jaxclip.config import Activation, VisionConfig, name_sides
 from jaxclip.convert.archive.inert import short_repr
 
 from .infer import mlp_width
@@ -159,7 +159,7 @@ def tower(vision: Mapping[str, Any]) -> tuple[VisionConfig, Activation]:
             f"{name}: expected timm_pool {POOLS[family]} and timm_proj null or none, got "
             f"{short_repr(pool)} and {short_repr(projection)}"
         )
-    said = square_side(vision.get("image_size", 224), "image_size")
+    said = square_side(vision.get("image_size", 224), "image_size", f"timm's {name}")
     if said != image_size:
         raise ValueError(f"{name}: expected image_size {image_size}, got {short_repr(said)}")
     config = _build(sizes[size], patch, family, image_size, has_head=projection != "none")
@@ -179,8 +179,9 @@ def settings(config: VisionConfig, activation: Activation) -> dict[str, Any]:
     else:
         raise ValueError(
             f"open_clip builds such an image tower by a name of timm, which has none for width "
-            f"{config.width}, {config.layers} layers, patches of {config.patch_size} and pictures "
-            f"of {config.image_size}; use the layout huggingface or jaxclip"
+            f"{config.width}, {config.layers} layers, patches of {name_sides(config.patch_size)} "
+            f"and pictures of {name_sides(config.image_size)}; use the layout huggingface or "
+            "jaxclip"
         )
     name = f"vit_{size}_patch{patch}_{family}_{config.image_size}"
     if (theirs := _activation(family, size, patch, config.image_size)) != activation:

@@ -28,7 +28,7 @@ from experiments.bench.pairs import Run, SuiteFlags, in_turn, say, spread
 from experiments.bench.training import DTYPES, MODELS, ours
 from jaxclip.cli.usage import Positive
 from jaxclip.config import Remat
-from jaxclip.data.crops import SQUARES
+from jaxclip.data.crops import CROPS
 from jaxclip.data.pairs import read_caption_folder
 from jaxclip.data.stream import Skips
 from jaxclip.tokenizer import VOCAB_SIZE
@@ -152,10 +152,10 @@ def _pixel_error(files: Sequence[Path], size: int, decoder: str) -> dict[str, fl
     differences = []
     for path in files:
         made = (
-            SQUARES[name](path.read_bytes(), size, np.random.default_rng(0))
+            CROPS[name](path.read_bytes(), size, np.random.default_rng(0))
             for name in ("full", decoder)
         )
-        full, other = (square.astype(np.int16) for square in made)
+        full, other = (crop.astype(np.int16) for crop in made)
         differences.append(np.abs(full - other))
     return {
         "mean error, of 255": round(float(np.mean(differences)), 2),

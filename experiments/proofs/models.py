@@ -77,7 +77,11 @@ def compare(part: str, names: Sequence[str], rows: Record, record: Path) -> None
     if part == "full":
         cases = model_cases.full_cases()
     else:
-        cases = [*model_cases.open_clip_cases(), *model_cases.hugging_face_cases()]
+        cases = [
+            *model_cases.open_clip_cases(),
+            *model_cases.not_square_cases(),
+            *model_cases.hugging_face_cases(),
+        ]
     known = [case.name for case in cases]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"expected some of {', '.join(known)}, got {unknown[0]!r}")

@@ -87,7 +87,10 @@ def begin_run(
     Its model is the checkpoint's, and texts are as long as the model takes, unless flags say less.
     """
     if start:
-        loaded = _resize(convert.load(find(start)), flags.model, given)
+        loaded = convert.load(find(start))
+        if not isinstance(loaded.config, ClipConfig):
+            raise UsageError(f"--start: expected a model of both towers, got one alone: {start}")
+        loaded = _resize(loaded, flags.model, given)
         model = {n: v for n, v in _flag_values(flags).items() if n.startswith("model.")}
         wrong = _differences(model, _flag_values(loaded.config, "model."), given, "the checkpoint")
         if wrong:
@@ -114,15 +117,18 @@ def _check_recipe(flags: Recipe, model: ClipConfig, given: Container[str], follo
         raise flag_error(error) from None
 
 
+def _without_size(config: ClipConfig) -> dict[str, Any]:
+    """The fields of a config but for the size of its pictures."""
+    return {**vars(config), "vision": {**vars(config.vision), "image_size": None}}
+
+
 def _resize(loaded: convert.Loaded, wanted: ClipConfig, given: Container[str]) -> convert.Loaded:
     """A checkpoint at the image size that a flag, or a preset of that very model, asks for."""
-    size, own = wanted.vision.image_size, loaded.config.vision
-    vision = dataclasses.replace(wanted.vision, image_size=own.image_size)
-    same = "preset" in given and dataclasses.replace(wanted, vision=vision) == loaded.config
+    same = "preset" in given and _without_size(wanted) == _without_size(loaded.config)
     if not (same or "model.vision.image-size" in given):
         return loaded
     try:
-        return convert.at_size(loaded, size)
+        return convert.at_size(loaded, wanted.vision.image_size)
     except ValueError as error:
         raise UsageError(f"--model.vision.image-size: {error}") from None
 
@@ -227,8 +233,7 @@ def require_memory(recipe: Recipe, mesh: Mesh) -> None:
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     leaves = jax.tree.leaves(from_recipe.abstract_state(recipe, mesh)[1][:3])
     state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    size = recipe.model.vision.image_size
-    pixels = recipe.batch_size * size * size * 3
+    pixels = recipe.batch_size * math.prod(recipe.model.vision.image_sides) * 3
     for flags, needed in (
         ("--model.*", state),
         ("--batch-size, --model.vision.image-size", pixels),

@@ -22,7 +22,15 @@ from jaxclip.cli.shared import (
     print_table,
     stderr,
 )
-from jaxclip.config import RELEASED, Activation, ClipConfig, ResNetConfig, TextConfig
+from jaxclip.config import (
+    RELEASED,
+    Activation,
+    ClipConfig,
+    ResNetConfig,
+    Sides,
+    TextConfig,
+    name_sides,
+)
 from jaxclip.files import require_writable
 
 DEFAULT_TEXTS = ("a diagram", "a dog", "a cat")  # of the official README
@@ -32,7 +40,8 @@ def _tower(config: ClipConfig) -> str:
     vision = config.vision
     if isinstance(vision, ResNetConfig):
         return f"ResNet, width {vision.width}, blocks {'-'.join(map(str, vision.layers))}"
-    return f"ViT, width {vision.width}, {vision.layers} blocks, patches of {vision.patch_size}"
+    patch = name_sides(vision.patch_size)
+    return f"ViT, width {vision.width}, {vision.layers} blocks, patches of {patch}"
 
 
 def models(cache_dir: Path | None = None, as_json: AsJson = False) -> int:
@@ -103,7 +112,7 @@ def inspect(
     words = f"{text.kind}, width {text.width}, {text.layers} blocks, {text.context_length} tokens"
     rows = {
         "shape of": ", ".join(same) or "no released model",
-        "image tower": f"{_tower(config)}, {v.image_size} pixels",
+        "image tower": f"{_tower(config)}, {name_sides(v.image_size)} pixels",
         "text tower": words if text.kind == "transformer" else f"bag of words, width {text.width}",
         "embedding": str(config.embed_dim),
         "activation": config.activation,
@@ -123,7 +132,7 @@ def convert(
     layout: Literal["jaxclip", "openai", "open_clip", "huggingface"] = "jaxclip",
     activation: Activation | None = None,
     heads: tuple[int, int] | None = None,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     force: bool = False,
 ) -> int:
     """Write a model in another program's layout, or in ours, bit for bit.
@@ -135,8 +144,8 @@ def convert(
         layout: Whose layout to write.
         activation: Of a file that does not say which one it needs.
         heads: Attention heads of the image and the text tower, of a file that does not say them.
-        image_size: Pixels a side, where the model is to run at another resolution: the positional
-            embedding is resized as open_clip does, nothing else changes.
+        image_size: Pixels a side, or height and width, where the model is to run at another
+            resolution: the positional embedding is resized as open_clip does, nothing else changes.
         force: Overwrite what is there.
     """
     from jaxclip import convert as converter

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.config import CLIP_PICTURES, PictureConfig
-from jaxclip.data.crops import SQUARES, RandomSquare, random_square
+from jaxclip.config import CLIP_PICTURES, PictureConfig, Sides
+from jaxclip.data.crops import CROPS, RandomCrop, random_crop
 from jaxclip.data.order import Order
 from jaxclip.data.pairs import Pair, Source
 
@@ -74,17 +74,17 @@ class Skips:
 
 def crop_and_caption(
     pair: Pair,
-    size: int,
+    size: Sides,
     rng: np.random.Generator,
     skips: Skips,
     key: tuple[int, int] | None = None,
-    square: RandomSquare = random_square,
+    crop: RandomCrop = random_crop,
     pictures: PictureConfig = CLIP_PICTURES,
 ) -> Any:
-    """(image uint8 [size, size, 3], one of the captions); None for an unusable pair, counted.
+    """(image uint8 [h, w, 3], one of the captions); None for an unusable pair, counted.
 
     key: of the record, for `Skips.add`.
-    square, pictures: one of `data.crops`, and what it takes.
+    crop, pictures: one of `data.crops`, and what it takes.
     """
     if pair.fault is not None:
         skips.add(pair.fault.kind, f"{pair.where}: {pair.fault.detail}", key)
@@ -94,7 +94,7 @@ def crop_and_caption(
         skips.add("empty caption", pair.where, key)
         return None
     try:
-        image = square(pair.image, size, rng, pictures)
+        image = crop(pair.image, size, rng, pictures)
     except ValueError as error:
         skips.add("broken picture", f"{pair.where}: {' '.join(str(error).split())}", key)
         return None
@@ -120,7 +120,7 @@ class _OwnPositions:
 def batches(
     sources: Sequence[Source],
     *,
-    size: int,
+    size: Sides,
     batch_size: int,
     rows: slice,
     seed: int,
@@ -137,19 +137,19 @@ def batches(
 
     Args:
       sources: of pairs.
-      size: pixels a side.
+      size: pixels a side, or height and width.
       batch_size: pairs of a whole batch.
       rows: the rows of a batch that this process reads (`training.distributed.own_rows`).
       seed: of the order, the crops and the choice among captions.
       skips: counts the unusable pairs.
       weights: of the sources, in examples; equal unless given.
-      decoder: of the pictures, one of `data.crops.SQUARES`.
+      decoder: of the pictures, one of `data.crops.CROPS`.
       pictures: the model's filter and how it resizes.
       threads: for reading and decoding.
       start: how many of its own positions this process has read before.
 
     Returns:
-      Of each batch: `image` uint8 [b, size, size, 3], `caption` (b texts), `position` int [b] in
+      Of each batch: `image` uint8 [b, h, w, 3], `caption` (b texts), `position` int [b] in
       the order and `index` int [b, 2] (source, index in it).
     """
     import grain  # late, as it takes a second
@@ -160,7 +160,7 @@ def batches(
         [len(source) for source in sources], weights or [1.0] * len(sources), batch_size, seed
     )
     skips.lengths = order.lengths
-    square = SQUARES[decoder]
+    crop = CROPS[decoder]
     if not start:
         _warn_of_repeats(order)
 
@@ -170,7 +170,7 @@ def batches(
         position, source, index = item
         rng = np.random.default_rng([seed, position])
         pair, key = sources[source][index], (source, index)
-        found = crop_and_caption(pair, size, rng, skips, key, square, pictures)
+        found = crop_and_caption(pair, size, rng, skips, key, crop, pictures)
         if found is None:
             if next(warn_once, False):
                 logger.warning(

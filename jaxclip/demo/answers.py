@@ -230,10 +230,14 @@ _jitted = functools.cache(jax.jit)
 
 
 def overlay(seen: Seen, side: int = 300) -> Image.Image:
-    """A map over its picture: what weighs nothing stays as it is, the heaviest is brightest."""
+    """A map over its picture: what weighs nothing stays as it is, the heaviest is brightest.
+
+    side: of the longer side, in pixels.
+    """
     from matplotlib import colormaps  # imported late: it costs half a second
 
-    size = (side, side)
+    high, wide = seen.picture.shape[:2]
+    size = round(side * wide / max(high, wide)), round(side * high / max(high, wide))
     picture = Image.fromarray(seen.picture).resize(size, Image.Resampling.BICUBIC)
     weights = Image.fromarray(seen.weights.astype(np.float32)).resize(
         size, Image.Resampling.BILINEAR

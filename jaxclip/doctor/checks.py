@@ -72,12 +72,12 @@ def check_probe(probe: Mapping[str, Array], config: ClipConfig, flat: dict[str, 
     meta = parse_json(str(probe["meta"]))
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise ValueError("expected a probe of jaxclip doctor probe, got other notes; make it anew")
-    size, context = config.vision.image_size, config.text.context_length
+    (height, width), context = config.vision.image_sides, config.text.context_length
     pixels, tokens = np.asarray(probe["pixels"]), np.asarray(probe["tokens"])
     again = "make the probe for this model: jaxclip doctor probe --model MODEL"
-    if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, height, width):
         raise ValueError(
-            f"pixels of the probe: expected [n, 3, {size}, {size}], got {pixels.shape}; {again}"
+            f"pixels of the probe: expected [n, 3, {height}, {width}], got {pixels.shape}; {again}"
         )
     if tokens.ndim != 2 or tokens.shape[1] != context or tokens.max() >= config.text.vocab_size:
         raise ValueError(
@@ -118,17 +118,18 @@ def check_theirs(
 def _shaped(known: dict[str, Array], n: int, m: int, config: ClipConfig) -> dict[str, Array]:
     vision, text, e = config.vision, config.text, config.embed_dim
     wide = vision.features if isinstance(vision, ResNetConfig) else vision.width
-    size = vision.image_size
+    height, width = vision.image_sides
     _features(known, "image_features", n, (e, wide))
     _features(known, "image_features_from_pictures", n, (e, wide))
     _features(known, "text_features", m, (e, text.width))
     _features(known, "text_features_from_texts", m, (e, text.width))
     if "pixels" in known:
         pixels = known["pixels"]
-        if pixels.shape == (n, 3, size, size):
+        if pixels.shape == (n, 3, height, width):
             known["pixels"] = pixels.transpose(0, 2, 3, 1)
-        elif pixels.shape != (n, size, size, 3):
-            _refuse("pixels", f"[{n}, 3, {size}, {size}] or [{n}, {size}, {size}, 3]", pixels)
+        elif pixels.shape != (n, height, width, 3):
+            either = f"[{n}, 3, {height}, {width}] or [{n}, {height}, {width}, 3]"
+            _refuse("pixels", either, pixels)
     if "tokens" in known:
         tokens = known["tokens"]
         if tokens.ndim != 2 or len(tokens) != m or not tokens.shape[1]:

@@ -70,7 +70,7 @@ class Evidence:
         """Pixels [n, size, size, 3] of the pictures."""
 
         def make() -> Array:
-            size = self.config.vision.image_size
+            size = self.config.vision.image_sides[0]  # square: `right_walk` refuses others
             return np.stack([preprocessing.make_pixels(p, size, knobs) for p in self.pictures])
 
         found: Array = self.network.memory.get_or(knobs, make)

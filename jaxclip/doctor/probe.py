@@ -116,7 +116,7 @@ def make_probe(
     ValueError for a model whose towers or tokenizer are not as the released ones.
     """
     right_walk(config)  # refuses what `diagnose` would
-    size, text = config.vision.image_size, config.text
+    size, text = config.vision.image_sides[0], config.text  # square: others were refused
     pictures = make_pictures(size, seed)
     from PIL import Image
 

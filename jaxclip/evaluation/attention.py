@@ -7,8 +7,6 @@ heads, without the token's attention to itself.
 Annotated: chapter 3, "Attention".
 """
 
-import math
-
 import jax
 
 from jaxclip.config import VisionConfig
@@ -31,8 +29,7 @@ def attention_map(model: Clip, images: Array) -> Array:
         shape = seen["layer4"].shape[1:3]
     else:
         weights = seen["attention"][-1, :, :, 0].mean(1)  # [n, m], of [layers, n, a, l, m]
-        side = math.isqrt(weights.shape[1] - 1)
-        shape = (side, side)
+        shape = vision.grid
     over_picture = weights[:, 1:]
     maps = over_picture / over_picture.sum(-1, keepdims=True)
     return maps.reshape(-1, *shape)

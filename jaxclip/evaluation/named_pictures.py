@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.config import CLIP_PICTURES, PictureConfig
+from jaxclip.config import CLIP_PICTURES, PictureConfig, Sides
 from jaxclip.data.emoji.icons import HELD_OUT, caption_names, load_held_out
 from jaxclip.data.emoji.pictures import EmojiPictures, load_emoji, load_unseen_artist
 from jaxclip.evaluation.features import map_batches
@@ -24,8 +24,8 @@ from jaxclip.tokenizer import check_vocabulary
 NEAREST_SIZE = 32  # pixels a side at which pictures are compared for the floor
 
 
-def pixels(pictures: EmojiPictures, size: int, how: PictureConfig = CLIP_PICTURES) -> np.ndarray:
-    """The pictures by the policy `safe`, as of picture files -> float32 [n, size, size, 3]."""
+def pixels(pictures: EmojiPictures, size: Sides, how: PictureConfig = CLIP_PICTURES) -> np.ndarray:
+    """The pictures by the policy `safe`, as of picture files -> float32 [n, h, w, 3]."""
     preprocess = Preprocess(size, **vars(how))
     return np.stack([preprocess.safe(Image.fromarray(x)) for x in pictures.images])
 
@@ -47,7 +47,7 @@ class Evaluation:
         self.answers = np.array([index[name] for name in pictures.names])
         self.encode_image = jax.jit(lambda model, images: model.encode_image(images))
         self.encode_text = jax.jit(lambda model, tokens: model.encode_text(tokens))
-        self._pixels: dict[tuple[int, PictureConfig], np.ndarray] = {}
+        self._pixels: dict[tuple[Sides, PictureConfig], np.ndarray] = {}
 
     def embeds(
         self, model: Any, text_embeds: np.ndarray | None = None

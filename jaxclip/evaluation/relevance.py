@@ -10,7 +10,6 @@ its attention, the mean of its heads, and by the shortcut, half and half; all bl
 Both take a plain model (`hardware.plain`) and change nothing in it.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -104,6 +103,4 @@ def _as_grid(model: Clip, x: Array) -> Array:
         return x
     vision = model.config.vision
     assert isinstance(vision, VisionConfig)
-    patches = x[:, int(vision.class_token) :]
-    side = math.isqrt(patches.shape[1])
-    return patches.reshape(len(x), side, side, -1)
+    return x[:, int(vision.class_token) :].reshape(len(x), *vision.grid, -1)

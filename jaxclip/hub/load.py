@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip import convert, hardware
-from jaxclip.config import RELEASED, Activation, TowerConfig
+from jaxclip.config import RELEASED, Activation, Sides, TowerConfig
 from jaxclip.hardware import memory
 from jaxclip.hub.find import find
 from jaxclip.images.preprocess import Preprocess
@@ -31,7 +31,7 @@ def load(
     *,
     dtype: Any = None,
     precision: str | None = None,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     activation: Activation | None = None,
     heads: tuple[int, int] | None = None,
     tower: None = None,
@@ -47,7 +47,7 @@ def load(
     *,
     dtype: Any = None,
     precision: str | None = None,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     activation: Activation | None = None,
     heads: tuple[int, int] | None = None,
     tower: parameters.Tower,
@@ -62,7 +62,7 @@ def load(
     *,
     dtype: Any = None,
     precision: str | None = None,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     activation: Activation | None = None,
     heads: tuple[int, int] | None = None,
     tower: parameters.Tower | None = None,
@@ -83,8 +83,9 @@ def load(
         it is narrower.
       precision: of matrix products, jax's "default", "high" or "highest"; None leaves the global
         setting in force.
-      image_size: run at another resolution; the positional embedding is resized as open_clip does
-        (`jaxclip.convert.at_size` has Hugging Face's way as well).
+      image_size: run at another resolution, of one side or of height and width; the positional
+        embedding is resized as open_clip does (`jaxclip.convert.at_size` has Hugging Face's way as
+        well).
       activation: of a file that does not say: "quick_gelu", "gelu" or "gelu_tanh".
       heads: attention heads of the image and the text tower, of a file that does not say them and
         whose shapes are not those of a released model.

@@ -14,63 +14,78 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxclip.config import (
+    LARGEST,
     MEAN,
     STD,
     ClipConfig,
     Interpolation,
     PictureConfig,
     Resize,
+    Sides,
     Steps,
     TowerConfig,
+    both_sides,
+    check_sides,
 )
 from jaxclip.images.open import load_pixels, to_rgb
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height once the shortest side is `size`; the long side is truncated."""
+def _resized_size(width: int, height: int, size: Sides) -> tuple[int, int]:
+    """Width and height once the shortest side is `size`; the long side is truncated.
+
+    Of a size that is not square: once one side is its own and the other is as long or longer, both
+    rounded (open_clip/transform.py: ResizeKeepRatio).
+    """
+    if not isinstance(size, int):
+        ratio = min(height / size[0], width / size[1])
+        return round(width / ratio), round(height / ratio)
     if width <= height:
         return size, int(size * height / width)
     return int(size * width / height), size
 
 
-def _centre_square(image: Image.Image, size: int, how: PictureConfig) -> Image.Image:
+def _crop_centre(image: Image.Image, size: Sides, how: PictureConfig) -> Image.Image:
     """Resize the shortest side to `size` and cut out the middle, in the picture's own mode."""
     wide, high = _resized_size(image.width, image.height, size)
+    height, width = both_sides(size)
     if how.steps == "openai":  # half a pixel goes to the even side
-        left, top = round((wide - size) / 2), round((high - size) / 2)
+        left, top = round((wide - width) / 2), round((high - height) / 2)
     else:
-        left, top = (wide - size) // 2, (high - size) // 2
-    chosen = FILTERS[how.interpolation]
-    if wide > size and image.mode in ("RGB", "L"):
+        left, top = (wide - width) // 2, (high - height) // 2
+    # open_clip does not pass the filter on where the size is not square
+    is_fixed = height != width and how.steps == "openai"
+    chosen = FILTERS["bicubic" if is_fixed else how.interpolation]
+    if wide > width and high == height and image.mode in ("RGB", "L"):
         # Pillow resizes rows, rounds, then columns: crop between the two, and do fewer columns.
         rows = image.resize((wide, image.height), chosen)
-        middle = rows.crop((left, 0, left + size, image.height))
-        return middle.resize((size, size), chosen)
-    return image.resize((wide, high), chosen).crop((left, top, left + size, top + size))
+        middle = rows.crop((left, 0, left + width, image.height))
+        return middle.resize((width, height), chosen)
+    return image.resize((wide, high), chosen).crop((left, top, left + width, top + height))
 
 
-def whole_square(
+def whole_picture(
     image: Image.Image,
-    size: int,
+    size: Sides,
     how: PictureConfig,
     shape: tuple[int, int] | None = None,
     box: tuple[float, float, float, float] | None = None,
 ) -> Image.Image:
-    """All of a picture: squashed to the square, or its longest side resized and a border added.
+    """All of a picture: squashed to the size, or its longest side resized and a border added.
 
     shape, box: width and height in the file, and what of `image` the picture fills, where it was
       decoded at less than its size.
     Source: open_clip/transform.py: ResizeKeepRatio, CenterCropOrPad.
     """
+    tall, broad = both_sides(size)
     if how.resize == "squash":
-        return image.resize((size, size), FILTERS[how.interpolation], box=box)
+        return image.resize((broad, tall), FILTERS[how.interpolation], box=box)
     width, height = shape or image.size
-    ratio = max(height / size, width / size)
+    ratio = max(height / tall, width / broad)
     wide, high = (max(1, round(side / ratio)) for side in (width, height))
     image = image.resize((wide, high), FILTERS[how.interpolation], box=box)
-    across, down = size - wide, size - high
+    across, down = broad - wide, tall - high
     border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
     bands, palette = len(image.getbands()), image.getpalette() if image.mode == "P" else None
     padded = ImageOps.expand(image, border, fill=(how.fill,) * bands if bands > 1 else how.fill)
@@ -95,7 +110,7 @@ class Preprocess:
     `Preprocess.of(config)` is that of a model.
 
     Args:
-        size: height and width of the square in pixels, 1 or more.
+        size: side of the square in pixels, 1 or more; or height and width.
         mean: subtracted from the red, green and blue values, which lie in [0, 1].
         std: divided by, after that; positive.
         interpolation, resize, fill, steps: as of `PictureConfig`.
@@ -107,7 +122,7 @@ class Preprocess:
     array([1.93 , 2.075, 2.146], dtype=float32)
     """
 
-    size: int
+    size: Sides
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     interpolation: Interpolation = "bicubic"
@@ -116,17 +131,15 @@ class Preprocess:
     steps: Steps = "openai"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size: expected a whole number, 1 or more, got {self.size!r}")
+        check_sides("size", self.size, LARGEST["image_size"])
         assert self.pictures  # its checks
 
     @classmethod
-    def of(cls, config: ClipConfig | TowerConfig, size: int | None = None) -> Self:
+    def of(cls, config: ClipConfig | TowerConfig, size: Sides | None = None) -> Self:
         """The preprocessing of a model, at its own size unless another is given."""
         if config.vision is None:
             raise ValueError("expected a model with an image tower, got a text tower alone")
-        size = config.vision.image_size if size is None else size
-        return cls(size, **vars(config.pictures))
+        return cls(config.vision.image_size if size is None else size, **vars(config.pictures))
 
     @property
     def pictures(self) -> PictureConfig:
@@ -144,7 +157,7 @@ class Preprocess:
             image: a picture of any mode, within the limits of `images.open.check_size`.
 
         Returns:
-            `[size, size, 3]` float32.
+            `[h, w, 3]` float32.
 
         Raises:
             ValueError: not a picture, damaged, or beyond the limits.
@@ -156,15 +169,15 @@ class Preprocess:
         PilBackend of CLIPImageProcessor and SiglipImageProcessor.
         """
         load_pixels(image)
-        return self._normalise(np.asarray(self._square(image)))
+        return self._normalise(np.asarray(self._resize(image)))
 
-    def _square(self, image: Image.Image) -> Image.Image:
+    def _resize(self, image: Image.Image) -> Image.Image:
         """The picture at its size, in RGB."""
         image, how = image if self.steps == "openai" else _on_white(image), self.pictures
-        resize = _centre_square if how.resize == "shortest" else whole_square
-        square = resize(image, self.size, how)
-        square.info.pop("transparency", None)  # conversion to RGB ignores it, with a warning
-        return square.convert("RGB")
+        resize = _crop_centre if how.resize == "shortest" else whole_picture
+        resized = resize(image, self.size, how)
+        resized.info.pop("transparency", None)  # conversion to RGB ignores it, with a warning
+        return resized.convert("RGB")
 
     def safe(self, image: Image.Image) -> np.ndarray:
         """The pixels by the `safe` policy: the picture as a person sees it, then as `official`.
@@ -175,7 +188,7 @@ class Preprocess:
             image: a picture of any mode, within the limits of `images.open.check_size`.
 
         Returns:
-            `[size, size, 3]` float32.
+            `[h, w, 3]` float32.
 
         Raises:
             ValueError: as `images.open.to_rgb`.
@@ -197,12 +210,12 @@ class Preprocess:
         return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
 
     def _normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [h, h, 3] to float32: divided by 255, less the mean, divided by the deviation."""
-        size, channels = len(pixels), 3
+        """uint8 [h, w, 3] to float32: divided by 255, less the mean, divided by the deviation."""
+        height, width, channels = pixels.shape
         # Rows [h, w c], mean and deviation as long: three values at a time would take four times
         # as long.
-        rows = pixels.reshape(size, size * channels)
-        mean, std = (np.tile(np.asarray(x, np.float32), size) for x in (self.mean, self.std))
+        rows = pixels.reshape(height, width * channels)
+        mean, std = (np.tile(np.asarray(x, np.float32), width) for x in (self.mean, self.std))
         values = np.divide(rows, np.float32(255), dtype=np.float32)
         values -= mean
         values /= std

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from jaxclip.config import Sides, both_sides
 from jaxclip.images.open import check_size, identify, load_pixels, orientation, to_rgb
 
 SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height,
@@ -29,9 +30,10 @@ class Reduced(NamedTuple):
     box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels of `image`
 
 
-def decode_reduced(content: bytes, shortest: int) -> Reduced:
-    """The picture at 1, 1/2, 1/4 or 1/8 of its size: the least whose sides are `shortest` or more.
+def decode_reduced(content: bytes, least: Sides) -> Reduced:
+    """The picture at 1, 1/2, 1/4 or 1/8 of its size: the smallest that is not below `least`.
 
+    least: of both sides, or height and width of the picture as seen.
     Other formats than JPEG have no such scales, and a small picture has none; they stay whole.
     Damage is noticed as by `decode_image`: every bit of the file is read.
 
@@ -41,13 +43,14 @@ def decode_reduced(content: bytes, shortest: int) -> Reduced:
     stored = identify(io.BytesIO(content))
     check_size(*stored.size)  # as the file declares it
     width, height = stored.size
-    drafted = stored.draft(None, (shortest, shortest))
+    turn = orientation(stored)
+    high, wide = both_sides(least)
+    drafted = stored.draft(None, (high, wide) if turn in SWAPPED else (wide, high))
     load_pixels(stored)
     image = to_rgb(stored)
     if drafted is None:
         return Reduced(image, image.size, (0, 0, *image.size))
     _, (_, _, across, down) = drafted
-    turn = orientation(stored)
     if turn in SWAPPED:
         width, height, across, down = height, width, down, across
     left = image.width - across if turn in FROM_RIGHT else 0.0

@@ -120,7 +120,7 @@ class Clip(Encoders):
         Logits are float32. Arguments and errors as of `encode_image` and `encode_text`.
         """
         self._require_tower("image", "text")
-        images = check_images(images, self.config.vision.image_size)
+        images = check_images(images, self.config.vision.image_sides)
         return self._run(both_logits, images, check_tokens(tokens, self.config.text))
 
     def logits(self, image_embeds: np.ndarray | Array, text_embeds: np.ndarray | Array) -> Array:

@@ -98,8 +98,8 @@ class Encoders(nnx.Module):
         (2, 192)
         """
         self._require_tower("image")
-        size = self.config.vision.image_size
-        return self._run(image_features, check_images(images, size))
+        images = check_images(images, self.config.vision.image_sides)
+        return self._run(image_features, images)
 
     def encode_text(self, tokens: np.ndarray | Array) -> Array:
         """Text features, not normalised, as the official code returns them.
@@ -175,8 +175,8 @@ class Encoders(nnx.Module):
         if not hasattr(getattr(self, TOWERS[tower]), "transformer"):
             raise ValueError(f"expected an {tower} tower of transformer blocks, got another kind")
         if tower == "image":
-            size = self.config.vision.image_size
-            states = self._run(image_states, check_images(inputs, size))
+            images = check_images(inputs, self.config.vision.image_sides)
+            states = self._run(image_states, images)
         else:
             states = self._run(text_states, check_tokens(inputs, self.config.text))
         return jnp.moveaxis(states, 0, 1)

@@ -15,14 +15,14 @@ from jaxclip.tokenizer import check_vocabulary
 Array = jax.Array
 
 
-def check_images(images: Any, size: int) -> Array:
-    """Images [n, size, size, 3] as a jax array; ValueError for another shape or for integers."""
-    wanted = f"images: expected floating-point pixels [n, {size}, {size}, 3], got"
+def check_images(images: Any, sides: tuple[int, int]) -> Array:
+    """Images [n, *sides, 3] as a jax array; ValueError for another shape or for integers."""
+    wanted = f"images: expected floating-point pixels [n, {sides[0]}, {sides[1]}, 3], got"
     todo = "use np.stack([preprocess(image), ...]) with the preprocess that jaxclip.load returns"
     if not isinstance(images, np.ndarray | Array):
         raise ValueError(f"{wanted} {short_repr(images)}; {todo}")
     floating = jnp.issubdtype(images.dtype, jnp.floating)
-    if images.ndim != 4 or images.shape[1:] != (size, size, 3) or not floating:
+    if images.ndim != 4 or images.shape[1:] != (*sides, 3) or not floating:
         raise ValueError(f"{wanted} {images.dtype} {images.shape}; {todo}")
     return jnp.asarray(images)
 

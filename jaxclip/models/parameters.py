@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip import checkpoint, shapes
-from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TowerConfig
+from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TowerConfig, name_sides
 
 Array = jax.Array
 Tree = TypeVar("Tree")
@@ -62,7 +62,7 @@ def _architecture(config: ClipConfig | TowerConfig) -> str:
         assert config.text is not None
         return f"text tower of width {config.text.width}"
     kind = "ResNet" if isinstance(config.vision, ResNetConfig) else "ViT"
-    name = f"{kind} at {config.vision.image_size} pixels"
+    name = f"{kind} at {name_sides(config.vision.image_size)} pixels"
     return name if isinstance(config, ClipConfig) else f"image tower of {name}"
 
 

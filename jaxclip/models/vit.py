@@ -3,13 +3,14 @@
 Annotated: chapter 2, "A picture to patches".
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.config import ClipConfig, TowerConfig, VisionConfig, pooled_width
+from jaxclip.config import ClipConfig, TowerConfig, VisionConfig, name_sides, pooled_width
 from jaxclip.models.layers import (
     Encoder,
     LayerNorm,
@@ -29,20 +30,20 @@ class PatchConvolution(nnx.Module):
     """Convolution whose stride is its size, as one matrix product; the released have no bias."""
 
     def __init__(self, v: VisionConfig, *, numerics: Numerics, init: Initialiser) -> None:
-        p, fan_in = v.patch_size, v.patch_size**2 * 3
-        start: Start = "lecun" if starts_as_siglip(v) else (3 * fan_in) ** -0.5
-        self.kernel = init.kernel((p, p, 3, v.width), start)
+        shape = (*v.patch_sides, 3, v.width)
+        start: Start = "lecun" if starts_as_siglip(v) else (3 * math.prod(shape[:3])) ** -0.5
+        self.kernel = init.kernel(shape, start)
         self.bias = init.constant((v.width,), 0.0) if v.patch_bias else None
         self.numerics = numerics
 
     def __call__(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, patches, d], patches row by row."""
         n, h, w, c = images.shape
-        p = self.kernel.shape[0]
-        rows, columns = h // p, w // p
-        x = images[:, : rows * p, : columns * p]  # the remainder is dropped, as in torch
-        x = x.reshape(n, rows, p, columns, p, c).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(n, rows * columns, p * p * c)  # [n, patches, ppc]
+        down, across = self.kernel.shape[:2]
+        rows, columns = h // down, w // across
+        x = images[:, : rows * down, : columns * across]  # the remainder is dropped, as in torch
+        x = x.reshape(n, rows, down, columns, across, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(n, rows * columns, down * across * c)  # [n, patches, ppc]
         return self.numerics.dot(x, self.kernel, self.bias)
 
 
@@ -94,8 +95,9 @@ class VisionTransformer(Encoder):
 
     def stem(self, images: Array) -> Array:
         """images [n, h, w, c] -> [n, l, d], what the first block sees."""
-        size = self.tower.image_size
-        if images.shape[1:3] != (size, size):  # not left to the positions: pixels may be left over
+        # not left to the number of positions: pixels may be left over
+        if images.shape[1:3] != self.tower.image_sides:
+            size = name_sides(self.tower.image_size)
             raise ValueError(f"expected pictures of {size} pixels a side, got {images.shape}")
         x = self.conv1(images)  # [n, p, d]
         n, _, d = x.shape

@@ -27,8 +27,8 @@ def model_flops(config: ClipConfig, batch: int) -> float:
 
     What `remat` and caching compute a second time is not counted, nor is the loss.
     """
-    size, length = config.vision.image_size, config.text.context_length
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    sides, length = config.vision.image_sides, config.text.context_length
+    images = jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     program = jax.make_jaxpr(lambda m, i, t: m.embed(i, t))(clip.abstract(config), images, tokens)
     return 3.0 * batch * sum(product.flops for product in products(program.jaxpr))

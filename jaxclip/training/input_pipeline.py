@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
-from jaxclip.config import CLIP_PICTURES, PictureConfig, TextConfig
+from jaxclip.config import CLIP_PICTURES, PictureConfig, Sides, TextConfig, name_sides
 from jaxclip.data.ahead import read_ahead
 from jaxclip.data.emoji.batches import EmojiBatches, MixedBatches
 from jaxclip.data.emoji.icons import SIDED, as_rgba
@@ -50,12 +50,17 @@ class _InMemory:
     def __init__(
         self,
         *,
-        size: int,
+        size: Sides,
         batch_size: int,
         text_length: int,
         preprocessing: PictureConfig = CLIP_PICTURES,
         text: TextConfig = CLIP,
     ) -> None:
+        if not isinstance(size, int):
+            raise ValueError(
+                "data: expected a model of square pictures for drawings in memory, got "
+                f"{name_sides(size)}; train it on picture files"
+            )
         self.size, self.preprocessing = size, preprocessing
         self.cutter = Cutter(text_length, "captions", text)
         self.rows, self.step = own_rows(batch_size), 0
@@ -143,7 +148,7 @@ class PairStream:
         self,
         sources: Sequence[Source],
         *,
-        size: int,
+        size: Sides,
         batch_size: int,
         seed: int,
         text_length: int,

@@ -57,11 +57,11 @@ def trace(recipe: Recipe, execution: Execution, mesh: Mesh) -> Any:
     """The whole step, traced for a mesh and ready to be lowered; no array is made."""
     _, state = from_recipe.abstract_state(recipe, mesh)
     step = from_recipe.compiled_step(recipe, execution, mesh, normalize_image)
-    size, length = recipe.model.vision.image_size, recipe.text_length
+    sides, length = recipe.model.vision.image_sides, recipe.text_length
     split, replicated = NamedSharding(mesh, BATCH), NamedSharding(mesh, P())
     pairs = recipe.batch_size
     batch = {
-        "image": jax.ShapeDtypeStruct((pairs, size, size, 3), jnp.uint8, sharding=split),
+        "image": jax.ShapeDtypeStruct((pairs, *sides, 3), jnp.uint8, sharding=split),
         "tokens": jax.ShapeDtypeStruct((pairs, length), jnp.int32, sharding=split),
     }
     key = jax.ShapeDtypeStruct(state.key.shape, state.key.dtype, sharding=replicated)

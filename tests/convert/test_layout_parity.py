@@ -21,6 +21,8 @@ from jaxclip import convert, parity
 from jaxclip.config import ClipConfig
 from jaxclip.convert.layouts.compare import config_faults
 from jaxclip.models import text
+from tests.golden.open_clip_tall import FOLDER, SIZE, make_pictures
+from tests.support.tolerances import departure, within
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiling")]
 
@@ -36,7 +38,11 @@ try:
 
     CASES = {
         case.name: case
-        for case in [*model_cases.open_clip_cases(), *model_cases.hugging_face_cases()]
+        for case in [
+            *model_cases.open_clip_cases(),
+            *model_cases.not_square_cases(),
+            *model_cases.hugging_face_cases(),
+        ]
     }
     LOADS, REFUSED = model_cases.loadable()
 except (ImportError, RuntimeError, pytest.skip.Exception):  # skipped: conftest.py says why
@@ -194,3 +200,65 @@ def test_open_clip_s_configs_are_counted() -> None:
     assert all("which jaxclip does not have" in reason for reason in REFUSED.values())
     wanted = ("EVA", "FastViT", "PE-Core", "ViTamin", "ConvNeXt", "nllb", "xlm-roberta")
     assert all(any(word in reason for reason in REFUSED.values()) for word in wanted)
+
+
+# Pictures that are not square ---------------------------------------------------------------------
+
+
+def features_of_open_clip(folder: Path, picture: Any, **options: Any) -> tuple[Any, Any]:
+    """(pixels [h, w, c], image features in float64) of open_clip for a folder and its transform."""
+    import open_clip
+    import torch
+
+    made = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
+    model, transform = made[0].double().eval(), made[2]
+    pixels = transform(picture)
+    with torch.no_grad():
+        features = model.encode_image(pixels[None].double()).numpy()
+    return pixels.numpy().transpose(1, 2, 0), features
+
+
+def test_open_clip_loads_what_is_written_for_it(tmp_path: Path) -> None:
+    """The folder that we write: its model, and the transform that it makes for it."""
+    target = tmp_path / "open_clip_model.safetensors"
+    convert.convert(FOLDER, target, "open_clip")
+    model, preprocess = jaxclip.load(target, precision="highest")
+    for picture in make_pictures():
+        pixels, features = features_of_open_clip(tmp_path, picture)
+        assert pixels.shape == (*SIZE, 3)
+        np.testing.assert_array_equal(preprocess(picture), pixels)
+        got = np.asarray(model.encode_image(pixels[None]))
+        assert departure(got, features) < within("golden")
+
+
+def test_a_square_model_at_height_and_width_is_open_clip_s(tmp_path: Path) -> None:
+    """Its `force_image_size` and our `image_size`; the other way round departs."""
+    case = case_of("ViT-S-16")
+    case.make().save(tmp_path)
+    size, picture = (64, 112), make_pictures()[0]
+    pixels, features = features_of_open_clip(tmp_path, picture, force_image_size=size)
+    model, preprocess = jaxclip.load(tmp_path, image_size=size, precision="highest")
+    np.testing.assert_array_equal(preprocess(picture), pixels)
+    far = departure(np.asarray(model.encode_image(pixels[None])), features)
+    assert far < within("golden")
+    turned, _ = jaxclip.load(tmp_path, image_size=size[::-1], precision="highest")
+    wrong = np.asarray(turned.encode_image(pixels.swapaxes(0, 1)[None]))
+    assert departure(wrong, features) > 100 * within("golden")
+
+
+def test_transformers_interpolates_to_height_and_width_the_same(tmp_path: Path) -> None:
+    """Its towers take such pictures with `interpolate_pos_encoding`, though no such config."""
+    import torch
+
+    peer = case_of("CLIPModel eos_token_id 2").make()
+    peer.save(tmp_path)
+    pixels = np.random.default_rng(0).standard_normal((2, 70, 28, 3), np.float32)
+    given = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).double()
+    with torch.no_grad():
+        out = peer.model.double().get_image_features(given, interpolate_pos_encoding=True)
+    features = out.pooler_output.numpy()
+    for convention, holds in (("huggingface", True), ("open_clip", False)):
+        oblong = convert.at_size(convert.load(tmp_path), (70, 28), convention)  # type: ignore[arg-type]
+        model, _ = jaxclip.load(oblong, precision="highest")
+        far = departure(np.asarray(model.encode_image(pixels)), features)
+        assert (far < within("golden")) is holds, far

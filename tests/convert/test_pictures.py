@@ -15,7 +15,7 @@ from jaxclip import convert
 from jaxclip.config import CLIP_PICTURES, MEAN, STD, ClipConfig, PictureConfig
 from jaxclip.convert.archive import torch_archive
 from jaxclip.convert.layouts import pictures
-from jaxclip.data.crops import random_square, reduced_square
+from jaxclip.data.crops import random_crop, reduced_crop
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.training.pixels import normalize_image
 from tests.support import foreign
@@ -121,7 +121,7 @@ def test_training_sees_the_pictures_of_evaluation() -> None:
     for how in (SIGLIP, PictureConfig(interpolation="bilinear", resize="longest", fill=200)):
         config = dataclasses.replace(foreign.VIT, pictures=how)
         expected = Preprocess.of(config).safe(Image.open(io.BytesIO(content)))
-        square = random_square(content, 20, rng, how)
+        square = random_crop(content, 20, rng, how)
         got = normalize_image({"image": square[None]}, None, pictures=how)[0]
         np.testing.assert_allclose(got, expected, atol=1e-6)
         wrong = normalize_image({"image": square[None]}, None)[0]
@@ -137,6 +137,6 @@ def test_decoding_at_less_than_the_size_keeps_the_filter(resize: Any) -> None:
         how = PictureConfig(MEAN, STD, interpolation, resize)  # type: ignore[arg-type]
         full, reduced = (
             make(content, 48, np.random.default_rng(1), how).astype(int)
-            for make in (random_square, reduced_square)
+            for make in (random_crop, reduced_crop)
         )
         assert np.abs(full - reduced).max() <= 6

@@ -63,6 +63,21 @@ def test_open_clip_s_way_is_pillow_s_bicubic(old: int, new: int) -> None:
             assert departure(other, np.asarray(picture)) > 1e3 * within("positions")
 
 
+@pytest.mark.parametrize(("old", "new"), [((7, 4), (5, 10)), ((3, 8), (6, 2)), ((1, 6), (4, 1))])
+def test_rows_and_columns_are_resized_each_on_their_own(
+    old: tuple[int, int], new: tuple[int, int]
+) -> None:
+    before = RNG.normal(size=(1 + old[0] * old[1], 1)).astype(np.float32)
+    after = positions.resize(before, new, grid=old)
+    picture = Image.fromarray(before[1:].reshape(old))
+    expected = np.asarray(picture.resize(new[::-1], Image.Resampling.BICUBIC))
+    assert departure(after[1:].reshape(new), expected) < within("positions")
+    turned = positions.resize(before, new[::-1], grid=old)[1:].reshape(new[::-1]).T
+    assert departure(turned, expected) > 1e3 * within("positions")
+    with pytest.raises(ValueError, match=f"expected {old[0]} x {old[1]} and one more positions"):
+        positions.resize(before[:-1], new, grid=old)
+
+
 @pytest.mark.parametrize(("old", "new"), SIZES)
 def test_hugging_face_s_way_is_bicubic_without_antialiasing(old: int, new: int) -> None:
     before = table(old)
@@ -127,6 +142,7 @@ def test_the_command_writes_a_resized_file_that_the_official_layout_holds(
     archives.write_torchscript_like(source, foreign.openai())
     asked = ["convert", str(source), str(target), "--layout", "openai", "--image-size"]
     assert "multiple" in fails(capsys, 1, *asked, "22")
+    assert "expected square pictures and patches" in fails(capsys, 1, *asked, "30", "20")
     assert cli.main([*asked, "30"]) == 0
     before, after = convert.read(source), convert.read(target)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -153,8 +169,8 @@ def test_torch_resizes_the_same(old: int, new: int, antialias: bool) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("new", [5, 9])
-def test_open_clip_itself_resizes_the_same(new: int) -> None:
+@pytest.mark.parametrize("new", [(5, 5), (9, 9), (9, 5), (4, 10)])
+def test_open_clip_itself_resizes_the_same(new: tuple[int, int]) -> None:
     import torch
 
     torchvision_transforms()
@@ -163,7 +179,7 @@ def test_open_clip_itself_resizes_the_same(new: int) -> None:
     before = table(7)
 
     class Visual:
-        grid_size = (new, new)
+        grid_size = new
 
     class Model:
         visual = Visual

@@ -252,33 +252,50 @@ def test_a_setting_of_open_clip_for_another_part_is_named(tmp_path, tower, setti
 
 
 @pytest.mark.parametrize("field", ["image_size", "patch_size"])
-def test_what_is_not_square_is_named(tmp_path, field):
-    native = put(tmp_path / "a", foreign.openai(buffers=False), "open_clip_model.safetensors")
+def test_two_equal_sides_are_one(tmp_path, field):
+    native = put(tmp_path, foreign.openai(buffers=False), "open_clip_model.safetensors")
     config = foreign.open_clip_config()
     size = config["model_cfg"]["vision_cfg"][field]
     config["model_cfg"]["vision_cfg"][field] = [size, size]
     foreign.write_json(native / "open_clip_config.json", config)
     assert getattr(convert.load(native).config.vision, field) == size
-    config["model_cfg"]["vision_cfg"][field] = [size, 2 * size]
-    foreign.write_json(native / "open_clip_config.json", config)
-    wanted = (
-        f"this file has pictures or patches that are not square ({field} {size} by {2 * size}), "
-        "which jaxclip does not have"
-    )
-    assert wanted in message_of(convert.load, native)
-    theirs = put(tmp_path / "b", foreign.hugging_face(foreign.openai()))
+
+
+@pytest.mark.parametrize("field", ["image_size", "patch_size"])
+def test_what_is_not_square_is_refused_by_transformers_layout(tmp_path, field):
+    """Its configs take two sides, its towers compute with one (modeling_clip.py, _siglip.py)."""
+    theirs = put(tmp_path, foreign.hugging_face(foreign.openai()))
     config = foreign.hugging_face_config()
+    size = config["vision_config"][field]
     config["vision_config"][field] = [size, 2 * size]
     foreign.write_json(theirs / "config.json", config)
-    assert wanted in message_of(convert.load, theirs)
+    assert (
+        f"config.json: {field}: expected one side, as an image tower of transformers takes squares "
+        f"only, got {size} x {2 * size}"
+    ) in message_of(convert.load, theirs)
 
 
-def test_a_picture_of_timm_s_tower_that_is_not_square_is_named():
+def test_a_resnet_for_pictures_that_are_not_square_is_refused(tmp_path):
+    """open_clip's own has a square attention pool."""
+    native = put(
+        tmp_path, foreign.openai(foreign.RESNET, buffers=False), "open_clip_model.safetensors"
+    )
+    config = foreign.open_clip_config(foreign.RESNET)
+    config["model_cfg"]["vision_cfg"]["image_size"] = [64, 96]
+    foreign.write_json(native / "open_clip_config.json", config)
+    assert (
+        "image_size: expected one side, as a ResNet takes squares only, got 64 x 96"
+    ) in message_of(convert.load, native)
+
+
+def test_a_picture_of_timm_s_tower_that_is_not_square_is_refused():
+    """open_clip builds timm's tower at the size of its name, whatever image_size says."""
     name = "vit_base_patch16_siglip_224"
     settings = {"timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
     config, _ = timm_trunk.tower(settings | {"image_size": [224, 224]})
     assert config.image_size == 224
-    with pytest.raises(ValueError, match=r"not square \(image_size 224 by 448\)"):
+    wanted = f"image_size: expected one side, as timm's {name} takes squares only, got 224 x 448"
+    with pytest.raises(ValueError, match=wanted):
         timm_trunk.tower(settings | {"image_size": [224, 448]})
 
 

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 import jaxclip
+from jaxclip.config import PictureConfig, Sides
 from jaxclip.data import crops
-from jaxclip.data.crops import SQUARES, random_square, reduced_square
+from jaxclip.data.crops import CROPS, random_crop, reduced_crop
 from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips
 from jaxclip.images import reduced
@@ -49,8 +51,8 @@ def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
     return encoded(photograph(width, height), "JPEG", quality=90, exif=exif)
 
 
-def square(name: str, content: bytes, size: int, seed: int = 0) -> np.ndarray:
-    return SQUARES[name](content, size, np.random.default_rng(seed)).astype(np.float32)
+def square(name: str, content: bytes, size: Sides, seed: int = 0) -> np.ndarray:
+    return CROPS[name](content, size, np.random.default_rng(seed)).astype(np.float32)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -99,8 +101,8 @@ def test_the_decoder_changes_no_random_number() -> None:
     one, other = np.random.default_rng(7), np.random.default_rng(7)
     for shape in SIZES:
         content = jpeg(*shape)
-        SQUARES["full"](content, 32, one)
-        SQUARES["reduced"](content, 32, other)
+        CROPS["full"](content, 32, one)
+        CROPS["reduced"](content, 32, other)
     assert one.bit_generator.state == other.bit_generator.state
 
 
@@ -132,11 +134,11 @@ def test_damage_is_noticed() -> None:
     content = jpeg(640, 427)
     for broken in (content[: len(content) // 2], content[:-200], b"", content[:40]):
         with pytest.raises(ValueError, match="expected a picture"):
-            reduced_square(broken, 32, np.random.default_rng(0))
+            reduced_crop(broken, 32, np.random.default_rng(0))
 
 
 def test_there_is_a_square_for_every_decoder_of_a_recipe() -> None:
-    assert set(SQUARES) == set(get_args(Decoder))
+    assert set(CROPS) == set(get_args(Decoder))
 
 
 def pairs(decoder: str) -> PairStream:
@@ -175,9 +177,9 @@ def test_evaluation_decodes_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for image in (decode_image(content), open_image(tmp_path / "a.jpg")):
         assert np.array_equal(preprocess(image), expected)
         assert np.array_equal(preprocess.safe(image), preprocess(to_rgb(plain)))
-    random_square(content, 32, np.random.default_rng(0))
+    random_crop(content, 32, np.random.default_rng(0))
     with pytest.raises(TypeError):
-        reduced_square(content, 32, np.random.default_rng(0))
+        reduced_crop(content, 32, np.random.default_rng(0))
 
 
 def users(module: str) -> Iterator[str]:
@@ -194,3 +196,65 @@ def test_only_training_uses_the_reduced_decode() -> None:
     for path in readers - {"training/input_pipeline.py"}:
         text = (ROOT / path).read_text(encoding="utf-8")
         assert "batches" not in text.split("from jaxclip.data.stream import")[1].splitlines()[0]
+
+
+# Pictures that are not square ---------------------------------------------------------------------
+
+OBLONG = [(64, 40), (40, 64), (31, 90)]
+
+
+@pytest.mark.parametrize("size", OBLONG)
+@pytest.mark.parametrize("shape", SIZES)
+def test_the_crop_has_the_height_and_width_of_the_model(
+    shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Of the picture resized until it just covers the crop: one of its sides is the crop's."""
+    content = jpeg(*shape)
+    for seed in range(3):
+        full, got = (square(name, content, size, seed) for name in ("full", "reduced"))
+        assert full.shape == (*size, 3) and difference(full, got) < NEARLY
+    width, height, left, top = crops._draw_crop(shape, size, np.random.default_rng(0))
+    assert width == size[1] or height == size[0]
+    assert 0 <= left <= width - size[1] and 0 <= top <= height - size[0]
+    assert abs(width / height - shape[0] / shape[1]) < shape[0] / shape[1] / min(size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_gives_the_same_oblong_crop(orientation: int) -> None:
+    """A JPEG is reduced by the sides that it is seen with, not by those in the file."""
+    content = jpeg(643, 429, orientation)
+    for size in ((150, 20), (20, 150)):
+        full = square("full", content, size)
+        assert difference(full, square("reduced", content, size)) < NEARLY
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_no_side_is_decoded_shorter_than_the_crop(orientation: int) -> None:
+    """900 x 300 as seen, of which (70, 400) takes a half and (140, 70) too."""
+    stored = (900, 300) if orientation == 1 else (300, 900)
+    for least, scale in (((70, 400), 2), ((140, 70), 2), ((70, 200), 4), ((200, 70), 1)):
+        found = decode_reduced(jpeg(*stored, orientation), least)
+        assert found.size == (900, 300)
+        assert found.image.size == (900 // scale, 300 // scale)
+
+
+@pytest.mark.parametrize("resize", ["squash", "longest"])
+def test_a_whole_picture_is_as_evaluation_prepares_it(resize: Any) -> None:
+    how = PictureConfig(resize=resize, fill=90)
+    image = photograph(90, 61)
+    content = encoded(image, "PNG")
+    for size in OBLONG:
+        preprocess = Preprocess(size, **vars(how))
+        expected = preprocess.denormalise(preprocess.safe(image))
+        for name in CROPS:
+            got = CROPS[name](content, size, np.random.default_rng(0), how)
+            assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_stream_s_batches_have_both_sides() -> None:
+    options = {"batch_size": 4, "seed": 0, "text_length": 9, "skips": Skips(0)}
+    stream = PairStream([Memory(8)], size=(20, 30), **options)  # type: ignore[arg-type]
+    batch = next(stream)
+    assert batch["image"].shape == (4, 20, 30, 3) and batch["image"].dtype == np.uint8
+    pixels = stream.batch_to_pixels(batch, jax.random.key(0))
+    assert pixels.shape == (4, 20, 30, 3)

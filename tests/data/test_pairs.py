@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jaxclip.data import pairs
-from jaxclip.data.crops import random_square
+from jaxclip.data.crops import random_crop
 from jaxclip.data.pairs import Pair, TarShards
 from jaxclip.data.records import Fault
 from jaxclip.data.stream import Skips, TooManySkipped, batches, crop_and_caption
@@ -226,7 +226,7 @@ def test_a_square_of_the_resized_picture_is_drawn():
     file = io.BytesIO()
     Image.fromarray(wide).save(file, "PNG")
     rng = np.random.default_rng(0)
-    crops = [random_square(file.getvalue(), 10, rng) for _ in range(200)]
+    crops = [random_crop(file.getvalue(), 10, rng) for _ in range(200)]
     assert {crop.shape for crop in crops} == {(10, 10, 3)}
     starts = {int(crop[0, 0, 0]) // 6 for crop in crops}
     assert min(starts) == 0 and max(starts) == 30  # from edge to edge
@@ -375,14 +375,14 @@ import sys
 from pathlib import Path
 import numpy as np
 from jaxclip.data.pairs import TfdsPairs
-from jaxclip.data.crops import random_square
+from jaxclip.data.crops import random_crop
 from made import Tiny
 
 folder = Path(sys.argv[1])
 Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
 source = TfdsPairs("tiny", "train[:4]", folder, caption="text")
 for i in range(len(source)):
-    pixel = random_square(source[i].image, 8, np.random.default_rng(0))[0, 0, 0]
+    pixel = random_crop(source[i].image, 8, np.random.default_rng(0))[0, 0, 0]
     assert source[i].captions == (f"text {pixel}",)
 labels = TfdsPairs("tiny", "train", folder, caption="label", template="a {}.")
 print(len(source), sorted({labels[i].captions[0] for i in range(5)}))

@@ -13,7 +13,7 @@ from jaxclip import cli
 from jaxclip.cli.search_folder import PictureFolder
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.demo import html
-from jaxclip.demo.answers import MOST_CELLS, MOST_LABELS, Answers, Photos, Picture, overlay
+from jaxclip.demo.answers import MOST_CELLS, MOST_LABELS, Answers, Photos, Picture, Seen, overlay
 from jaxclip.images.preprocess import Preprocess
 from jaxclip.search.classified_page import label_bars
 from tests.support.command import EXAMPLES, LABELS, fails
@@ -107,6 +107,16 @@ def test_an_overlay_leaves_a_picture_alone_where_nothing_weighs(answers: Answers
     mixed = np.asarray(overlay(type(seen)("", seen.picture, weights), 64)).astype(int)
     change = np.abs(mixed - seen.picture).max(axis=2)
     assert change[:, :8].max() <= 1 < change[:, 56:].max()
+
+
+def test_an_overlay_keeps_the_shape_of_what_the_model_sees() -> None:
+    seen = Seen("map", np.zeros((40, 20, 3), np.uint8), np.eye(4, 2))
+    assert overlay(seen).size == (150, 300) and overlay(seen, 20).size == (10, 20)
+    vision = VisionConfig((16, 48), 8, 8, 1, 1)
+    model = random_clip(ClipConfig(vision, TextConfig(8, 1, 1, 5, 20, "cbow"), 4))
+    found = Answers(model, Preprocess.of(model.config)).look(NAMES["rocket"], "")
+    assert {(x.picture.shape, x.weights.shape) for x in found} == {((16, 48, 3), (2, 6))}
+    assert overlay(found[0]).size == (300, 100)
 
 
 def test_the_matrix_is_of_cosines_and_the_diagonal_wins(answers: Answers) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
-from jaxclip.data.crops import random_square
+from jaxclip.data.crops import random_crop
 from jaxclip.data.labelled import open_labelled
 from jaxclip.data.pairs import open_pairs
 from jaxclip.data.spec import parse_spec
@@ -96,7 +96,7 @@ def test_pictures_are_those_of_training() -> None:
     content = encoded(deep("I;16"), "PNG")
     config = replace(CONFIG, vision=replace(CONFIG.vision, image_size=256))
     seen = HeldOut(data_mesh(jax.devices()[:1]), config).preprocess(decode_image(content))
-    trained = random_square(content, 256, np.random.default_rng(0))
+    trained = random_crop(content, 256, np.random.default_rng(0))
     np.testing.assert_array_equal(Preprocess(256).denormalise(seen), trained)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.data.crops import random_square, reduced_square
+from jaxclip.data.crops import random_crop, reduced_crop
 from jaxclip.images.open import decode_image
 from jaxclip.images.preprocess import Preprocess
 from tests.support.pictures import KINDS, deep, encoded
@@ -79,8 +79,8 @@ def test_any_bytes_give_a_picture_or_a_value_error(name: str, content: bytes) ->
     ways: list[Callable[[bytes], np.ndarray]] = [
         lambda x: preprocess(decode_image(x)),
         lambda x: preprocess.safe(decode_image(x)),
-        lambda x: random_square(x, 16, rng),
-        lambda x: reduced_square(x, 16, rng),
+        lambda x: random_crop(x, 16, rng),
+        lambda x: reduced_crop(x, 16, rng),
     ]
     read = 0
     for way in ways:

@@ -20,7 +20,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 from experiments import zero_shot
 from jaxclip import cli
-from jaxclip.data.crops import random_square, reduced_square
+from jaxclip.data.crops import random_crop, reduced_crop
 from jaxclip.data.pairs import Pair
 from jaxclip.data.stream import Skips, crop_and_caption
 from jaxclip.images import open as pictures
@@ -327,8 +327,8 @@ def test_a_picture_too_long_is_refused_before_it_is_decoded(
     for read in (
         lambda: decode_image(content),
         lambda: open_image(tmp_path / "long"),
-        lambda: random_square(content, 224, rng),
-        lambda: reduced_square(content, 224, rng),
+        lambda: random_crop(content, 224, rng),
+        lambda: reduced_crop(content, 224, rng),
     ):
         with pytest.raises(ValueError, match=got):
             read()
@@ -347,7 +347,7 @@ def test_a_long_picture_is_a_broken_picture_in_training() -> None:
 def test_pictures_up_to_the_limit_are_read(shape: tuple[int, int]) -> None:
     content = encoded(Image.new("RGB", shape, "red"), "PNG")
     assert decode_image(content).size == shape
-    square = random_square(content, 32, np.random.default_rng(0))
+    square = random_crop(content, 32, np.random.default_rng(0))
     assert square.shape == (32, 32, 3) and (square[:, :, 0] == 255).all()
 
 

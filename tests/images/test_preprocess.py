@@ -337,3 +337,38 @@ def test_long_pictures_equal_torchvision() -> None:
         image = picture("RGB", *shape)
         expected = official_transform(112)(image).numpy().transpose(1, 2, 0)  # [h, w, c]
         np.testing.assert_array_equal(Preprocess(112)(image), expected)
+
+
+# Height and width that differ ---------------------------------------------------------------------
+
+
+def plain_oblong(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """open_clip's steps, spelled out: the picture just covers the size, the middle is cut out."""
+    ratio = min(image.height / height, image.width / width)
+    wide, high = round(image.width / ratio), round(image.height / ratio)
+    left, top = round((wide - width) / 2), round((high - height) / 2)
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    return np.array(image.crop((left, top, left + width, top + height)).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(30, 18), (17, 64), (5, 90)])
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK"])
+def test_pixels_that_are_not_square_equal_the_plain_steps(
+    mode: str, shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    image, preprocess = picture(mode, *shape), Preprocess(size)
+    got = preprocess(image)
+    assert got.shape == (*size, 3) and got.dtype == np.float32
+    np.testing.assert_array_equal(preprocess.denormalise(got), plain_oblong(image, *size))
+    if min(shape) > 9:
+        turned = plain_oblong(image, *size[::-1]).swapaxes(0, 1)
+        assert not np.array_equal(preprocess.denormalise(got), turned)
+    if mode == "RGB":
+        np.testing.assert_array_equal(preprocess.safe(image), got)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 8.0, "8", (8, 8), (8, 0), (8, 9, 3), [8, 9]])
+def test_a_wrong_size_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match="size: expected"):
+        Preprocess(size)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments.lib.peers.parity_support import torchvision_transforms
-from jaxclip.config import CLIP_PICTURES, STD, PictureConfig
+from jaxclip.config import CLIP_PICTURES, STD, PictureConfig, Sides, both_sides
 from jaxclip.convert.layouts import pictures
 from jaxclip.images.preprocess import Preprocess
 
@@ -45,16 +45,19 @@ def random_picture(mode: str, dice: random.Random, seed: int) -> Image.Image:
     return image
 
 
-def open_clip_transform(how: PictureConfig, size: int) -> Any:
+def open_clip_transform(how: PictureConfig, size: Sides) -> Any:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     return image_transform_v2(PreprocessCfg(size, **pictures.to_open_clip(how)), is_train=False)
 
 
-def image_processor(how: PictureConfig, size: int, kind: Any, *, fast: bool = False) -> Any:
+def image_processor(how: PictureConfig, size: Sides, kind: Any, *, fast: bool = False) -> Any:
     import transformers
 
-    settings = pictures.to_hugging_face(how, size, kind)
+    height, width = both_sides(size)
+    settings = pictures.to_hugging_face(how, height, kind)
+    if height != width:
+        settings["size"] = {"height": height, "width": width}
     name = settings.pop("image_processor_type")
     return getattr(transformers, name if fast else f"{name}Pil")(**settings)
 
@@ -89,6 +92,56 @@ def test_pixels_equal_open_clips(mode: str, how: PictureConfig) -> None:
         np.testing.assert_array_equal(got, expected, f"{image.size} {size}")
         other = Preprocess(size, **vars(dataclasses.replace(how, mean=STD)))(image)
         assert not np.array_equal(other, expected), "mean of another model"
+
+
+NOT_SQUARE = [(16, 17), (17, 16), (50, 21), (20, 64), (7, 90), (64, 63), (31, 5)]
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # theirs, not ours
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
+def test_pixels_that_are_not_square_equal_open_clips(mode: str, filter_: Any, resize: Any) -> None:
+    dice = random.Random(mode)
+    how = PictureConfig(HALF, HALF, filter_, resize, fill=127)
+    for seed in range(40):
+        size, image = dice.choice(NOT_SQUARE), random_picture(mode, dice, seed)
+        ratio = max(image.height / size[0], image.width / size[1])
+        if resize == "longest" and min(image.size) < 0.6 * ratio:
+            continue  # open_clip has no pixel left of the shorter side
+        expected = open_clip_transform(how, size)(image).numpy().transpose(1, 2, 0)
+        got = Preprocess(size, **vars(how))(image)
+        assert got.shape == (*size, 3)
+        np.testing.assert_array_equal(got, expected, f"{image.size} {size}")
+        turned = Preprocess(size[::-1], **vars(how))(image).swapaxes(0, 1)
+        if min(image.size) > 9 and mode == "RGB":
+            assert not np.array_equal(turned, expected), "height and width exchanged"
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_open_clip_s_filter_is_bicubic_where_the_middle_is_not_square() -> None:
+    """It does not pass `interpolation` on (open_clip/transform.py: image_transform)."""
+    dice, how = random.Random(0), PictureConfig(interpolation="bilinear")
+    image = random_picture("RGB", dice, 0)
+    bicubic = Preprocess((30, 18), **vars(dataclasses.replace(how, interpolation="bicubic")))(image)
+    np.testing.assert_array_equal(Preprocess((30, 18), **vars(how))(image), bicubic)
+    expected = open_clip_transform(how, (30, 18))(image).numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(bicubic, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear"])
+def test_a_squashed_picture_equals_that_of_transformers(kind: Any, filter_: Any) -> None:
+    """No model of theirs takes it, but an image processor makes it."""
+    dice = random.Random(0)
+    how = PictureConfig(HALF, HALF, filter_, "squash", steps="transformers")
+    for seed in range(40):
+        size, image = dice.choice(NOT_SQUARE), random_picture(dice.choice(MODES[:8]), dice, seed)
+        expected = their_pixels(image_processor(how, size, kind), image)
+        np.testing.assert_array_equal(Preprocess(size, **vars(how))(image), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")

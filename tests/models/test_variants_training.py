@@ -34,7 +34,10 @@ from tests.support.variants import (
     "name",
     [
         "SigLIP",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("wide heads", "mean", "end token")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("wide heads", "mean", "end token", "oblong patches")
+        ),
     ],
 )
 def test_the_gradient_is_that_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,9 @@ VARIANTS: dict[str, ClipConfig] = {
     "epsilon": config({"layer_norm_epsilon": 1e-6}, {"layer_norm_epsilon": 1e-6}),
     "own activation": config({"own_activation": "gelu_tanh"}, {"own_activation": "gelu"}),
     "left over pixels": config({"image_size": 24}),
+    "tall pictures": config({"image_size": (31, 15)}),  # a pixel is left over below
+    "wide pictures": config({"image_size": (10, 27), "pooling": "mean"}, {"projection": "linear"}),
+    "oblong patches": config({"image_size": (24, 25), "patch_size": (4, 5)}),
     "patch bias": config({"patch_bias": True}),
     "no class token": config({"class_token": False, "pooling": "mean"}),
     "no ln_pre": config({"pre_norm": False}),
@@ -122,7 +125,7 @@ def batch(
     """
     rng = np.random.default_rng(seed)
     vision, text = config.vision or VisionConfig(**PICTURES), config.text or TextConfig(**TEXTS)
-    images = rng.normal(size=(n, vision.image_size, vision.image_size, 3))
+    images = rng.normal(size=(n, *vision.image_sides, 3))
     tokens = np.ones((n, text.context_length), np.int32)
     for row in tokens:
         words = int(rng.integers(2, text.context_length - 3))

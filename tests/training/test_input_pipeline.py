@@ -141,3 +141,8 @@ def test_reading_ahead_passes_errors_on():
     assert next(results) == (1, 1)
     with pytest.raises(OSError, match="disk gone"):
         next(results)
+
+
+def test_drawings_are_for_square_pictures():
+    with pytest.raises(ValueError, match="square pictures for drawings in memory, got 16 x 24"):
+        DrawingStream(load_emoji("validation"), size=(16, 24), batch_size=6, seed=5, text_length=16)

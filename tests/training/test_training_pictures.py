@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.data.crops import random_square
+from jaxclip.data.crops import random_crop
 from jaxclip.images.open import decode_image, to_rgb
 from jaxclip.images.preprocess import Preprocess
 from tests.support.pictures import NOISE, deep, encoded
@@ -17,7 +17,7 @@ from tests.support.pictures import NOISE, deep, encoded
 def test_a_16_bit_ramp_has_the_same_mean_in_training_and_evaluation(mode: str, kind: str) -> None:
     """127.5; clipped at 255, as `convert` does, it is 254.5."""
     content = encoded(deep(mode), kind)
-    trained = random_square(content, 256, np.random.default_rng(0))
+    trained = random_crop(content, 256, np.random.default_rng(0))
     assert trained.mean() == pytest.approx(127.5, abs=0.01)
     clipped = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     assert clipped.mean() == pytest.approx(254.5, abs=0.01)
@@ -50,7 +50,7 @@ def odd_pictures() -> Iterator[tuple[str, bytes]]:
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of the plain way
 @pytest.mark.parametrize(("name", "content"), list(odd_pictures()), ids=lambda x: str(x)[:24])
 def test_training_sees_what_evaluation_sees(name: str, content: bytes) -> None:
-    trained = random_square(content, 32, np.random.default_rng(0))
+    trained = random_crop(content, 32, np.random.default_rng(0))
     preprocess = Preprocess(32)
     seen = preprocess.denormalise(preprocess.safe(decode_image(content)))
     np.testing.assert_array_equal(trained, seen)
@@ -73,7 +73,7 @@ def test_transparency_is_white() -> None:
         encoded(Image.new("L", (9, 9), 5), "PNG", transparency=5),
         encoded(Image.new("I;16", (9, 9), 500), "PNG", transparency=500),
     ):
-        assert (random_square(content, 9, np.random.default_rng(0)) == 255).all()
+        assert (random_crop(content, 9, np.random.default_rng(0)) == 255).all()
 
 
 def test_a_dark_16_bit_picture_is_dark_in_every_format() -> None:

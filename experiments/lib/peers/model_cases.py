@@ -16,7 +16,8 @@ from experiments.lib.peers.model_peers import (
     open_clip_settings,
     reduce_open_clip,
 )
-from jaxclip.convert.layouts import open_clip
+from jaxclip.config import name_sides
+from jaxclip.convert.layouts import open_clip, refusals
 
 
 class Case(NamedTuple):
@@ -85,6 +86,39 @@ def open_clip_cases() -> list[Case]:
         )
         for family, small, names in groups.values()
     ]
+
+
+# None of open_clip's own configs has such sizes; `force_image_size` gives any of them one.
+NOT_SQUARE: dict[str, dict[str, Any]] = {
+    "ViT-B-16": {"image_size": [224, 160]},
+    "ViT-S-16": {"image_size": [18, 30], "patch_size": 6},
+    "ViT-M-16": {"image_size": [31, 22], "patch_size": [6, 4]},
+    "ViT-L-14-CLIPA": {"image_size": [75, 45]},
+    "coca_ViT-B-32": {"image_size": [64, 160]},
+}
+
+
+def not_square_cases() -> list[Case]:
+    """Models of open_clip, small, whose pictures or patches are not square."""
+    known, cases = loadable()[0], []
+    for name, sizes in NOT_SQUARE.items():
+        small = reduce_open_clip(known[name])
+        small["vision_cfg"] |= sizes
+        pixels, patch = (
+            name_sides(refusals.sides(small["vision_cfg"][key]))
+            for key in ("image_size", "patch_size")
+        )
+        cases.append(
+            Case(
+                f"{name} at {pixels} pixels, patches of {patch}",
+                "not square",
+                _open_clip_layout(small),
+                lambda small=small: open_clip_peer(small),  # type: ignore[misc]
+                small,
+                (name,),
+            )
+        )
+    return cases
 
 
 # transformers -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 
 from experiments.lib.peers.parity_support import torchvision_transforms
-from jaxclip.config import TextConfig
+from jaxclip.config import Sides, TextConfig, both_sides
 from jaxclip.convert.layouts import timm_trunk
 
 Arrays = dict[str, np.ndarray]
@@ -57,12 +57,12 @@ def draw(model: Any, seed: int = 0) -> None:
             value.copy_(torch.from_numpy(drawn))
 
 
-def inputs(image_size: int | None, text: TextConfig | None, seed: int = 0) -> tuple[Any, Any]:
-    """(images [2, s, s, 3], tokens [3, l]) on which models that pool elsewhere disagree."""
+def inputs(image_size: Sides | None, text: TextConfig | None, seed: int = 0) -> tuple[Any, Any]:
+    """(images [2, h, w, 3], tokens [3, l]) on which models that pool elsewhere disagree."""
     rng = np.random.default_rng(seed)
     images = tokens = None
     if image_size is not None:
-        images = rng.standard_normal((2, image_size, image_size, 3), np.float32)
+        images = rng.standard_normal((2, *both_sides(image_size), 3), np.float32)
     if text is not None:
         largest, length = text.vocab_size - 1, text.context_length
         tokens = rng.integers(3, largest - 1, (3, length)).astype(np.int32)
