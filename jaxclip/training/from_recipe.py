@@ -31,7 +31,7 @@ from jaxclip.training.recipe import Execution, Recipe, parse_rates
 from jaxclip.training.sharding import shardings
 from jaxclip.training.sigmoid import ring_sigmoid_loss, sigmoid_loss
 from jaxclip.training.state import TrainState
-from jaxclip.training.step import Loss, clip_loss_fn, loss_over_mesh, sharded_step
+from jaxclip.training.step import Loss, clip_loss_fn, loss_over_mesh, sharded_step, statistics_step
 
 CHUNK = 1024  # texts a block of the chunked loss, or the largest divisor that it has with the batch
 
@@ -130,6 +130,19 @@ def compiled_step(
         mesh,
         clip_loss_fn(graphdef, loss, microbatches=recipe.microbatches),
         make_optimizer(recipe),
+        batch_to_pixels=batch_to_pixels,
+        state_shardings=state_shardings(recipe, mesh),
+    )
+
+
+def compiled_statistics_step(
+    recipe: Recipe, execution: Execution, mesh: Mesh, batch_to_pixels: BatchToPixels
+) -> Any:
+    """`step.statistics_step` for a recipe: (state, batch, key) -> statistics."""
+    graphdef, _ = abstract_state(recipe, mesh, execution.attention)
+    return statistics_step(
+        mesh,
+        clip_loss_fn(graphdef, choose_loss(recipe, execution, mesh)),
         batch_to_pixels=batch_to_pixels,
         state_shardings=state_shardings(recipe, mesh),
     )

@@ -38,6 +38,7 @@ from jaxclip.training.input_pipeline import HostBatch, Stream, prefetch
 from jaxclip.training.metrics_log import Metrics, MetricsLog, open_log
 from jaxclip.training.recipe import Execution, Recipe
 from jaxclip.training.sharding import data_mesh
+from jaxclip.training.state import TrainState
 
 STATE, METRICS, CONFIG, MODEL, AVERAGE = (
     "state",
@@ -46,6 +47,7 @@ STATE, METRICS, CONFIG, MODEL, AVERAGE = (
     "model.safetensors",
     "average.safetensors",
 )
+STATISTICS_BATCHES = 50  # BatchNorm forgets a tenth a batch
 PROFILED_STEPS = 5  # of --profile, after the first, which compiles
 
 
@@ -80,15 +82,35 @@ def _gather_positions(own: int) -> list[int]:
     return [int(i) for i in multihost_utils.process_allgather(np.int64(own)).ravel()]
 
 
-def _write_models(recipe: Recipe, run: Path, snapshot: Snapshot, mesh: Mesh) -> Clip:
+def _averaged(
+    recipe: Recipe, execution: Execution, mesh: Mesh, stream: Stream, state: TrainState
+) -> TrainState:
+    """The state with the moving average of the weights in their place.
+
+    BatchNorm's statistics are those of the weights that they were taken with. So the average gets
+    its own, from the batches that would come next (Izmailov et al. 2018, section 3.2).
+    """
+    state = state._replace(params=state.opt_state.average)
+    if not jax.tree.leaves(state.stats):
+        return state
+    step_fn = from_recipe.compiled_statistics_step(recipe, execution, mesh, stream.batch_to_pixels)
+    place = functools.partial(_place, recipe, mesh)
+    with contextlib.closing(prefetch(stream, STATISTICS_BATCHES, place)) as batches:
+        for i, (batch, _) in enumerate(batches, start=recipe.steps):
+            stats = step_fn(state, batch, jax.random.fold_in(state.key, i))
+            state = state._replace(stats=stats)
+    return state
+
+
+def _write_models(
+    recipe: Recipe, run: Path, snapshot: Snapshot, mesh: Mesh, average: TrainState | None
+) -> Clip:
     """Write the result files; returns the model, whole on every device."""
     graphdef, _ = from_recipe.abstract_state(recipe, mesh)
     replicate = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
-    state = snapshot.state
-    model = replicate(state.model(graphdef))
+    model = replicate(snapshot.state.model(graphdef))
     written = {MODEL: model}
-    if recipe.average:
-        average = state._replace(params=state.opt_state.average)
+    if average is not None:
         written[AVERAGE] = replicate(average.model(graphdef))
     notes = {"trained_by": "jaxclip train", "config": snapshot.recipe}
     if jax.process_index() == 0:
@@ -174,7 +196,10 @@ def train(
                 checkpoints.finish()
                 raise Stopped(f"stopped after step {step} of {recipe.steps}")
         checkpoints.finish()
-        return _write_models(recipe, run, snapshot._replace(state=state), mesh)
+        average = None
+        if recipe.average:
+            average = _averaged(recipe, execution, mesh, stream, state)
+        return _write_models(recipe, run, snapshot._replace(state=state), mesh, average)
 
 
 @contextlib.contextmanager

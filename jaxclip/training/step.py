@@ -175,6 +175,27 @@ def sharded_step(
     )
 
 
+def statistics_step(
+    mesh: Mesh,
+    loss_fn: LossFn,
+    *,
+    batch_to_pixels: BatchToPixels = as_given,
+    state_shardings: Any = None,
+) -> Any:
+    """(state, batch, key) -> BatchNorm's running statistics after the batch; the weights stay.
+
+    Compiled for a mesh; arguments as of `sharded_step`.
+    """
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
+    state_shardings = state_shardings or replicated
+
+    def step(state: TrainState, batch: Batch, key: Array) -> Any:
+        batch = _with_pixels(batch, key, batch_to_pixels)
+        return loss_fn(gather(state.params, mesh), state.stats, batch, key)[1][1]
+
+    return jax.jit(step, in_shardings=(state_shardings, split, replicated))
+
+
 def shard_map_step(
     mesh: Mesh,
     loss_fn: LossFn,
