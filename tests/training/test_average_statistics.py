@@ -73,7 +73,7 @@ def test_the_average_has_the_statistics_of_its_own_weights(tmp_path: Path) -> No
     wanted = taken_anew(tmp_path / "run" / loop.AVERAGE, seed=1)
     got, of_model = variances(files[loop.AVERAGE]), variances(files[loop.MODEL])
     near, far = (np.abs(x / wanted - 1).mean() for x in (got, of_model))
-    assert near < 0.1 and far > 3 * near  # far: the statistics of the last step's weights
+    assert near < 0.2 and far > 10 * near  # 0.10 and 6.7; far: those of the last weights
 
 
 @pytest.mark.usefixtures("quick_compiling", "kept_programs")
