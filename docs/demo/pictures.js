@@ -13,6 +13,7 @@ import { chooseTab, fill, openDemo, startDemo, upload } from "./walk.js";
 const here = (name) => fileURLToPath(new URL(name, import.meta.url));
 const [python = "python", chromium = "chromium"] = process.argv.slice(2);
 const examples = here("../../examples");
+const drawings = join(examples, "drawings");
 const drawing = (name) => join(examples, `${name}.png`);
 const index = mkdtempSync(join(tmpdir(), "jaxclip-index-"));
 
@@ -31,7 +32,7 @@ const TABS = {
   },
   async search(page) {
     await chooseTab(page, "Search");
-    await fill(page, "Words", "a hot drink");
+    await fill(page, "Words", "a vehicle with wheels");
     await until(page, "seen('.found img').length > 3", 60000);
   },
   async look(page) {
@@ -48,7 +49,7 @@ const TABS = {
 };
 
 const demo = await startDemo(
-  python, "-m", "jaxclip", "demo", "--folder", examples, "--index", index, "--port", "0",
+  python, "-m", "jaxclip", "demo", "--folder", drawings, "--index", index, "--port", "0",
 );
 const page = await openBrowser(chromium);
 try {
