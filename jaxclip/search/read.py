@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxclip import __version__
 from jaxclip.data.ahead import read_ahead
 from jaxclip.files import open_regular
 from jaxclip.images.open import decode_image, readable_formats
@@ -45,7 +46,7 @@ def times(status: os.stat_result) -> tuple[int, int, int]:
 @functools.cache
 def decoders() -> str:
     """What decides whether a file can be read: a broken one is tried again when it changes."""
-    return f"{version('jaxclip')} {version('pillow')} {' '.join(readable_formats())}"
+    return f"{__version__} {version('pillow')} {' '.join(readable_formats())}"
 
 
 def read_picture(

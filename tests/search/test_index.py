@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import jaxclip
 from jaxclip.data.folders import INDEX
 from jaxclip.search import index, read, update
 from jaxclip.search.catalogue import Catalogue
@@ -344,3 +346,16 @@ def test_odd_names_and_links_in_circles(tmp_path: Path, name: bytes) -> None:
     report = indexed.run(tmp_path)
     assert (report.pictures, report.broken) == (1, {})
     assert indexed.check(tmp_path, exactly={picture}) == 1
+
+
+def test_a_copy_of_the_tree_that_is_not_installed_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(name: str) -> str:
+        if name == "jaxclip":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(read, "version", of)
+    read.decoders.cache_clear()
+    found = read.decoders()
+    read.decoders.cache_clear()
+    assert found.startswith(f"{jaxclip.__version__} 1.2")
