@@ -1,11 +1,13 @@
 """The command that mixes two checkpoints: interpolate."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jaxclip.cli.shared import UsageError, print_line
+from jaxclip.config import ResNetConfig
 from jaxclip.files import require_writable
 from jaxclip.model_tokenizer import copy_beside
 
@@ -19,7 +21,8 @@ def interpolate(
 ) -> int:
     """Mix the weights of a model before and after fine-tuning (WiSE-FT, arXiv 2109.01903).
 
-    What fine-tuning has lost elsewhere often comes back while most of what it has won stays.
+    What fine-tuning has lost elsewhere often comes back while most of what it has won stays. A
+    ResNet's BatchNorm statistics are mixed like the weights; the mixture's own need pictures.
 
     Args:
         before: The model that fine-tuning began with: whatever jaxclip loads.
@@ -51,6 +54,12 @@ def interpolate(
 
     flat = mixed(one.flat, other.flat, share)
     notes = {"made_by": "jaxclip interpolate", "before": before, "after": after, "share": share}
+    if isinstance(one.config.vision, ResNetConfig):
+        print(
+            "jaxclip: BatchNorm's statistics are mixed like the weights, as nothing is known of "
+            "the mixture's own; evaluate it beside both",
+            file=sys.stderr,
+        )
     copy_beside(one.config.text, out.parent, force=force)
     checkpoint.save(out, flat, one.config, notes)
     print_line(f"wrote {out}: {1 - share:g} of {before}, {share:g} of {after}")

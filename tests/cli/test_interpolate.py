@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxclip import checkpoint, cli
-from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxclip.models import clip, parameters
 from jaxclip.training.finetune import interpolate
 from tests.support.command import fails
@@ -39,6 +39,16 @@ def test_a_quarter_of_the_way(files, capsys):
     assert not np.allclose(mixed[kernel], 0.25 * one[kernel] + 0.75 * other[kernel], atol=1e-7)
     assert "wrote" in capsys.readouterr().out
     assert checkpoint.load_notes(Path(out))["share"] == 0.25
+
+
+def test_of_a_resnet_it_says_what_its_statistics_are(files, tmp_path, capsys):
+    config = ClipConfig(ResNetConfig(32, 8, (1, 1, 1, 1)), TextConfig(8, kind="cbow"), 8)
+    path, out = tmp_path / "resnet.safetensors", str(tmp_path / "mixed.safetensors")
+    checkpoint.save(path, parameters.to_flat(clip.create(config)), config, {})
+    assert cli.main(["interpolate", str(path), str(path), "--out", out]) == 0
+    assert "BatchNorm's statistics are mixed" in capsys.readouterr().err
+    assert cli.main(["interpolate", *files[:2], "--out", files[2], "--force"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_mistakes_take_one_line(files, tmp_path, capsys):
