@@ -178,9 +178,9 @@ def _inference_name(s: Mapping[str, Any]) -> str:
 
 
 def attention_table(rows: Rows) -> str:
-    """The fastest kernel at each length, as lines for `MEASURED` of jaxclip/hardware/attention.py.
+    """The kernels at each length, fastest first, as `MEASURED` of jaxclip/hardware/attention.py.
 
-    Fastest forward and backward together, among those within bfloat16's rounding.
+    By the time forward and backward together, of those within bfloat16's rounding.
     """
     times: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
@@ -194,9 +194,10 @@ def attention_table(rows: Rows) -> str:
     lines = []
     for (name, tokens), each in sorted(times.items()):
         kernels = sorted(each, key=each.__getitem__)
-        taken = ", ".join(f"{kernel} {each[kernel]:.4g}" for kernel in kernels)
-        lines.append(f'    ("{name}", {tokens}): "{kernels[0]}",  # ms: {taken}')
-    return "\n".join(["MEASURED: dict[tuple[str, int], Kernel] = {", *lines, "}"])
+        names = ", ".join(f'"{kernel}"' for kernel in kernels) + ("," if len(kernels) == 1 else "")
+        taken = ", ".join(f"{each[kernel]:.3f}" for kernel in kernels)
+        lines.append(f'    ("{name}", {tokens}): ({names}),  # ms: {taken}')
+    return "\n".join(["MEASURED: dict[tuple[str, int], tuple[Kernel, ...]] = {", *lines, "}"])
 
 
 def write(rows: Rows, root: Path) -> None:
