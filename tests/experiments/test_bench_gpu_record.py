@@ -136,6 +136,13 @@ def test_the_kernels_of_a_gpu_are_those_of_its_streams() -> None:
     assert found["top"][-1][0] == "cutlass::Kernel2"
 
 
+def test_the_helpers_of_attention_are_attention() -> None:
+    for name in ("compute_dot_do_o_specialized", "convert_dq_to_16bits"):
+        assert trace.kind(f"cudnn::fusion::{name}") == "attention"
+    assert trace.kind("_attention_backward_keys_") == "attention"
+    assert trace.kind("gemm_fusion_dot_general") == "products"
+
+
 def test_a_profile_is_read_from_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got none"):
         trace.read(tmp_path)
@@ -232,6 +239,7 @@ def test_the_largest_batch_of_each_policy_is_shown() -> None:
         numbers = {"ms": 1.0, "images/s": rate, "kernels": "cudnn"}
         found.append(a_row("step", settings, **numbers))
     assert "| full | 512 | 840 |  | 1 |" in page.tables(found)
+    assert "largest batch" not in page.tables(found[:1])  # no larger one was tried
 
 
 def test_rows_that_failed_are_named() -> None:

@@ -90,7 +90,7 @@ class Tables:
         return _table((*heads, "on"), lines) if lines else ""
 
     def largest(self) -> str:
-        """The largest batch of the first model that was measured, by policy and origin."""
+        """The first model's largest batch by policy and origin, where larger ones were tried."""
         best: dict[tuple[str, int], tuple[int, Mapping[str, Any]]] = {}
         for settings, found, on in self._of("step"):
             key = (settings["remat"], on)
@@ -99,6 +99,7 @@ class Tables:
         lines = [
             (remat, batch, found["images/s"], found.get("peak GiB", ""), on)
             for (remat, on), (batch, found) in best.items()
+            if batch > REAL.steps[0][1]
         ]
         heads = (f"{REAL.steps[0][0]}: policy", "largest batch measured", "images/s", "peak GiB")
         return _table((*heads, "on"), lines) if lines else ""
@@ -118,7 +119,8 @@ class Tables:
         settings, measured, on = found[-1]
         kinds = ", ".join(f"{kind} {ms:.4g}" for kind, ms in measured["kinds"].items())
         title = f"Kernels of a step of {settings['model']}, batch {settings['batch']}, "
-        title += f"{settings['remat']} (on {on}): {measured['ms']:.4g} ms; {kinds}."
+        title += f"{settings['remat']}, attention {settings['attention']} (on {on}): "
+        title += f"{measured['ms']:.4g} ms; {kinds}."
         return title + "\n\n" + _table(("kernel", "kind", "ms", "runs"), measured["top"])
 
 
