@@ -52,11 +52,17 @@ def for_cpu(model: Model) -> Model:
     return cpu.for_cpu(model)
 
 
-def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model:
+def for_gpu(
+    model: Model,
+    device_kind: str,
+    *,
+    attention: str = "auto",
+    training_devices: int | None = None,
+) -> Model:
     """The model arranged for an NVIDIA GPU, in training as well; see `gpu.for_gpu`."""
     from jaxclip.hardware import gpu
 
-    return gpu.for_gpu(model, device_kind, attention=attention)
+    return gpu.for_gpu(model, device_kind, attention=attention, training_devices=training_devices)
 
 
 def plain(model: Model) -> Model:
@@ -67,7 +73,13 @@ def plain(model: Model) -> Model:
 
 
 def arrange_training(
-    model: "Clip", platform: str, remat: str, *, device_kind: str = "", attention: str = "auto"
+    model: "Clip",
+    platform: str,
+    remat: str,
+    *,
+    device_kind: str = "",
+    attention: str = "auto",
+    devices: int | None = None,
 ) -> "Clip":
     """The model in modules that train faster on a platform; every leaf keeps its name and shape.
 
@@ -77,12 +89,13 @@ def arrange_training(
       remat: the recipe's.
       device_kind: of the `jax.Device`.
       attention: its kernel; "auto" is the one measured on that device.
+      devices: that share a step; if not given, "auto" takes no kernel that needs to be alone.
 
     Raises:
       ValueError: a kernel that is unknown, or that the platform or the model's dtype does not take.
     """
     if platform in ("gpu", "cuda"):
-        return for_gpu(model, device_kind, attention=attention)
+        return for_gpu(model, device_kind, attention=attention, training_devices=devices)
     _require_einsum(attention, platform)
     if platform == "cpu":
         from jaxclip.hardware import cpu

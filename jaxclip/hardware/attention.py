@@ -5,6 +5,7 @@ and it is what runs wherever nothing else was measured.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
@@ -19,37 +20,75 @@ Array = jax.Array
 Kernel = Literal["einsum", "xla", "cudnn", "pallas"]
 KEPT = "fused attention"  # names what a backward kernel takes from its forward kernel
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)  # what the kernels of GPUs take
-EVEN = 2  # cuDNN takes an even number of tokens
+EVEN = 2  # cuDNN takes an even number of tokens,
+CUDNN_STEP, CUDNN_MOST = 8, 128  # and heads of a multiple of 8 channels, at most 128
 
-# (chip, tokens): the kernel. What was not measured is not here; `python -m experiments.bench gpu`
-# makes rows. A chip's name is part of its `device_kind`. The rows so far are from one run: whole
-# training steps in bfloat16 on an H100 80GB (2026-11-26, jax 0.11.2), ViT-L/14 (257 tokens, and 77
-# of text) at batch 128 and ViT-B/32 (50) at 1,024. With cuDNN attention took 25 ms of a step of 184
-# ms; the einsum's step did not fit, or took 442 ms with every block computed again.
-MEASURED: dict[tuple[str, int], Kernel] = {
-    ("H100", 50): "cudnn",
-    ("H100", 77): "cudnn",
-    ("H100", 257): "cudnn",
+# (chip, tokens): the kernels that were measured there, the fastest first. What was not measured is
+# not here; `python -m experiments.bench gpu` makes rows. A chip's name is a word of its
+# `device_kind`. bfloat16, heads of 64 channels; batch x heads 128 x 16 at 257 tokens, 1,024 x 8
+# (causal) at 77 and 1,024 x 12 at 50.
+#
+# H100 80GB (2026-11-26, jax 0.11.2): cuDNN in whole training steps of ViT-L/14 and ViT-B/32, 25 of
+# 184 ms. The einsum's step did not fit, or took 442 ms with every block computed again.
+# H200 (2026-11-27, jax 0.11.2, docs/gpu.json): each kernel alone, ms forward and backward. In whole
+# steps Pallas took 154.0 ms for cuDNN's 156.7 (ViT-L/14) and 114.4 for 121.3 (ViT-B/32).
+MEASURED: dict[tuple[str, int], tuple[Kernel, ...]] = {
+    ("H100", 50): ("cudnn",),
+    ("H100", 77): ("cudnn",),
+    ("H100", 257): ("cudnn",),
+    ("H200", 50): ("pallas", "cudnn", "einsum", "xla"),  # 0.388, 0.945, 0.960, 1.129
+    ("H200", 77): ("pallas", "cudnn", "einsum", "xla"),  # 0.549, 0.902, 1.483, 1.773
+    ("H200", 257): ("pallas", "cudnn", "einsum", "xla"),  # 0.769, 1.008, 2.451, 3.101
 }
 
 
-def choose(device_kind: str, tokens: int, dtype: Any) -> Kernel:
-    """The kernel that was measured there, or "einsum".
+def choose(
+    device_kind: str, tokens: int, dtype: Any, *, head: int, training_devices: int | None
+) -> Kernel:
+    """The fastest kernel that was measured there and can run, or "einsum".
 
     Args:
       device_kind: of a `jax.Device`, such as "NVIDIA H100 80GB HBM3".
       tokens: the sequence's length.
       dtype: of queries, keys and values.
+      head: the channels of a head.
+      training_devices: that share a training step; None for inference.
 
-    >>> choose("NVIDIA H100 80GB HBM3", 257, jnp.bfloat16)
+    >>> choose("NVIDIA H200", 257, jnp.bfloat16, head=64, training_devices=1)
+    'pallas'
+    >>> choose("NVIDIA H200", 257, jnp.bfloat16, head=64, training_devices=8)
     'cudnn'
-    >>> choose("NVIDIA H100 80GB HBM3", 257, jnp.float32)
+    >>> choose("NVIDIA H200", 257, jnp.float32, head=64, training_devices=1)
     'einsum'
     """
     if dtype not in FUSED_DTYPES:
         return "einsum"
-    found = (k for (chip, l), k in MEASURED.items() if chip in device_kind and l == tokens)
-    return next(found, "einsum")
+    measured = (
+        kernels
+        for (chip, length), kernels in MEASURED.items()
+        if length == tokens and re.search(rf"\b{chip}\b", device_kind)  # a GH200 is no H200
+    )
+    can_run = (k for k in next(measured, ()) if _can_run(k, dtype, head, training_devices))
+    return next(can_run, "einsum")
+
+
+def _can_run(kernel: Kernel, dtype: Any, head: int, training_devices: int | None) -> bool:
+    """Whether "auto" may take a kernel that was measured.
+
+    On several devices each would gather the others' rows for Pallas; in inference it was not
+    measured.
+    """
+    if kernel == "cudnn":
+        return head % CUDNN_STEP == 0 and head <= CUDNN_MOST
+    if kernel != "pallas":
+        return True
+    if training_devices != 1:
+        return False
+    try:
+        require_kernel(kernel, dtype, [head])
+    except ValueError:  # these heads, or this jax
+        return False
+    return True
 
 
 def padded_length(tokens: int, kernel: Kernel) -> int:

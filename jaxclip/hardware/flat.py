@@ -1,7 +1,7 @@
 """Transformers on tokens as one matrix, whose backward pass keeps and moves little.
 
 What is here follows from what XLA's programs for an H100 read and write, and from the memory that
-its programs for TPUs take (docs/log/). On a chip itself it is not measured yet.
+its programs for TPUs take (docs/log/). Measured on an H200 (docs/gpu.md), not on a TPU.
 """
 
 import functools
@@ -97,13 +97,20 @@ class FlatTransformer(Transformer):
 
     device_kind: str = ""
     kernel: str = "auto"
+    training_devices: int | None = None
     unrolled: bool = False
 
     def __call__(self, x: Array, mask: Array | None = None, taps: Taps | None = None) -> Array:
         n, true_length, d = x.shape
         kernel: Any = self.kernel
         if kernel == "auto":
-            kernel = choose(self.device_kind, true_length, x.dtype)
+            kernel = choose(
+                self.device_kind,
+                true_length,
+                x.dtype,
+                head=d // self.resblocks.attn.heads,
+                training_devices=self.training_devices,
+            )
         length = padded_length(true_length, kernel)
         rows: Any = Sequences(n, length, true_length, mask is not None, kernel)
         x = jnp.pad(x, ((0, 0), (0, length - true_length), (0, 0)))
@@ -187,7 +194,7 @@ def plain(model: Model) -> Model:
     restored = copy_tree(model)
     for module in modules_of(restored):
         if isinstance(module, FlatTransformer):
-            for name in ("unrolled", "device_kind", "kernel"):
+            for name in ("unrolled", "device_kind", "kernel", "training_devices"):
                 vars(module).pop(name, None)
             become(module, Transformer)
         elif isinstance(module, LeanLayerNorm):

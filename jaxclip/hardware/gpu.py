@@ -6,7 +6,13 @@ from jaxclip.hardware.modules import Model, modules_of
 from jaxclip.models.layers import Attention
 
 
-def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model:
+def for_gpu(
+    model: Model,
+    device_kind: str,
+    *,
+    attention: str = "auto",
+    training_devices: int | None = None,
+) -> Model:
     """The same tree in modules for a GPU, for inference and training; the model is unchanged.
 
     With "auto" a model that does not compute in a dtype of the kernels is returned as it is.
@@ -15,6 +21,7 @@ def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model
       model: plain, of arrays or of shapes.
       device_kind: of the `jax.Device`.
       attention: "auto" or a kernel of `attention.Kernel`.
+      training_devices: that share a training step; None for inference.
 
     Raises:
       ValueError: a kernel that is unknown or takes neither the model's dtype nor its heads.
@@ -24,7 +31,9 @@ def for_gpu(model: Model, device_kind: str, *, attention: str = "auto") -> Model
     require_kernel(attention, dtype, _head_widths(model))
     if attention == "auto" and dtype not in FUSED_DTYPES:
         return model
-    return flat.arrange(model, device_kind=device_kind, kernel=attention)
+    return flat.arrange(
+        model, device_kind=device_kind, kernel=attention, training_devices=training_devices
+    )
 
 
 def _head_widths(model: Model) -> list[int]:

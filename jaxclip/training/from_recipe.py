@@ -84,6 +84,7 @@ def _split_for(
         recipe.remat,
         device_kind=device.device_kind,
         attention=attention,
+        devices=mesh.size,
     )
     return split_statistics(arranged)
 

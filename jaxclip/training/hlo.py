@@ -131,9 +131,25 @@ def _walk(
             called = re.findall(r"(?:to_apply|branch_computations)=\{?%?([\w.\-]+)", rest)
             for other in called:
                 yield from _walk(computations, other, times, trips)
+        elif op == "fusion" and (library := _library_calls(computations, rest, times, trips)):
+            yield from library
         elif op not in NOT_RUN:
             operands = [known.get(operand, []) for operand in instruction.operands]
             yield Run(instruction, known[instruction.name], operands, times, trips)
+
+
+def _library_calls(
+    computations: dict[str, list[Instruction]], rest: str, times: int, trips: int
+) -> list[Run]:
+    """The library's kernels of a fusion that slices arrays for them; [] for any other fusion.
+
+    XLA of jax 0.11 gives cuBLAS a layer's weights out of their stack in this way.
+    """
+    called = re.search(r"calls=%?([\w.\-]+)", rest)
+    if '"__custom_fusion"' not in rest or not called:
+        return []
+    found = _walk(computations, called[1], times, trips)
+    return [run for run in found if run.instruction.op == "custom-call"]
 
 
 def _trip_count(computations: dict[str, list[Instruction]], rest: str) -> int:

@@ -198,7 +198,7 @@ class Execution:
     tensor: int = 1
     """Devices that share a matrix product."""
     attention: AttentionName = "auto"
-    """The kernel of attention: "auto" is the one that was measured on the chip, else "einsum"."""
+    """The kernel of attention: "auto" is the fastest measured on the chip that can run here."""
     threads: int = 8
     """Threads a process that read and decode."""
     keep: int = 3

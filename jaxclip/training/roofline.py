@@ -4,7 +4,7 @@ A product takes its FLOPs at the rate that large products reach, or its bytes at
 kernels reach, whichever is longer; so does an attention kernel, at its own rates; everything else
 takes its bytes. Collectives between GPUs are not in the sum: they run beside the rest in part.
 
-Held against the one step that was measured (H100, ViT-L/14, 128 pairs: 184.6 ms) by a test.
+Held against a step that was measured (H100, ViT-L/14, 128 pairs: 184.6 ms) by a test.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from jaxclip.training.hlo import COLLECTIVES, Array, Run, runs
 
 # Shares of an H100's peaks. Measured in that step: products 64.7 TFLOP in 79 ms; cuDNN's attention
 # at 257 tokens with heads of 64, forward 0.87 TFLOP in 6.5 ms, backward and its helpers 2.2 in 19.
-# Bandwidth: 2.6 of 3.35 TB/s. Assumed of the other cards.
+# Bandwidth: 2.6 of 3.35 TB/s. Assumed of the other cards; an H200 reached 0.58 of its bandwidth
+# beside attention, and 0.78 of its peak in products (docs/log/).
 PRODUCTS, BANDWIDTH, ATTENTION_FORWARD, ATTENTION_BACKWARD = 0.83, 0.776, 0.135, 0.115
 FLOAT32 = 0.5  # of the bfloat16 rate, in TensorFloat-32
 

@@ -8,13 +8,15 @@ import gzip
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.bench.gpu import attention, command, page, record, rows, trace
+from experiments.bench.gpu import attention, command, measure, page, record, rows, trace
 from experiments.lib import pages
+from jaxclip.hardware.attention import MEASURED
 
 ROOT = Path(__file__).parents[2]
 H100 = "NVIDIA H100 80GB HBM3"
@@ -134,6 +136,13 @@ def test_the_kernels_of_a_gpu_are_those_of_its_streams() -> None:
     assert found["top"][-1][0] == "cutlass::Kernel2"
 
 
+def test_the_helpers_of_attention_are_attention() -> None:
+    for name in ("compute_dot_do_o_specialized", "convert_dq_to_16bits"):
+        assert trace.kind(f"cudnn::fusion::{name}") == "attention"
+    assert trace.kind("_attention_backward_keys_") == "attention"
+    assert trace.kind("gemm_fusion_dot_general") == "products"
+
+
 def test_a_profile_is_read_from_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got none"):
         trace.read(tmp_path)
@@ -166,14 +175,42 @@ def attention_rows(**changes: float) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_attention_table_names_the_fastest_kernel_that_is_right() -> None:
-    lines = page.attention_table(attention_rows()).splitlines()
-    assert lines[1] == '    ("H100", 257): "cudnn",  # ms: cudnn 2, xla 3, einsum 9'
-    wrong = page.attention_table(attention_rows(cudnn=0.4)).splitlines()
-    assert wrong[1] == '    ("H100", 257): "xla",  # ms: xla 3, einsum 9'
+def measured_table(found: page.Rows) -> dict[tuple[str, int], tuple[str, ...]]:
+    """What the printed lines define."""
     names: dict[str, Any] = {"Kernel": str}
-    exec(page.attention_table(attention_rows()), names)
-    assert names["MEASURED"] == {("H100", 257): "cudnn"}
+    exec(page.attention_table(found), names)
+    return dict(names["MEASURED"])
+
+
+def test_the_attention_table_orders_the_kernels_that_are_right() -> None:
+    lines = page.attention_table(attention_rows()).splitlines()
+    assert lines[1] == '    ("H100", 257): ("cudnn", "xla", "einsum"),  # ms: 2.000, 3.000, 9.000'
+    wrong = measured_table(attention_rows(cudnn=0.4))
+    assert wrong == {("H100", 257): ("xla", "einsum")}
+    alone = measured_table(attention_rows(cudnn=0.4, xla=0.4))
+    assert alone == {("H100", 257): ("einsum",)}
+
+
+def test_the_kernels_in_the_code_are_those_of_the_record() -> None:
+    recorded = measured_table(record.read(command.OUT))
+    assert recorded and recorded.items() <= MEASURED.items()
+
+
+@pytest.mark.parametrize(
+    ("model", "kernels"),
+    [
+        ("ViT-L/14", "pallas and pallas"),
+        ("ViT-B/16", "einsum and pallas"),  # 197 tokens were not measured
+        ("RN50", "pallas"),  # of its text
+    ],
+)
+def test_a_step_names_the_kernels_that_it_ran(
+    model: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(device_kind="NVIDIA H200")
+    monkeypatch.setattr(measure.jax, "devices", lambda: [card])
+    assert measure._chosen(model, "auto") == kernels
+    assert measure._chosen(model, "cudnn") == "cudnn"
 
 
 def test_an_error_that_is_no_number_fails() -> None:
@@ -202,6 +239,7 @@ def test_the_largest_batch_of_each_policy_is_shown() -> None:
         numbers = {"ms": 1.0, "images/s": rate, "kernels": "cudnn"}
         found.append(a_row("step", settings, **numbers))
     assert "| full | 512 | 840 |  | 1 |" in page.tables(found)
+    assert "largest batch" not in page.tables(found[:1])  # no larger one was tried
 
 
 def test_rows_that_failed_are_named() -> None:

@@ -6,6 +6,7 @@ cuDNN's kernel runs on a GPU only; "xla" takes its arguments and runs anywhere.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from functools import partial
 from typing import Any
 
@@ -23,12 +24,15 @@ from jaxclip.hardware.modules import become
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Attention, LayerNorm, Numerics, Transformer
 from jaxclip.models.starts import Shapes
+from jaxclip.training import from_recipe
+from jaxclip.training.recipe import Recipe
+from jaxclip.training.sharding import data_mesh
 from tests.support import tiny
 from tests.support.tolerances import departure, within, worst
 
 VIT = ClipConfig(VisionConfig(20, 5, 24, 2, 3), TextConfig(16, 1, 2, 13, 101), 7)  # 17 and 13
 QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
-H100 = "NVIDIA H100 80GB HBM3"
+H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 TOLERANCE = {"xla": "fused attention"} | dict.fromkeys(("einsum", "grouped"), "flat tokens float64")
 RNG = np.random.default_rng(5)
 IMAGES = RNG.normal(size=(4, 20, 20, 3)).astype(np.float32)
@@ -178,13 +182,70 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
         assert departure(run_kernel(query, key, value, rows), want) > 1e-2
 
 
+def chosen(kind: str, tokens: int, **changes: Any) -> str:
+    """The kernel of bfloat16 heads of 64 in a training step on one device, but for `changes`."""
+    given: dict[str, Any] = {"dtype": jnp.bfloat16, "head": 64, "training_devices": 1}
+    return choose(kind, tokens, **given | changes)
+
+
 def test_the_kernel_follows_from_what_was_measured():
-    assert [choose(H100, l, jnp.bfloat16) for l in (50, 77, 257)] == ["cudnn"] * 3
-    assert [choose(H100, l, jnp.bfloat16) for l in (20, 197, 577)] == ["einsum"] * 3
-    assert choose("NVIDIA H200", 257, jnp.bfloat16) == "einsum"
-    assert choose("NVIDIA A100-SXM4-80GB", 257, jnp.bfloat16) == "einsum"
-    assert choose("TPU v5 lite", 257, jnp.bfloat16) == "einsum"
-    assert choose(H100, 257, jnp.float32) == "einsum"
+    assert [chosen(H200, l) for l in (50, 77, 257)] == ["pallas"] * 3
+    assert [chosen(H100, l) for l in (50, 77, 257)] == ["cudnn"] * 3
+    for chip in (H100, H200):
+        assert [chosen(chip, l) for l in (20, 197, 577)] == ["einsum"] * 3
+        assert chosen(chip, 257, dtype=jnp.float32) == "einsum"
+    for other in ("NVIDIA A100-SXM4-80GB", "NVIDIA GH200 480GB", "TPU v5 lite", ""):
+        assert chosen(other, 257) == "einsum"
+
+
+@pytest.mark.parametrize("tokens", [50, 77, 257])
+def test_where_pallas_cannot_run_the_next_best_is_taken(tokens):
+    for devices in (None, 2, 8):  # inference, where it was not measured; several devices
+        assert chosen(H200, tokens, training_devices=devices) == "cudnn"
+    assert chosen(H200, tokens, head=80) == "cudnn"  # as ViT-H/14's
+    assert chosen(H200, tokens, head=12) == "einsum"  # nor does cuDNN take it
+    assert chosen(H200, tokens, head=256) == "einsum"
+
+
+def test_a_jax_without_pallas_for_triton_gets_the_next_best(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxclip.hardware.pallas_attention", None)
+    monkeypatch.delattr(hardware, "pallas_attention", raising=False)
+    assert chosen(H200, 257) == "cudnn"
+
+
+@pytest.mark.parametrize(("devices", "kernel"), [(1, "pallas"), (2, "cudnn"), (None, "cudnn")])
+def test_a_model_runs_the_kernel_that_is_chosen_for_it(devices, kernel, monkeypatch):
+    config = ClipConfig(VisionConfig(224, 32, 128, 1, 2), TextConfig(128, 1, 2, 77, 101), 7)
+    plain = clip.abstract(config, numerics=Numerics(jnp.bfloat16))
+    train = partial(hardware.arrange_training, plain, "gpu", "none", device_kind=H200)
+    model = train(devices=devices) if devices else hardware.arrange(plain, "gpu", device_kind=H200)
+    seen: list[Sequences] = []
+
+    def run(query: Any, key: Any, value: Any, rows: Sequences) -> Any:
+        seen.append(rows)
+        return value
+
+    monkeypatch.setattr(attention, "run_kernel", run)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((2, 77), jnp.int32)
+    jax.eval_shape(lambda m, i, t: m.embed(i, t), model, images, tokens)
+    lengths = (50, 77) if kernel == "pallas" else (50, 78)
+    assert {(rows.kernel, rows.length) for rows in seen} == {(kernel, l) for l in lengths}
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices: see conftest.py")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_training_says_how_many_devices_share_a_step(devices, monkeypatch):
+    told: dict[str, Any] = {}
+
+    def arrange(model: clip.Clip, *_: Any, **options: Any) -> clip.Clip:
+        told.update(options)
+        return model
+
+    monkeypatch.setattr(hardware, "arrange_training", arrange)
+    recipe = Recipe(batch_size=2, model=VIT, text_length=13)
+    from_recipe.abstract_state(recipe, data_mesh(jax.devices()[:devices]))
+    assert told["devices"] == devices and told["attention"] == "auto"
 
 
 def test_a_kernel_that_cannot_be_is_refused_in_one_line():

@@ -45,6 +45,24 @@ ENTRY %main (x: f32[5,4]) -> f32[4] {
 """
 
 
+SLICING = """%slicing (p0: bf16[24,8,16], p1: bf16[32,8]) -> (bf16[32,16], s8[4096]) {
+  %p1 = bf16[32,8]{1,0} parameter(1)
+  %p0 = bf16[24,8,16]{2,1,0} parameter(0)
+  %slice.1 = bf16[1,8,16]{2,1,0} slice(%p0), slice={[3:4], [0:8], [0:16]}
+  %bitcast.1 = bf16[8,16]{1,0} bitcast(%slice.1)
+  ROOT %call = (bf16[32,16]{1,0}, s8[4096]{0}) custom-call(%p1, %bitcast.1), \
+custom_call_target="__cublas$lt$matmul"
+}
+
+ENTRY %main (w: bf16[24,8,16], x: bf16[32,8]) -> bf16[32,16] {
+  %w = bf16[24,8,16]{2,1,0} parameter(0)
+  %x = bf16[32,8]{1,0} parameter(1)
+  %fusion = (bf16[32,16]{1,0}, s8[4096]{0}) fusion(%w, %x), kind=kCustom, calls=%slicing, \
+backend_config={"fusion_backend_config":{"kind":"KIND"}}
+}
+"""
+
+
 def test_collectives_are_counted_with_the_bytes_of_their_results():
     assert hlo.collective_results(TEXT) == {
         "all-reduce": {"count": 2, "bytes": 16 * 8 * 4 + 4 * 4 + 6 * 2},
@@ -69,6 +87,14 @@ def test_a_stack_as_long_as_no_loop_is_read_whole():
     other = LOOP.replace("f32[5,4]", "f32[6,4]")
     fusion, _ = hlo.runs(other.replace("KNOWN", "body=%body.1"))
     assert fusion.bytes == 6 * 16 + 16 + 16
+
+
+def test_a_product_that_slices_its_weights_out_of_a_stack_is_a_product():
+    (run,) = hlo.runs(SLICING.replace("KIND", "__custom_fusion"))
+    assert run.instruction.op == "custom-call" and run.times == 1
+    assert run.operands == [[("bf16", (32, 8))], [("bf16", (8, 16))]]  # a layer, not the stack
+    (run,) = hlo.runs(SLICING.replace("KIND", "__triton"))
+    assert run.instruction.op == "fusion"  # the negative twin
 
 
 def test_the_kernels_of_a_program_of_this_jax_are_found():

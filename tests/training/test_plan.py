@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from jaxclip import cli
-from jaxclip.config import Remat
+from jaxclip.config import ClipConfig, Remat, TextConfig, VisionConfig
 from jaxclip.training import plan, targets
 from jaxclip.training.plan import Job
 from jaxclip.training.recipe import Execution, Recipe
@@ -254,3 +254,13 @@ def test_a_tiny_step_compiles_for_an_h100():
     assert found["fits"] and found["kind"].startswith("NVIDIA H100")
     assert found["roofline"]["step ms"] > 0 and found["collectives"] == {}
     assert len(found["largest buffers"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
+@pytest.mark.parametrize(("topology", "kernels"), [("h200", "triton"), ("h200:2", "cudnn")])
+def test_the_attention_of_an_h200_is_named(topology, kernels):
+    towers = VisionConfig(224, 32, 128, 1, 2), TextConfig(128, 1, 2, 77, 101)
+    recipe = Recipe(batch_size=8, dtype="bfloat16", model=ClipConfig(*towers, 7))
+    found = plan.report(recipe, Execution("dense"), topology)
+    assert list(found["attention kernels"]) == [kernels]

@@ -126,12 +126,16 @@ def step(model: str, batch: int, remat: str, attention: str) -> Measured:
 
 def _chosen(model: str, attention: str) -> str:
     """The kernels of attention in the image and the text tower; a ResNet's pool has none."""
-    config, device = CONFIGS[model], jax.devices()[0]
-    lengths = [config.text.context_length]
+    if attention != "auto":
+        return attention
+    config, kind = CONFIGS[model], jax.devices()[0].device_kind
+    towers = [(config.text.context_length, config.text)]
     if not isinstance(config.vision, ResNetConfig):
-        lengths = [config.vision.tokens, *lengths]
-    auto = [choose(device.device_kind, length, jnp.bfloat16) for length in lengths]
-    return " and ".join(auto if attention == "auto" else [attention])
+        towers = [(config.vision.tokens, config.vision), *towers]
+    return " and ".join(
+        choose(kind, tokens, jnp.bfloat16, head=t.width // t.heads, training_devices=1)
+        for tokens, t in towers
+    )
 
 
 def kernels(model: str, batch: int, remat: str, attention: str) -> Measured:

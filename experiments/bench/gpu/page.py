@@ -90,7 +90,7 @@ class Tables:
         return _table((*heads, "on"), lines) if lines else ""
 
     def largest(self) -> str:
-        """The largest batch of the first model that was measured, by policy and origin."""
+        """The first model's largest batch by policy and origin, where larger ones were tried."""
         best: dict[tuple[str, int], tuple[int, Mapping[str, Any]]] = {}
         for settings, found, on in self._of("step"):
             key = (settings["remat"], on)
@@ -99,6 +99,7 @@ class Tables:
         lines = [
             (remat, batch, found["images/s"], found.get("peak GiB", ""), on)
             for (remat, on), (batch, found) in best.items()
+            if batch > REAL.steps[0][1]
         ]
         heads = (f"{REAL.steps[0][0]}: policy", "largest batch measured", "images/s", "peak GiB")
         return _table((*heads, "on"), lines) if lines else ""
@@ -118,7 +119,8 @@ class Tables:
         settings, measured, on = found[-1]
         kinds = ", ".join(f"{kind} {ms:.4g}" for kind, ms in measured["kinds"].items())
         title = f"Kernels of a step of {settings['model']}, batch {settings['batch']}, "
-        title += f"{settings['remat']} (on {on}): {measured['ms']:.4g} ms; {kinds}."
+        title += f"{settings['remat']}, attention {settings['attention']} (on {on}): "
+        title += f"{measured['ms']:.4g} ms; {kinds}."
         return title + "\n\n" + _table(("kernel", "kind", "ms", "runs"), measured["top"])
 
 
@@ -178,9 +180,9 @@ def _inference_name(s: Mapping[str, Any]) -> str:
 
 
 def attention_table(rows: Rows) -> str:
-    """The fastest kernel at each length, as lines for `MEASURED` of jaxclip/hardware/attention.py.
+    """The kernels at each length, fastest first, as `MEASURED` of jaxclip/hardware/attention.py.
 
-    Fastest forward and backward together, among those within bfloat16's rounding.
+    By the time forward and backward together, of those within bfloat16's rounding.
     """
     times: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
@@ -194,9 +196,10 @@ def attention_table(rows: Rows) -> str:
     lines = []
     for (name, tokens), each in sorted(times.items()):
         kernels = sorted(each, key=each.__getitem__)
-        taken = ", ".join(f"{kernel} {each[kernel]:.4g}" for kernel in kernels)
-        lines.append(f'    ("{name}", {tokens}): "{kernels[0]}",  # ms: {taken}')
-    return "\n".join(["MEASURED: dict[tuple[str, int], Kernel] = {", *lines, "}"])
+        names = ", ".join(f'"{kernel}"' for kernel in kernels) + ("," if len(kernels) == 1 else "")
+        taken = ", ".join(f"{each[kernel]:.3f}" for kernel in kernels)
+        lines.append(f'    ("{name}", {tokens}): ({names}),  # ms: {taken}')
+    return "\n".join(["MEASURED: dict[tuple[str, int], tuple[Kernel, ...]] = {", *lines, "}"])
 
 
 def write(rows: Rows, root: Path) -> None:

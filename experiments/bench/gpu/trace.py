@@ -17,7 +17,8 @@ Event = tuple[str, float]  # name, microseconds
 # The kinds of kernels, by the names that XLA, cuBLAS, cuDNN and Triton give them; the first counts.
 KINDS: tuple[tuple[str, str], ...] = (
     ("graphs", r"graph"),  # a profiler that sees CUDA graphs as a whole hides their kernels
-    ("attention", r"sdpa|fmha|flash|attention|mha"),
+    # cuDNN's helpers compute_dot_do_o and convert_dq_to_16bits as well
+    ("attention", r"sdpa|fmha|flash|attention|mha|dot_do_o|convert_dq"),
     ("convolutions", r"conv(?!ert)|fprop|dgrad|wgrad|implicit"),
     ("products", r"gemm|nvjet|cutlass|cublas|xmma|splitk|gemv|\bdot|_dot|matmul"),
     ("copies", r"memcpy|memset|copy|transpose"),
