@@ -133,7 +133,7 @@ def warn_embedded(name: str) -> None:
 
     if name == EMBEDDED:
         print(
-            "jaxclip: the embedded model knows drawings like emoji only, no photographs; "
+            "jaxclip: the embedded model knows drawings and icons only, no photographs; "
             "for those name a released model: --model ViT-B/32",
             file=sys.stderr,
         )
