@@ -73,6 +73,14 @@ def test_a_gradient_beyond_its_bound_is_a_failure(monkeypatch) -> None:
         gradients.gradients("tiny", 4, "bfloat16")
 
 
+def test_neither_side_takes_what_was_compiled_before(monkeypatch) -> None:
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "0")
+    around = command.environment(tiny=False)
+    assert around["JAX_ENABLE_COMPILATION_CACHE"] == "0"
+    assert around["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
+
+
 def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         bench("--out", str(tmp_path / "gpu.json")), cwd=ROOT, capture_output=True, text=True

@@ -86,7 +86,8 @@ def environment(*, tiny: bool) -> dict[str, str]:
     }
     if tiny:
         wanted["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    return {**wanted, **os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    fresh = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    return {**wanted, **os.environ, **fresh}
 
 
 def find_card(environment: dict[str, str], *, tiny: bool) -> str:
