@@ -18,7 +18,7 @@ from experiments.bench.gpu import child, command, gradients, page, record, rows
 
 ROOT = Path(__file__).parents[2]
 ODD = "tests.support.odd_rows"
-PARTS = ("golden", "gradients", "step", "kernels", "peer", "attention", "loss", "inference")
+PARTS = ("golden", "step", "kernels", "peer", "attention", "gradients", "loss", "inference")
 
 
 def bench(*arguments: str) -> list[str]:

@@ -21,7 +21,7 @@ from jaxclip.hardware.attention import MEASURED
 ROOT = Path(__file__).parents[2]
 H100 = "NVIDIA H100 80GB HBM3"
 ORIGIN = record.Origin(H100, {"jax": "0.10.2"}, "abc")
-PARTS = ("golden", "gradients", "step", "kernels", "peer", "attention", "loss", "inference")
+PARTS = ("golden", "step", "kernels", "peer", "attention", "gradients", "loss", "inference")
 ROW = rows.Row("loss", {"loss": "ring", "pairs": 64, "width": 24}, 20)
 
 

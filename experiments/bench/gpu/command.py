@@ -6,10 +6,10 @@ Command:   python -m experiments.bench gpu --minutes 8 [--peer-python PYTHON] [-
 Result:    docs/gpu.json, complete after each row. Cut it off at any moment: the same command goes
            on from there, and measures nothing twice that card, versions and code have in common.
 
-In this order: the golden ladder (float32, highest); gradients beside the CPU's; the training steps
-of ViT-L/14 and ViT-B/32 as shipped, each beside open_clip compiled; the attention table; the steps
+In this order: the golden ladder (float32, highest); the training steps of ViT-L/14 and ViT-B/32 as
+shipped, each beside open_clip compiled; the attention table; gradients beside the CPU's; the steps
 of RN50, ViT-B/16 and ViT-L/14@336px; the losses; inference; the largest batch by policy; the other
-policies. The first 9 minutes should reach the end of the attention table on an H100, and 50 the end
+policies. The first 9 minutes should reach the end of the attention table on an H100, and 55 the end
 of all. Each row runs in a process of its own. docs/gpu.md says what to install.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxclip.config import RELEASED, ClipConfig, ResNetConfig, TextConfig, VisionConfig
 
-PARTS = ("golden", "gradients", "steps", "attention", "losses", "inference", "largest", "policies")
+PARTS = ("golden", "steps", "attention", "gradients", "losses", "inference", "largest", "policies")
 POLICIES = ("none", "products_and_attention", "products", "full")  # the least recomputed first
 KERNELS = ("einsum", "cudnn", "pallas", "xla")
 LOSSES = ("dense", "chunked", "ring")
@@ -107,9 +107,9 @@ def plan(sizes: Sizes, parts: tuple[str, ...], outcome: Callable[[Row], str | No
     early, late = sizes.steps[:FIRST_STEPS], sizes.steps[FIRST_STEPS:]
     sections: tuple[tuple[str, Callable[[], Plan]], ...] = (
         ("golden", lambda: iter([golden()])),
-        ("gradients", lambda: iter([gradients(sizes)])),
         ("steps", lambda: _steps(early, sizes, outcome)),
         ("attention", lambda: _attention(sizes)),
+        ("gradients", lambda: iter([gradients(sizes)])),
         ("steps", lambda: _steps(late, sizes, outcome)),
         ("losses", lambda: _losses(sizes)),
         ("inference", lambda: _inference(sizes)),
@@ -130,7 +130,7 @@ def gradients(sizes: Sizes) -> tuple[Row, ...]:
     """The rows that compare gradients with the CPU's."""
     kinds = [(*each, dtype) for each in sizes.gradients for dtype in ("float32", "bfloat16")]
     names = ("model", "batch", "dtype")
-    return tuple(Row("gradients", dict(zip(names, kind, strict=True)), 15) for kind in kinds)
+    return tuple(Row("gradients", dict(zip(names, kind, strict=True)), 30) for kind in kinds)
 
 
 def _step(model: str, batch: int, remat: str, attention: str = "auto") -> Row:
