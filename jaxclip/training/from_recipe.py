@@ -143,7 +143,9 @@ def compiled_statistics_step(
     graphdef, _ = abstract_state(recipe, mesh, execution.attention)
     return statistics_step(
         mesh,
-        clip_loss_fn(graphdef, choose_loss(recipe, execution, mesh)),
+        clip_loss_fn(
+            graphdef, choose_loss(recipe, execution, mesh), microbatches=recipe.microbatches
+        ),
         batch_to_pixels=batch_to_pixels,
         state_shardings=state_shardings(recipe, mesh),
     )

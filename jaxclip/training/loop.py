@@ -102,20 +102,14 @@ def _averaged(
     return state
 
 
-def _write_models(
-    recipe: Recipe, run: Path, snapshot: Snapshot, mesh: Mesh, average: TrainState | None
-) -> Clip:
-    """Write the result files; returns the model, whole on every device."""
+def _write_model(recipe: Recipe, file: Path, snapshot: Snapshot, mesh: Mesh) -> Clip:
+    """Write a result file; returns its model, whole on every device."""
     graphdef, _ = from_recipe.abstract_state(recipe, mesh)
     replicate = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
     model = replicate(snapshot.state.model(graphdef))
-    written = {MODEL: model}
-    if average is not None:
-        written[AVERAGE] = replicate(average.model(graphdef))
     notes = {"trained_by": "jaxclip train", "config": snapshot.recipe}
     if jax.process_index() == 0:
-        for name, each in written.items():
-            checkpoint.save(run / name, to_flat(each), recipe.model, notes)
+        checkpoint.save(file, to_flat(model), recipe.model, notes)
     return model
 
 
@@ -196,10 +190,12 @@ def train(
                 checkpoints.finish()
                 raise Stopped(f"stopped after step {step} of {recipe.steps}")
         checkpoints.finish()
-        average = None
-        if recipe.average:
+        snapshot = snapshot._replace(state=state)
+        model = _write_model(recipe, run / MODEL, snapshot, mesh)
+        if recipe.average:  # after the model, which is safe by then
             average = _averaged(recipe, execution, mesh, stream, state)
-        return _write_models(recipe, run, snapshot._replace(state=state), mesh, average)
+            _write_model(recipe, run / AVERAGE, snapshot._replace(state=average), mesh)
+        return model
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The average of a ResNet's weights has BatchNorm statistics of its own, taken from batches."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ def train(run: Path, recipe: Recipe) -> dict[str, dict[str, np.ndarray]]:
     return {name: checkpoint.load_arrays(run / name)[0] for name in names}
 
 
-def variances(arrays: dict[str, np.ndarray]) -> np.ndarray:
+def collect_variances(arrays: dict[str, np.ndarray]) -> np.ndarray:
     found = [x.ravel() for name, x in sorted(arrays.items()) if name.endswith(VARIANCE)]
     return np.concatenate(found)
 
 
-def taken_anew(file: Path, seed: int) -> np.ndarray:
+def retake_variances(file: Path, seed: int) -> np.ndarray:
     """The variances of a file's weights, from enough batches that nothing of its own is left."""
     model, _ = load(str(file))
     graphdef, params, stats = split_statistics(model)
@@ -64,16 +65,33 @@ def taken_anew(file: Path, seed: int) -> np.ndarray:
     for i in range(60):
         stats = step(stats, next(stream), jax.random.key(i))
     whole = to_flat(nnx.merge(graphdef, params, stats))
-    return variances({name: np.asarray(x) for name, x in whole.items()})
+    return collect_variances({name: np.asarray(x) for name, x in whole.items()})
 
 
 @pytest.mark.usefixtures("quick_compiling", "kept_programs")
-def test_the_average_has_the_statistics_of_its_own_weights(tmp_path: Path) -> None:
-    files = train(tmp_path / "run", RECIPE)
-    wanted = taken_anew(tmp_path / "run" / loop.AVERAGE, seed=1)
-    got, of_model = variances(files[loop.AVERAGE]), variances(files[loop.MODEL])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_average_has_the_statistics_of_its_own_weights(
+    tmp_path: Path, microbatches: int
+) -> None:
+    files = train(tmp_path / "run", dataclasses.replace(RECIPE, microbatches=microbatches))
+    wanted = retake_variances(tmp_path / "run" / loop.AVERAGE, seed=1)
+    got, of_model = collect_variances(files[loop.AVERAGE]), collect_variances(files[loop.MODEL])
     near, far = (np.abs(x / wanted - 1).mean() for x in (got, of_model))
     assert near < 0.2 and far > 10 * near  # 0.10 and 6.7; far: those of the last weights
+
+
+@pytest.mark.usefixtures("quick_compiling", "kept_programs")
+def test_what_fails_while_statistics_are_taken_leaves_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("the data are gone")
+
+    monkeypatch.setattr(loop.from_recipe, "compiled_statistics_step", fail)
+    with pytest.raises(OSError, match="the data are gone"):
+        train(tmp_path / "run", RECIPE)
+    assert checkpoint.load_arrays(tmp_path / "run" / loop.MODEL)[0]
+    assert not (tmp_path / "run" / loop.AVERAGE).exists()
 
 
 @pytest.mark.usefixtures("quick_compiling", "kept_programs")

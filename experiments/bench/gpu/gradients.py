@@ -1,5 +1,6 @@
 """The gradient of a training step on this device, beside the CPU's in float32 by the einsum."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,18 +22,17 @@ Gradient = dict[str, np.ndarray]
 
 
 def gradients(model: str, batch: int, dtype: str) -> dict[str, Any]:
-    """Errors of the whole gradient and of its worst array, relative to the CPU's; ValueError if too
-    large.
+    """Errors of the whole gradient and of its worst array, relative to the CPU's.
 
     float32 by products of the highest precision; bfloat16 with the kernels that training takes.
+    ValueError where the whole gradient's is above its bound.
     """
     config, cpu = CONFIGS[model], jax.devices("cpu")[0]
     with jax.default_device(cpu):
         flat = {name: np.asarray(x) for name, x in parameters.to_flat(clip.create(config)).items()}
     recipe = Recipe(batch_size=batch, text_length=config.text.context_length, model=config)
     reference = _gradient(recipe, flat, cpu)
-    wanted = Recipe(**{**vars(recipe), "dtype": dtype})
-    found = _gradient(wanted, flat, jax.devices()[0])
+    found = _gradient(dataclasses.replace(recipe, dtype=dtype), flat, jax.devices()[0])
     errors = {name: _distance(found, reference, [name]) for name in reference}
     worst = max(errors, key=errors.__getitem__)
     whole = _distance(found, reference, list(reference))
