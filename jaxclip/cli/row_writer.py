@@ -106,8 +106,6 @@ class RowWriter:
         for x in row.labels:
             cosine, percent = f"{x.cosine:6.3f}", f"{100 * x.probability:5.1f} %"
             table.add_row(x.label, cosine if self.scores == "cosine" else percent)
-        notes = ["no label has the score of --threshold"] * (not row.labels)
-        notes += ["no label fits: within the noise of unrelated words"] * (row.none_fits is True)
-        table.caption, table.caption_justify = "\n".join(notes) or None, "left"
+        table.caption, table.caption_justify = "\n".join(row.remarks) or None, "left"
         print_table(table)
         sys.stdout.flush()

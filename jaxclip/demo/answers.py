@@ -17,7 +17,7 @@ from PIL import Image
 
 from jaxclip import hardware
 from jaxclip.evaluation.attention import attention_map
-from jaxclip.evaluation.classified import LabelScore
+from jaxclip.evaluation.classified import ClassifiedPicture, LabelClassifier, unrelated_words
 from jaxclip.evaluation.features import map_batches, require_finite
 from jaxclip.evaluation.prompts import require_slots
 from jaxclip.evaluation.relevance import attention_rollout, relevance_map
@@ -32,7 +32,8 @@ MOST_LABELS = 200
 MOST_PROMPTS = 100  # the released sets have up to 80
 MOST_PROMPTED = 4000  # texts: labels times prompts
 MOST_CELLS = 12  # pictures, and texts, of a matrix
-KEPT = 5000  # encodings of each kind
+KEPT = 5000  # encodings of each kind,
+KEPT_PROMPTS = 20  # and sets of prompts, with the unrelated words in them
 TEXTS_A_CALL = 64
 
 
@@ -106,6 +107,7 @@ class Answers:
         self.model, self.preprocess, self.photos = hardware.plain(model), preprocess, photos
         self._lock = threading.Lock()
         self._images, self._labels = Kept(KEPT), Kept(KEPT)
+        self._words = Kept(KEPT_PROMPTS)
 
     def open(self, path: str | Path | None) -> Picture:
         """A picture file, by the policy `safe`."""
@@ -145,8 +147,14 @@ class Answers:
         with self._lock:
             return np.stack(self._labels.get([(label, templates) for label in labels], encode))
 
-    def classify(self, path: str | Path | None, labels: str, prompts: str) -> list[LabelScore]:
-        """The labels, given one a line, best first; the prompts have a slot {} each."""
+    def _unrelated_words(self, templates: Sequence[str]) -> np.ndarray:
+        """Unit vectors of words that tell whether any label fits."""
+        with self._lock:
+            compute = lambda _: [unrelated_words(self.model, templates, None)]  # noqa: E731
+            return np.asarray(self._words.get([tuple(templates)], compute)[0])
+
+    def classify(self, path: str | Path | None, labels: str, prompts: str) -> ClassifiedPicture:
+        """A picture with the labels, given one a line; the prompts have a slot {} each."""
         names, templates = lines(labels), lines(prompts) or ["{}"]
         _require_count("labels", names, MOST_LABELS)
         _require_count("prompts", templates, MOST_PROMPTS)
@@ -158,11 +166,9 @@ class Answers:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"expected each label once, got {twice[0]!r} twice; leave one out")
-        images, texts = self.image_embeds([self.open(path)]), self.text_embeds(names, templates)
-        logits = np.asarray(self.model.logits(images, texts))
-        scores = (np.asarray(self.model.probabilities(logits)), images @ texts.T, logits)
-        rows = zip(names, *(each[0].tolist() for each in scores), strict=True)
-        return sorted((LabelScore(*row) for row in rows), key=lambda x: -x.logit)
+        image = self.image_embeds([self.open(path)])
+        texts, words = self.text_embeds(names, templates), self._unrelated_words(templates)
+        return LabelClassifier(tuple(names), texts, words).rank(self.model, [str(path)], image)[0]
 
     def search(
         self, words: str, path: str | Path | None, weight: float, minus: str, count: int

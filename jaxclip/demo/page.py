@@ -9,7 +9,7 @@ import gradio as gr
 
 from jaxclip.demo import html
 from jaxclip.demo.answers import MOST_CELLS, Answers, lines, overlay
-from jaxclip.search.classified_page import label_bars
+from jaxclip.search.classified_page import label_bars, remarks
 from jaxclip.search.page import escaped
 
 LABELS = "cat face\nrocket\nbicycle\nhot beverage"
@@ -90,7 +90,8 @@ def build_page(answers: Answers, name: str, examples: Sequence[str]) -> Any:
 
 def _classify_tab(answers: Answers, examples: Sequence[str], opened: Any) -> None:
     def classify(path: Any, labels: Any, prompts: Any) -> str:
-        return label_bars(answers.classify(path, labels, prompts)[:MOST_SHOWN])
+        row = answers.classify(path, labels, prompts)
+        return label_bars(row.labels[:MOST_SHOWN]) + remarks(row)
 
     with gr.Row():
         with gr.Column():

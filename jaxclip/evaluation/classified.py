@@ -49,6 +49,12 @@ class ClassifiedPicture:
     labels: tuple[LabelScore, ...]
     none_fits: bool | None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a person has to be told about the labels."""
+        found = ["no label has the score that was asked for"] * (not self.labels)
+        return found + ["no label fits: within the noise of unrelated words"] * bool(self.none_fits)
+
     def select(
         self, top: int | None = None, threshold: float | None = None, by: Scores = "probability"
     ) -> "ClassifiedPicture":
@@ -57,6 +63,17 @@ class ClassifiedPicture:
         if threshold is not None:
             kept = tuple(x for x in kept if getattr(x, by) >= threshold)
         return dataclasses.replace(self, labels=kept)
+
+
+def unrelated_words(
+    model: Any, templates: Sequence[str], cache: Path | None, weights: str = ""
+) -> np.ndarray:
+    """Unit vectors [w, e] of the unrelated words that the model knows, in a few of the templates.
+
+    Arguments as of `cached_words`.
+    """
+    few = templates[:: -(-len(templates) // MOST_TEMPLATES)]
+    return cached_words(model, prompts.load(UNRELATED).classes, few, cache, weights=weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +95,7 @@ class LabelClassifier:
         """
         weights = text_checksum(model)
         embeds = cached_classifier(model, labels, templates, cache, weights=weights)
-        few = templates[:: -(-len(templates) // MOST_TEMPLATES)]
-        words = cached_words(model, prompts.load(UNRELATED).classes, few, cache, weights=weights)
-        return cls(tuple(labels), embeds, words)
+        return cls(tuple(labels), embeds, unrelated_words(model, templates, cache, weights))
 
     def rank(
         self, model: Any, pictures: Sequence[str], features: np.ndarray

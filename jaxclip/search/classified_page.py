@@ -29,15 +29,17 @@ def label_bars(labels: Sequence["LabelScore"]) -> str:
     return f'<table class="bars">{"".join(rows)}</table>'
 
 
+def remarks(row: "ClassifiedPicture") -> str:
+    """What has to be told about a row's labels, a line each."""
+    return "".join(f'<p class="name">{escaped(remark)}</p>' for remark in row.remarks)
+
+
 def _section(row: "ClassifiedPicture") -> str:
     source = thumbnail(row.picture)
     picture = f'<img src="{source}" alt="">' if source else "(cannot be read any more)"
-    notes = ["no label has the score that was asked for"] * (not row.labels)
-    notes += ["no label fits: within the noise of unrelated words"] * (row.none_fits is True)
-    told = "".join(f'<p class="name">{escaped(note)}</p>' for note in notes)
     return (
         f'<section><div>{picture}<p class="name">{escaped(row.picture)}</p></div>'
-        f"<div>{label_bars(row.labels)}{told}</div></section>"
+        f"<div>{label_bars(row.labels)}{remarks(row)}</div></section>"
     )
 
 

@@ -125,7 +125,7 @@ def test_threshold_and_scores_choose_what_is_shown(
     second = record["labels"][1]["cosine"]
     out = run(capsys, *ask, "--threshold", second - 1e-4)[0]
     assert out.count("0.") == 2 and "%" not in out and "cosine" in out
-    assert "no label has the score of --threshold" in " ".join(
+    assert "no label has the score that was asked for" in " ".join(
         run(capsys, *ask, "--threshold", 0.99)[0].split()
     )
     run(capsys, *ask, "--threshold", 0.99, "--csv", tmp_path / "x.csv")

@@ -15,7 +15,7 @@ from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.demo import html
 from jaxclip.demo.answers import MOST_CELLS, MOST_LABELS, Answers, Photos, Picture, Seen, overlay
 from jaxclip.images.preprocess import Preprocess
-from jaxclip.search.classified_page import label_bars
+from jaxclip.search.classified_page import label_bars, remarks
 from tests.support.command import EXAMPLES, LABELS, fails
 from tests.support.random_clip import random_clip
 
@@ -36,14 +36,24 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
 
 
 def test_probabilities_are_the_softmax_of_scaled_cosines(answers: Answers) -> None:
-    scores = answers.classify(NAMES["rocket"], LINES, "")
+    scores = answers.classify(NAMES["rocket"], LINES, "").labels
     assert [scores[0].label, len(scores)] == ["rocket", 4]
     assert sum(score.probability for score in scores) == pytest.approx(1)
     scaled = float(np.exp(answers.model.logit_scale[...])) * np.array([x.cosine for x in scores])
     expected = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
     np.testing.assert_allclose([x.probability for x in scores], expected, atol=1e-5)
-    other = answers.classify(NAMES["rocket"], LINES, "a drawing of a {}\n{} emoji")
+    other = answers.classify(NAMES["rocket"], LINES, "a drawing of a {}\n{} emoji").labels
     assert abs(other[0].cosine - scores[0].cosine) > 1e-3  # the prompts are used
+
+
+def test_the_page_says_where_no_label_fits_as_the_command_does(
+    answers: Answers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for labels in (["rocket", "bicycle"], ["tax law", "monday"]):
+        told = remarks(answers.classify(NAMES["rocket"], "\n".join(labels), ""))
+        assert ("no label fits" in told) is (labels[0] != "rocket")
+        assert cli.main(["classify", str(NAMES["rocket"]), "--labels", *labels]) == 0
+        assert ("no label fits" in capsys.readouterr().out) is ("no label fits" in told)
 
 
 def test_what_is_known_is_not_encoded_again(
@@ -171,7 +181,7 @@ def test_without_a_folder_search_says_how_to_give_one(answers: Answers) -> None:
 
 def test_markup_is_shown_and_not_obeyed(answers: Answers, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
-    scores = answers.classify(NAMES["rocket"], evil, "")
+    scores = answers.classify(NAMES["rocket"], evil, "").labels
     cosines = np.zeros((1, 1), np.float32)
     shown = [
         label_bars(scores),
