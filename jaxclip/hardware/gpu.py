@@ -3,7 +3,8 @@
 from jaxclip.hardware import flat
 from jaxclip.hardware.attention import FUSED_DTYPES, require_kernel
 from jaxclip.hardware.modules import Model, modules_of
-from jaxclip.models.layers import Attention
+from jaxclip.hardware.norm import FusedNormBlock, fuse_norms
+from jaxclip.models.layers import Attention, ResidualAttentionBlock
 
 
 def for_gpu(
@@ -11,6 +12,7 @@ def for_gpu(
     device_kind: str,
     *,
     attention: str = "auto",
+    norms: bool | None = None,
     training_devices: int | None = None,
 ) -> Model:
     """The same tree in modules for a GPU, for inference and training; the model is unchanged.
@@ -21,6 +23,7 @@ def for_gpu(
       model: plain, of arrays or of shapes.
       device_kind: of the `jax.Device`.
       attention: "auto" or a kernel of `attention.Kernel`.
+      norms: whether the norms of blocks have a backward kernel; None for where that was measured.
       training_devices: that share a training step; None for inference.
 
     Raises:
@@ -31,8 +34,14 @@ def for_gpu(
     require_kernel(attention, dtype, _head_widths(model))
     if attention == "auto" and dtype not in FUSED_DTYPES:
         return model
+    if norms is None:
+        norms = fuse_norms(device_kind, dtype, training_devices=training_devices)
     return flat.arrange(
-        model, device_kind=device_kind, kernel=attention, training_devices=training_devices
+        model,
+        block=FusedNormBlock if norms else ResidualAttentionBlock,
+        device_kind=device_kind,
+        kernel=attention,
+        training_devices=training_devices,
     )
 
 
