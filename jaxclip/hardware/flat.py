@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from jaxclip.hardware.attention import KEPT, FusedAttention, Sequences, choose, padded_length
 from jaxclip.hardware.modules import Model, become, modules_of
-from jaxclip.hardware.norm import FusedNormBlock, LeanLayerNorm
+from jaxclip.hardware.norm import FusedNormBlock, LeanLayerNorm, LinearBeforeNorm, fuse, pass_on
 from jaxclip.models.layers import (
     Attention,
     LayerNorm,
+    Linear,
     ResidualAttentionBlock,
     Taps,
     Transformer,
@@ -66,7 +67,11 @@ class FlatTransformer(Transformer):
     def walk(self, visit: Callable[..., tuple[Array, Taps]], x: Array) -> tuple[Array, Taps]:
         blocks = narrow_kernels(self.resblocks, x.dtype)
         body = self._rematerialise(visit)
-        return jax.lax.scan(body, x, blocks, unroll=self.unrolled)
+        if not isinstance(blocks, FusedNormBlock):
+            return jax.lax.scan(body, x, blocks, unroll=self.unrolled)
+        start = x, jnp.zeros_like(blocks.mlp.c_proj.bias[0])  # nothing was added before
+        (x, added), taps = jax.lax.scan(body, start, blocks, unroll=self.unrolled)
+        return pass_on(x, added), taps
 
     def _rematerialise(self, visit: Callable[..., Any]) -> Callable[..., Any]:
         """`visit` that saves what `remat` names.
@@ -103,7 +108,8 @@ def narrow_kernels(blocks: Tree, dtype: Any) -> Tree:
 def arrange(
     model: Model,
     attention: type[FusedAttention] = FusedAttention,
-    block: type[ResidualAttentionBlock] = ResidualAttentionBlock,
+    *,
+    fused_norms: bool = False,
     **options: Any,
 ) -> Model:
     """The same tree in the modules above; the model itself is unchanged.
@@ -111,14 +117,13 @@ def arrange(
     Args:
       model: plain, of arrays or of shapes.
       attention: the class to put in the place of `Attention`.
-      block: in the place of `ResidualAttentionBlock`.
+      fused_norms: whether blocks become `FusedNormBlock`.
       options: attributes of every `FlatTransformer`.
     """
     swaps: dict[type, type] = {
         LayerNorm: LeanLayerNorm,
         Transformer: FlatTransformer,
         Attention: attention,
-        ResidualAttentionBlock: block,
     }
     arranged = copy_tree(model)
     text = getattr(arranged, "text", None)
@@ -127,6 +132,8 @@ def arrange(
         if any(module is each for each in own_mask):
             continue  # no kernel here hides a text's padding
         become(module, swaps.get(type(module)))
+        if fused_norms and type(module) is ResidualAttentionBlock:
+            fuse(module)
         if isinstance(module, FlatTransformer):
             # a loop copies what it keeps for the backward pass into a stack, and out of it
             vars(module).update(options, unrolled=module.remat != "full")
@@ -139,16 +146,17 @@ def plain(model: Model) -> Model:
     if not any(isinstance(module, FlatTransformer) for module in modules_of(model)):
         return model
     restored = copy_tree(model)
+    classes: dict[type, type] = {
+        FlatTransformer: Transformer,
+        FusedNormBlock: ResidualAttentionBlock,
+        LinearBeforeNorm: Linear,
+        LeanLayerNorm: LayerNorm,
+    }
     for module in modules_of(restored):
         if isinstance(module, FlatTransformer):
             for name in ("unrolled", "device_kind", "kernel", "training_devices"):
                 vars(module).pop(name, None)
-            become(module, Transformer)
-        elif isinstance(module, FusedNormBlock):
-            become(module, ResidualAttentionBlock)
-        elif isinstance(module, LeanLayerNorm):
-            become(module, LayerNorm)
-        elif isinstance(module, FusedAttention):
-            become(module, Attention)
+        attention = Attention if isinstance(module, FusedAttention) else None
+        become(module, classes.get(type(module), attention))
     restored.notes = model.notes
     return restored

@@ -3,8 +3,8 @@
 from jaxclip.hardware import flat
 from jaxclip.hardware.attention import FUSED_DTYPES, require_kernel
 from jaxclip.hardware.modules import Model, modules_of
-from jaxclip.hardware.norm import FusedNormBlock, fuse_norms
-from jaxclip.models.layers import Attention, ResidualAttentionBlock
+from jaxclip.hardware.norm import fuse_norms
+from jaxclip.models.layers import Attention
 
 
 def for_gpu(
@@ -38,7 +38,7 @@ def for_gpu(
         norms = fuse_norms(device_kind, dtype, training_devices=training_devices)
     return flat.arrange(
         model,
-        block=FusedNormBlock if norms else ResidualAttentionBlock,
+        fused_norms=norms,
         device_kind=device_kind,
         kernel=attention,
         training_devices=training_devices,

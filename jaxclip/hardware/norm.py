@@ -10,8 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from jaxclip.models.layers import LayerNorm, ResidualAttentionBlock, Taps, at_least_float32
+from jaxclip.hardware.modules import become
+from jaxclip.models.layers import (
+    LayerNorm,
+    Linear,
+    ResidualAttentionBlock,
+    Taps,
+    at_least_float32,
+)
 
 Array = jax.Array
 
@@ -111,46 +119,87 @@ class LeanLayerNorm(LayerNorm):
 # Layer norm beside a residual ---------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def norm_and_pass(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def norm_and_pass(
+    x: Array, scale: Array, bias: Array, added: Array, epsilon: float
+) -> tuple[Array, Array]:
     """(x itself, x normalised as by `layer_norm`), both [n, d].
 
     A residual takes the first. The backward pass then has both gradients of x at once, for one
     kernel that adds them.
+
+    Args:
+      added: bias [d] that was added to x last, by a `LinearBeforeNorm`. Its gradient is the sum of
+        x's over the rows, which the kernel has at hand; XLA would read x's gradient again.
     """
     return x, layer_norm(x, scale, bias, epsilon)
 
 
-def _norm_and_pass_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
-    return norm_and_pass(x, scale, bias, epsilon), (x, scale)
+def _norm_and_pass_forward(
+    x: Array, scale: Array, bias: Array, added: Array, epsilon: float
+) -> tuple[Any, Any]:
+    return norm_and_pass(x, scale, bias, added, epsilon), (x, scale)
 
 
 def _norm_and_pass_backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Array, ...]:
     x, scale = kept
     passed, dy = gradients
-    if x.size > _pallas().MOST:
-        dx, dscale, dbias = _layer_norm_backward(epsilon, kept, dy)
-        return passed + dx, dscale, dbias
-    return _pallas().differentiate(x, scale, dy, passed, epsilon)[:3]
+    if x.size <= _pallas().MOST:
+        return _pallas().differentiate(x, scale, dy, passed, epsilon)
+    dx, dscale, dbias = _layer_norm_backward(epsilon, kept, dy)
+    dx = dx + passed
+    return dx, dscale, dbias, at_least_float32(dx).sum(0)
 
 
 norm_and_pass.defvjp(_norm_and_pass_forward, _norm_and_pass_backward)
 
 
+@jax.custom_vjp
+def pass_on(x: Array, added: Array) -> Array:
+    """x [n, d] itself; `added` as of `norm_and_pass`, where no norm of a block follows."""
+    return x
+
+
+pass_on.defvjp(
+    lambda x, added: (x, None), lambda _, passed: (passed, at_least_float32(passed).sum(0))
+)
+
+
+class LinearBeforeNorm(Linear):
+    """`Linear` whose bias gets its gradient from `norm_and_pass` or `pass_on`."""
+
+    def __call__(self, x: Array) -> Array:
+        bias = nnx.Param(jax.lax.stop_gradient(self.bias[...]))
+        return self.numerics.dot(x, self.kernel, bias)
+
+
 class FusedNormBlock(ResidualAttentionBlock):
-    """`ResidualAttentionBlock` on tokens as one matrix, whose norms have the backward kernel."""
+    """`ResidualAttentionBlock` on tokens as one matrix, whose norms have the backward kernel.
 
-    def __call__(self, x: Array, mask: Any, taps: Taps | None = None) -> Array:
-        """x [n l, d] -> [n l, d]; taps as of `ResidualAttentionBlock`."""
-        x, y = _split(self.ln_1, x)
+    Its `attn.out_proj` and `mlp.c_proj` are `LinearBeforeNorm`.
+    """
+
+    def __call__(self, carried: Any, mask: Any, taps: Taps | None = None) -> Any:
+        """(x [n l, d], the bias that was added to it last [d]) -> the same; the usual taps."""
+        x, added = carried
+        x, y = _split(self.ln_1, x, added)
         x = x + self.attn(y, mask, taps)
-        x, y = _split(self.ln_2, x)
+        x, y = _split(self.ln_2, x, self.attn.out_proj.bias[...])
         x = x + self.mlp(y)
+        added = self.mlp.c_proj.bias[...]
         if taps is not None:
+            x, added = pass_on(x, added), jnp.zeros_like(added)  # a tap may have a gradient too
             taps["hidden"] = x
-        return x
+        return x, added
 
 
-def _split(norm: LayerNorm, x: Array) -> tuple[Array, Array]:
+def _split(norm: LayerNorm, x: Array, added: Array) -> tuple[Array, Array]:
     """x for the residual, and x normalised."""
-    return norm_and_pass(x, norm.scale[...], norm.bias[...], norm.epsilon)
+    return norm_and_pass(x, norm.scale[...], norm.bias[...], added, norm.epsilon)
+
+
+def fuse(block: ResidualAttentionBlock) -> None:
+    """Make a plain block, stacked or not, a `FusedNormBlock`."""
+    become(block, FusedNormBlock)
+    become(block.attn.out_proj, LinearBeforeNorm)
+    become(block.mlp.c_proj, LinearBeforeNorm)
