@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclip.hardware.attention import FUSED_DTYPES
 from jaxclip.hardware.modules import become
 from jaxclip.models.layers import (
     LayerNorm,
@@ -28,7 +29,6 @@ Array = jax.Array
 #
 # H200: to be measured
 MEASURED = ("H200",)
-FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 def fuse_norms(device_kind: str, dtype: Any, *, training_devices: int | None) -> bool:
@@ -45,10 +45,24 @@ def fuse_norms(device_kind: str, dtype: Any, *, training_devices: int | None) ->
     if not measured or dtype not in FUSED_DTYPES or training_devices != 1:
         return False
     try:
-        _pallas()
-    except ImportError:  # jax 0.11 has deprecated Pallas for Triton
+        require_norms(dtype)
+    except ValueError:  # this jax
         return False
     return True
+
+
+def require_norms(dtype: Any) -> None:
+    """ValueError unless the kernel can run, and takes a model of that dtype."""
+    try:
+        taken = _pallas().DTYPES
+    except ImportError:  # jax 0.11 has deprecated Pallas for Triton
+        raise ValueError(
+            f"norms: expected a jax that has Pallas for Triton, got jax {jax.__version__}; "
+            "leave the norms to XLA"
+        ) from None
+    if dtype not in taken:
+        names = ", ".join(jnp.dtype(each).name for each in taken)
+        raise ValueError(f"norms: expected {names}, got {jnp.dtype(dtype).name}")
 
 
 def _pallas() -> ModuleType:
