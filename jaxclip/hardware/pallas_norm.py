@@ -56,13 +56,11 @@ def _norm_backward(
     dy_ref: Any,
     passed_ref: Any,
     dx_ref: Any,
-    dscale_ref: Any,
-    dbias_ref: Any,
-    total_ref: Any,
+    sums_ref: Any,
     *,
     shape: _Shape,
 ) -> None:
-    """All rows of one program; the last three are its sums over them, a row of [programs, d]."""
+    """All rows of one program: dx, and its sums over them for scale, bias and what was added."""
     program = pl.program_id(0)
     real = jnp.arange(shape.columns) < shape.d
     scale = triton.load(scale_ref.at[_columns(shape)], mask=real, other=0).astype(jnp.float32)
@@ -94,8 +92,8 @@ def _norm_backward(
     start = jnp.zeros(shape.columns, jnp.float32)
     trips = pl.cdiv(shape.blocks, shape.programs)
     sums = lax.fori_loop(0, trips, step, (start, start, start))
-    for ref, total in zip((dscale_ref, dbias_ref, total_ref), sums, strict=True):
-        triton.store(ref.at[program, _columns(shape)], total, mask=real)
+    for i, total in enumerate(sums):
+        triton.store(sums_ref.at[3 * program + i, _columns(shape)], total, mask=real)
 
 
 def _columns(shape: _Shape) -> Any:
@@ -123,8 +121,8 @@ def differentiate(
     """
     m, d = x.shape
     shape = _Shape(m, d, epsilon)
-    sums = jax.ShapeDtypeStruct((shape.programs, d), jnp.float32)
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums, sums]
+    sums = jax.ShapeDtypeStruct((3 * shape.programs, d), jnp.float32)
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), sums]
 
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
@@ -135,6 +133,6 @@ def differentiate(
             interpret=interpret,
         )
 
-    dx, *partial = lax.platform_dependent(x, scale, dy, passed, cpu=call(True), default=call(False))
-    dscale, dbias, total = (each.sum(0) for each in partial)
+    dx, sums = lax.platform_dependent(x, scale, dy, passed, cpu=call(True), default=call(False))
+    dscale, dbias, total = sums.reshape(-1, 3, d).sum(0)
     return dx, dscale, dbias, total
