@@ -57,12 +57,15 @@ def for_gpu(
     device_kind: str,
     *,
     attention: str = "auto",
+    norms: bool | None = None,
     training_devices: int | None = None,
 ) -> Model:
     """The model arranged for an NVIDIA GPU, in training as well; see `gpu.for_gpu`."""
     from jaxclip.hardware import gpu
 
-    return gpu.for_gpu(model, device_kind, attention=attention, training_devices=training_devices)
+    return gpu.for_gpu(
+        model, device_kind, attention=attention, norms=norms, training_devices=training_devices
+    )
 
 
 def plain(model: Model) -> Model:

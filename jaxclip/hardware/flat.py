@@ -4,7 +4,6 @@ What is here follows from what XLA's programs for an H100 read and write, and fr
 its programs for TPUs take (docs/log/). Measured on an H200 (docs/gpu.md), not on a TPU.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,76 +12,20 @@ import jax.numpy as jnp
 
 from jaxclip.hardware.attention import KEPT, FusedAttention, Sequences, choose, padded_length
 from jaxclip.hardware.modules import Model, become, modules_of
+from jaxclip.hardware.norm import FusedNormBlock, LeanLayerNorm, LinearBeforeNorm, fuse, pass_on
 from jaxclip.models.layers import (
     Attention,
     LayerNorm,
+    Linear,
+    ResidualAttentionBlock,
     Taps,
     Transformer,
-    at_least_float32,
     rematerialise,
 )
 from jaxclip.models.parameters import PRODUCTS, copy_tree, path_name
 
 Array = jax.Array
 Tree = TypeVar("Tree")
-
-
-# Layer norm ---------------------------------------------------------------------------------------
-
-
-def _normalise(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """x [n, d] with mean 0 and variance 1 along d, and the factor [n, 1] that gave the latter."""
-    wide = at_least_float32(x)
-    centred = wide - wide.mean(-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
-    return centred * factor, factor
-
-
-def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """Mean and `_normalise`'s factor [n, 1] of each row in one pass over x [n, d].
-
-    About the row's first number, so that the difference of the two sums stays exact enough.
-    """
-    first = at_least_float32(x[:, :1])
-    shifted = at_least_float32(x) - first
-    mean = shifted.mean(-1, keepdims=True)
-    variance = jnp.square(shifted).mean(-1, keepdims=True) - jnp.square(mean)
-    return first + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
-    """x [n, d] normalised along d as `LayerNorm` does; keeps x and scale for the backward pass."""
-    return (_normalise(x, epsilon)[0] * scale + bias).astype(x.dtype)
-
-
-def _layer_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Any]:
-    return layer_norm(x, scale, bias, epsilon), (x, scale)
-
-
-def _layer_norm_backward(epsilon: float, kept: Any, dy: Array) -> tuple[Array, Array, Array]:
-    x, scale = kept
-    normalised, factor = _normalise(x, epsilon)
-    dy = at_least_float32(dy)
-    g = dy * scale
-    dx = g - g.mean(-1, keepdims=True) - normalised * (g * normalised).mean(-1, keepdims=True)
-    # Sums over the rows are another kernel. Out of `normalised` XLA would write all of it in
-    # float32 for them; with two numbers a row at hand they read x and dy.
-    again = _moments(jax.lax.optimization_barrier(x), epsilon)
-    mean, again = jax.lax.optimization_barrier(again)
-    dscale = (dy * (at_least_float32(x) - mean) * again).sum(0)
-    return (factor * dx).astype(x.dtype), dscale, dy.sum(0)
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-class LeanLayerNorm(LayerNorm):
-    """`LayerNorm` that keeps x alone for the backward pass, in its own format."""
-
-    def __call__(self, x: Array) -> Array:
-        flat = x.reshape(-1, x.shape[-1])
-        return layer_norm(flat, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
 
 
 # Transformer --------------------------------------------------------------------------------------
@@ -124,7 +67,11 @@ class FlatTransformer(Transformer):
     def walk(self, visit: Callable[..., tuple[Array, Taps]], x: Array) -> tuple[Array, Taps]:
         blocks = narrow_kernels(self.resblocks, x.dtype)
         body = self._rematerialise(visit)
-        return jax.lax.scan(body, x, blocks, unroll=self.unrolled)
+        if not isinstance(blocks, FusedNormBlock):
+            return jax.lax.scan(body, x, blocks, unroll=self.unrolled)
+        start = x, jnp.zeros_like(blocks.mlp.c_proj.bias[0])  # nothing was added before
+        (x, added), taps = jax.lax.scan(body, start, blocks, unroll=self.unrolled)
+        return pass_on(x, added), taps
 
     def _rematerialise(self, visit: Callable[..., Any]) -> Callable[..., Any]:
         """`visit` that saves what `remat` names.
@@ -159,13 +106,18 @@ def narrow_kernels(blocks: Tree, dtype: Any) -> Tree:
 
 
 def arrange(
-    model: Model, attention: type[FusedAttention] = FusedAttention, **options: Any
+    model: Model,
+    attention: type[FusedAttention] = FusedAttention,
+    *,
+    fused_norms: bool = False,
+    **options: Any,
 ) -> Model:
     """The same tree in the modules above; the model itself is unchanged.
 
     Args:
       model: plain, of arrays or of shapes.
       attention: the class to put in the place of `Attention`.
+      fused_norms: whether blocks become `FusedNormBlock`.
       options: attributes of every `FlatTransformer`.
     """
     swaps: dict[type, type] = {
@@ -180,6 +132,8 @@ def arrange(
         if any(module is each for each in own_mask):
             continue  # no kernel here hides a text's padding
         become(module, swaps.get(type(module)))
+        if fused_norms and type(module) is ResidualAttentionBlock:
+            fuse(module)
         if isinstance(module, FlatTransformer):
             # a loop copies what it keeps for the backward pass into a stack, and out of it
             vars(module).update(options, unrolled=module.remat != "full")
@@ -192,14 +146,17 @@ def plain(model: Model) -> Model:
     if not any(isinstance(module, FlatTransformer) for module in modules_of(model)):
         return model
     restored = copy_tree(model)
+    classes: dict[type, type] = {
+        FlatTransformer: Transformer,
+        FusedNormBlock: ResidualAttentionBlock,
+        LinearBeforeNorm: Linear,
+        LeanLayerNorm: LayerNorm,
+    }
     for module in modules_of(restored):
         if isinstance(module, FlatTransformer):
             for name in ("unrolled", "device_kind", "kernel", "training_devices"):
                 vars(module).pop(name, None)
-            become(module, Transformer)
-        elif isinstance(module, LeanLayerNorm):
-            become(module, LayerNorm)
-        elif isinstance(module, FusedAttention):
-            become(module, Attention)
+        attention = Attention if isinstance(module, FusedAttention) else None
+        become(module, classes.get(type(module), attention))
     restored.notes = model.notes
     return restored

@@ -3,6 +3,7 @@
 from jaxclip.hardware import flat
 from jaxclip.hardware.attention import FUSED_DTYPES, require_kernel
 from jaxclip.hardware.modules import Model, modules_of
+from jaxclip.hardware.norm import fuse_norms, require_norms
 from jaxclip.models.layers import Attention
 
 
@@ -11,6 +12,7 @@ def for_gpu(
     device_kind: str,
     *,
     attention: str = "auto",
+    norms: bool | None = None,
     training_devices: int | None = None,
 ) -> Model:
     """The same tree in modules for a GPU, for inference and training; the model is unchanged.
@@ -21,18 +23,27 @@ def for_gpu(
       model: plain, of arrays or of shapes.
       device_kind: of the `jax.Device`.
       attention: "auto" or a kernel of `attention.Kernel`.
+      norms: whether the norms of blocks have a backward kernel; None for where that was measured.
       training_devices: that share a training step; None for inference.
 
     Raises:
-      ValueError: a kernel that is unknown or takes neither the model's dtype nor its heads.
+      ValueError: a kernel that is unknown, cannot run, or does not take the model's dtype or heads.
     """
     tower = model.visual if hasattr(model, "visual") else model.text
     dtype = tower.numerics.dtype
     require_kernel(attention, dtype, _head_widths(model))
-    if attention == "auto" and dtype not in FUSED_DTYPES:
+    if norms:
+        require_norms(dtype)
+    elif attention == "auto" and dtype not in FUSED_DTYPES:
         return model
+    if norms is None:
+        norms = fuse_norms(device_kind, dtype, training_devices=training_devices)
     return flat.arrange(
-        model, device_kind=device_kind, kernel=attention, training_devices=training_devices
+        model,
+        fused_norms=norms,
+        device_kind=device_kind,
+        kernel=attention,
+        training_devices=training_devices,
     )
 
 

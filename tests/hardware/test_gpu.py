@@ -21,6 +21,7 @@ from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import attention, flat, gpu
 from jaxclip.hardware.attention import Sequences, choose, run_kernel
 from jaxclip.hardware.modules import become
+from jaxclip.hardware.norm import LeanLayerNorm
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Attention, LayerNorm, Numerics, Transformer
 from jaxclip.models.starts import Shapes
@@ -283,7 +284,7 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
         drawn = [RNG.normal(size=24), RNG.normal(size=24)]
         norm = jax.tree.unflatten(jax.tree.structure(norm), drawn)
         lean = jax.tree.unflatten(jax.tree.structure(norm), drawn)
-        become(lean, flat.LeanLayerNorm)
+        become(lean, LeanLayerNorm)
         want, got = gradient(norm, x), gradient(lean, x)
         for name in want:
             scale = max(1.0, float(np.abs(want[name]).max()))
@@ -292,7 +293,7 @@ def test_the_layer_norms_gradient_is_that_of_the_definition(case):
         if case == "drawn":
             assert departure(gradient(lean, x[::-1])["scale"], want["scale"]) > 0.1
     narrow = jax.tree.unflatten(jax.tree.structure(lean), [np.float32(d) for d in drawn])
-    become(narrow, flat.LeanLayerNorm)
+    become(narrow, LeanLayerNorm)
     found = gradient(narrow, jnp.asarray(x, jnp.bfloat16))
     assert all(np.isfinite(np.asarray(each, np.float32)).all() for each in found.values())
 

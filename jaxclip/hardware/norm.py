@@ -1,0 +1,219 @@
+"""Layer norm whose backward pass keeps x alone, and a block whose norms have a kernel for it.
+
+Which chip gets the kernel follows from what was measured there.
+"""
+
+import functools
+import re
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclip.hardware.attention import FUSED_DTYPES
+from jaxclip.hardware.modules import become
+from jaxclip.models.layers import (
+    LayerNorm,
+    Linear,
+    ResidualAttentionBlock,
+    Taps,
+    at_least_float32,
+)
+
+Array = jax.Array
+
+# Chips on which a training step on one device is faster with the kernel of `pallas_norm.py`. A
+# chip's name is a word of its `device_kind`.
+#
+# H200: to be measured
+MEASURED = ("H200",)
+
+
+def fuse_norms(device_kind: str, dtype: Any, *, training_devices: int | None) -> bool:
+    """Whether blocks take the kernel where nobody says so.
+
+    On several devices each would gather the others' rows; in inference there is nothing to gain.
+
+    >>> fuse_norms("NVIDIA H200", jnp.bfloat16, training_devices=1)
+    True
+    >>> fuse_norms("NVIDIA H200", jnp.bfloat16, training_devices=8)
+    False
+    """
+    measured = any(re.search(rf"\b{chip}\b", device_kind) for chip in MEASURED)
+    if not measured or dtype not in FUSED_DTYPES or training_devices != 1:
+        return False
+    try:
+        require_norms(dtype)
+    except ValueError:  # this jax
+        return False
+    return True
+
+
+def require_norms(dtype: Any) -> None:
+    """ValueError unless the kernel can run, and takes a model of that dtype."""
+    try:
+        taken = _pallas().DTYPES
+    except ImportError:  # jax 0.11 has deprecated Pallas for Triton
+        raise ValueError(
+            f"norms: expected a jax that has Pallas for Triton, got jax {jax.__version__}; "
+            "leave the norms to XLA"
+        ) from None
+    if dtype not in taken:
+        names = ", ".join(jnp.dtype(each).name for each in taken)
+        raise ValueError(f"norms: expected {names}, got {jnp.dtype(dtype).name}")
+
+
+def _pallas() -> ModuleType:
+    """The module of the kernel; loading it takes time that nothing else needs."""
+    from jaxclip.hardware import pallas_norm
+
+    return pallas_norm
+
+
+# Layer norm ---------------------------------------------------------------------------------------
+
+
+def _normalise(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """x [n, d] with mean 0 and variance 1 along d, and the factor [n, 1] that gave the latter."""
+    wide = at_least_float32(x)
+    centred = wide - wide.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    return centred * factor, factor
+
+
+def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """Mean and `_normalise`'s factor [n, 1] of each row in one pass over x [n, d].
+
+    About the row's first number, so that the difference of the two sums stays exact enough.
+    """
+    first = at_least_float32(x[:, :1])
+    shifted = at_least_float32(x) - first
+    mean = shifted.mean(-1, keepdims=True)
+    variance = jnp.square(shifted).mean(-1, keepdims=True) - jnp.square(mean)
+    return first + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """x [n, d] normalised along d as `LayerNorm` does; keeps x and scale for the backward pass."""
+    return (_normalise(x, epsilon)[0] * scale + bias).astype(x.dtype)
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Any]:
+    return layer_norm(x, scale, bias, epsilon), (x, scale)
+
+
+def _layer_norm_backward(epsilon: float, kept: Any, dy: Array) -> tuple[Array, Array, Array]:
+    x, scale = kept
+    normalised, factor = _normalise(x, epsilon)
+    dy = at_least_float32(dy)
+    g = dy * scale
+    dx = g - g.mean(-1, keepdims=True) - normalised * (g * normalised).mean(-1, keepdims=True)
+    # Sums over the rows are another kernel. Out of `normalised` XLA would write all of it in
+    # float32 for them; with two numbers a row at hand they read x and dy.
+    again = _moments(jax.lax.optimization_barrier(x), epsilon)
+    mean, again = jax.lax.optimization_barrier(again)
+    dscale = (dy * (at_least_float32(x) - mean) * again).sum(0)
+    return (factor * dx).astype(x.dtype), dscale, dy.sum(0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LeanLayerNorm(LayerNorm):
+    """`LayerNorm` that keeps x alone for the backward pass, in its own format."""
+
+    def __call__(self, x: Array) -> Array:
+        flat = x.reshape(-1, x.shape[-1])
+        return layer_norm(flat, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
+
+
+# Layer norm beside a residual ---------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def norm_and_pass(
+    x: Array, scale: Array, bias: Array, added: Array, epsilon: float
+) -> tuple[Array, Array]:
+    """(x itself, x normalised as by `layer_norm`), both [n, d].
+
+    A residual takes the first. The backward pass then has both gradients of x at once, for one
+    kernel that adds them.
+
+    Args:
+      added: bias [d] that was added to x last, by a `LinearBeforeNorm`. Its gradient is the sum of
+        x's over the rows, which the kernel has at hand; XLA would read x's gradient again.
+    """
+    return x, layer_norm(x, scale, bias, epsilon)
+
+
+def _norm_and_pass_forward(
+    x: Array, scale: Array, bias: Array, added: Array, epsilon: float
+) -> tuple[Any, Any]:
+    return norm_and_pass(x, scale, bias, added, epsilon), (x, scale)
+
+
+def _norm_and_pass_backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Array, ...]:
+    x, scale = kept
+    passed, dy = gradients
+    if x.size <= _pallas().MOST:
+        return _pallas().differentiate(x, scale, dy, passed, epsilon)
+    dx, dscale, dbias = _layer_norm_backward(epsilon, kept, dy)
+    dx = dx + passed
+    return dx, dscale, dbias, at_least_float32(dx).sum(0)
+
+
+norm_and_pass.defvjp(_norm_and_pass_forward, _norm_and_pass_backward)
+
+
+@jax.custom_vjp
+def pass_on(x: Array, added: Array) -> Array:
+    """x [n, d] itself; `added` as of `norm_and_pass`, where no norm of a block follows."""
+    return x
+
+
+pass_on.defvjp(
+    lambda x, added: (x, None), lambda _, passed: (passed, at_least_float32(passed).sum(0))
+)
+
+
+class LinearBeforeNorm(Linear):
+    """`Linear` whose bias gets its gradient from `norm_and_pass` or `pass_on`."""
+
+    def __call__(self, x: Array) -> Array:
+        bias = nnx.Param(jax.lax.stop_gradient(self.bias[...]))
+        return self.numerics.dot(x, self.kernel, bias)
+
+
+class FusedNormBlock(ResidualAttentionBlock):
+    """`ResidualAttentionBlock` on tokens as one matrix, whose norms have the backward kernel.
+
+    Its `attn.out_proj` and `mlp.c_proj` are `LinearBeforeNorm`.
+    """
+
+    def __call__(self, carried: Any, mask: Any, taps: Taps | None = None) -> Any:
+        """(x [n l, d], the bias that was added to it last [d]) -> the same; the usual taps."""
+        x, added = carried
+        x, y = _split(self.ln_1, x, added)
+        x = x + self.attn(y, mask, taps)
+        x, y = _split(self.ln_2, x, self.attn.out_proj.bias[...])
+        x = x + self.mlp(y)
+        added = self.mlp.c_proj.bias[...]
+        if taps is not None:
+            x, added = pass_on(x, added), jnp.zeros_like(added)  # a tap may have a gradient too
+            taps["hidden"] = x
+        return x, added
+
+
+def _split(norm: LayerNorm, x: Array, added: Array) -> tuple[Array, Array]:
+    """x for the residual, and x normalised."""
+    return norm_and_pass(x, norm.scale[...], norm.bias[...], added, norm.epsilon)
+
+
+def fuse(block: ResidualAttentionBlock) -> None:
+    """Make a plain block, stacked or not, a `FusedNormBlock`."""
+    become(block, FusedNormBlock)
+    become(block.attn.out_proj, LinearBeforeNorm)
+    become(block.mlp.c_proj, LinearBeforeNorm)
