@@ -2,6 +2,8 @@
 
 Blocks at a sequence's end are masked, so nothing is padded. Rows of the softmax are in float32 and
 to the base 2. The backward pass computes the weights again, from each row's logarithm of its sum.
+Queries, keys and values are parts of one array, as one product makes them, and so are their
+gradients: nothing is copied before a kernel or after it.
 
 The kernels that jax ships want lengths that are multiples of a block, give NaN in place of some
 gradients otherwise, and are deprecated from jax 0.11 on.
@@ -11,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,6 @@ class _Shape:
     """What a call knows when it is compiled; fields as the arguments of `attend`."""
 
     length: int
-    true_length: int
     causal: bool
     scale: float
     """Of the scores."""
@@ -45,34 +46,36 @@ class _Shape:
 
     def seen(self, queries: Array, keys: Array) -> Array:
         """Whether a query may see a key."""
-        inside = keys < self.true_length
-        return inside & (queries >= keys) if self.causal else inside
+        return queries >= keys if self.causal else keys < self.length
 
     def keys_of(self, i: Any) -> Any:
         """The number of blocks of keys that the queries of block i see."""
-        return i + 1 if self.causal else pl.cdiv(self.true_length, BLOCK)
+        return i + 1 if self.causal else self.blocks
 
 
 def _places(i: Any) -> Array:
     return i * BLOCK + jnp.arange(BLOCK)
 
 
+def _at(ref: Any, i: Any, part: tuple[int, ...]) -> tuple[Any, Array]:
+    """(block i of an array [l], [l, k] or, of one of its parts, [l, 3, k]; which rows it has)."""
+    mask = _places(i) < ref.shape[0]
+    at: tuple[Any, ...] = (pl.ds(i * BLOCK, BLOCK), *(jnp.int32(each) for each in part))
+    if len(ref.shape) == 1:
+        return ref.at[at], mask
+    return ref.at[(*at, slice(None))], mask[:, None]
+
+
 def _load(ref: Any, i: Any) -> Array:
     """Block i of an array [l, k] or [l]; zeros behind its end."""
-    mask = _places(i) < ref.shape[0]
-    at = pl.ds(i * BLOCK, BLOCK)
-    if len(ref.shape) == 1:
-        return triton.load(ref.at[at], mask=mask, other=0)
-    return triton.load(ref.at[at, :], mask=mask[:, None], other=0)
+    block, mask = _at(ref, i, ())
+    return triton.load(block, mask=mask, other=0)
 
 
-def _store(ref: Any, i: Any, block: Array) -> None:
-    mask = _places(i) < ref.shape[0]
-    at = pl.ds(i * BLOCK, BLOCK)
-    if len(ref.shape) == 1:
-        triton.store(ref.at[at], block.astype(ref.dtype), mask=mask)
-    else:
-        triton.store(ref.at[at, :], block.astype(ref.dtype), mask=mask[:, None])
+def _store(ref: Any, i: Any, block: Array, *part: int) -> None:
+    """Write block i of an array [l, k] or [l], or of one part of [l, 3, k]."""
+    at, mask = _at(ref, i, part)
+    triton.store(at, block.astype(ref.dtype), mask=mask)
 
 
 def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
@@ -149,12 +152,15 @@ def _attention_backward_keys(
     do_ref: Any,
     log_sum_ref: Any,
     delta_ref: Any,
-    dk_ref: Any,
-    dv_ref: Any,
+    _: Any,
+    dqkv_ref: Any,
     *,
     shape: _Shape,
 ) -> None:
-    """The gradients of a block of keys and values. Scores are transposed here: [keys, queries]."""
+    """The gradients of a block of keys and values, beside that of queries, which is there already.
+
+    Scores are transposed here: [keys, queries].
+    """
     j = pl.program_id(0)
     k, v = _load(k_ref, j), _load(v_ref, j)
 
@@ -170,64 +176,102 @@ def _attention_backward_keys(
 
     start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
     dk, dv = lax.fori_loop(j if shape.causal else 0, shape.blocks, step, start)
-    _store(dk_ref, j, dk * shape.scale)
-    _store(dv_ref, j, dv)
+    _store(dqkv_ref, j, dk * shape.scale, 1)
+    _store(dqkv_ref, j, dv, 2)
 
 
 # Calls --------------------------------------------------------------------------------------------
 
 
+class _Given(NamedTuple):
+    """An array, or the shape of a result, and the part of it that a program sees."""
+
+    array: Any
+    spec: pl.BlockSpec
+
+
+def _part(qkv: Any, part: int) -> _Given:
+    """A head's queries (0), keys (1) or values (2) [l, k] of [n, l, 3, a, k]."""
+    _, l, _, _, k = qkv.shape
+    block = (None, l, None, None, k)
+    return _Given(qkv, pl.BlockSpec(block, lambda i, head, row: (row, 0, part, head, 0)))
+
+
+def _parts(qkv: Any) -> _Given:
+    """All three [l, 3, k]."""
+    _, l, _, _, k = qkv.shape
+    return _Given(
+        qkv, pl.BlockSpec((None, l, 3, None, k), lambda i, head, row: (row, 0, 0, head, 0))
+    )
+
+
+def _head(array: Any) -> _Given:
+    """A head [l, k] of [n, l, a, k]."""
+    _, l, _, k = array.shape
+    return _Given(array, pl.BlockSpec((None, l, None, k), lambda i, head, row: (row, 0, head, 0)))
+
+
+def _sums(array: Any) -> _Given:
+    """A head's rows [l] of [n, a, l]."""
+    block = (None, None, array.shape[-1])
+    return _Given(array, pl.BlockSpec(block, lambda i, head, row: (row, head, 0)))
+
+
 def _call(
-    kernel: Callable[..., None], shape: _Shape, inputs: tuple[Array, ...], results: tuple[Any, ...]
+    kernel: Callable[..., None],
+    shape: _Shape,
+    inputs: list[_Given],
+    results: list[_Given],
+    aliases: dict[int, int] | None = None,
 ) -> Any:
-    """`kernel` for every block of every head of every sequence, of [n, l, a, k] or [n, a, l].
+    """`kernel` for every block of every head of every sequence, of queries [n, l, 3, a, k].
 
-    Compiled by Triton, and interpreted on a CPU.
+    Compiled by Triton, and interpreted on a CPU. `aliases` are results in an input's buffer.
     """
-    n, l, a, k = inputs[0].shape
-    of_tokens = pl.BlockSpec((None, l, None, k), lambda i, head, row: (row, 0, head, 0))
-    of_rows = pl.BlockSpec((None, None, l), lambda i, head, row: (row, head, 0))
-
-    def spec(array: Any) -> pl.BlockSpec:
-        return of_tokens if len(array.shape) == 4 else of_rows
+    n, _, _, a, _ = inputs[0].array.shape
+    arrays = [given.array for given in inputs]
 
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
             functools.partial(kernel, shape=shape),
             grid=(shape.blocks, a, n),
-            in_specs=[spec(each) for each in inputs],
-            out_specs=[spec(each) for each in results],
-            out_shape=list(results),
+            in_specs=[given.spec for given in inputs],
+            out_specs=[given.spec for given in results],
+            out_shape=[given.array for given in results],
+            input_output_aliases=aliases or {},
             compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
             interpret=interpret,
         )
 
-    return lax.platform_dependent(*inputs, cpu=call(True), default=call(False))
+    return lax.platform_dependent(*arrays, cpu=call(True), default=call(False))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(query: Array, key: Array, value: Array, shape: _Shape) -> Array:
-    return _forward(query, key, value, shape)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attend(qkv: Array, shape: _Shape) -> Array:
+    return _forward(qkv, shape)[0]
 
 
-def _forward(query: Array, key: Array, value: Array, shape: _Shape) -> tuple[Array, Any]:
-    n, l, a, _ = query.shape
-    sums = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
-    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    found = _call(_attention_forward, shape, (query, key, value), (like, sums))
+def _forward(qkv: Array, shape: _Shape) -> tuple[Array, Any]:
+    n, l, _, a, k = qkv.shape
+    mixed = jax.ShapeDtypeStruct((n, l, a, k), qkv.dtype)
+    log_sum = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
+    parts = [_part(qkv, part) for part in range(3)]
+    found = _call(_attention_forward, shape, parts, [_head(mixed), _sums(log_sum)])
     mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
-    return mixed, (query, key, value, mixed, log_sum)
+    return mixed, (qkv, mixed, log_sum)
 
 
-def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
-    query, key, value, mixed, log_sum = kept
-    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
+def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array]:
+    """The gradient of queries, keys and values, as one array: each kernel writes its parts."""
+    qkv, mixed, log_sum = kept
+    like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     sums = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
-    inputs = (query, key, value, mixed, gradient, log_sum)
-    dq, delta = _call(_attention_backward_queries, shape, inputs, (like, sums))
-    inputs = (query, key, value, gradient, log_sum, delta)
-    dk, dv = _call(_attention_backward_keys, shape, inputs, (like, like))
-    return dq, dk, dv
+    parts = [_part(qkv, part) for part in range(3)]
+    inputs = [*parts, _head(mixed), _head(gradient), _sums(log_sum)]
+    results = [_part(like, 0), _sums(sums)]
+    dqkv, delta = _call(_attention_backward_queries, shape, inputs, results)
+    inputs = [*parts, _head(gradient), _sums(log_sum), _sums(delta), _parts(dqkv)]
+    return tuple(_call(_attention_backward_keys, shape, inputs, [_parts(like)], {6: 0}))
 
 
 _attend.defvjp(_forward, _backward)
@@ -248,18 +292,15 @@ def require_head(width: int, dtype: Any) -> None:
         )
 
 
-def attend(
-    query: Array, key: Array, value: Array, *, causal: bool, true_length: int, name: str
-) -> Array:
-    """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k].
+def attend(qkv: Array, *, causal: bool, name: str) -> Array:
+    """softmax(query key / sqrt(k)) value of [query; key; value] [n, l, 3, a, k] -> [n, l, a, k].
 
     Args:
-      true_length: keys from there on are seen by no query.
       name: for `jax.checkpoint`, of what the backward pass takes from the forward kernel.
 
     Raises:
       ValueError: heads of a width or a dtype that the kernels do not take.
     """
-    require_head(query.shape[-1], query.dtype)
-    scale = 1 / math.sqrt(query.shape[-1])
-    return _attend(query, key, value, _Shape(query.shape[1], true_length, causal, scale, name))
+    require_head(qkv.shape[-1], qkv.dtype)
+    scale = 1 / math.sqrt(qkv.shape[-1])
+    return _attend(qkv, _Shape(qkv.shape[1], causal, scale, name))

@@ -21,7 +21,7 @@ import pytest
 from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import gpu, pallas_attention
-from jaxclip.hardware.attention import Sequences, choose, padded_length, run_kernel
+from jaxclip.hardware.attention import Sequences, choose, padded_length, run_packed_kernel
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics, weigh
 from jaxclip.training import from_recipe, roofline, targets
@@ -33,69 +33,54 @@ from tests.support.tolerances import departure, within, worst
 H100 = "NVIDIA H100 80GB HBM3"
 NO_PLUGIN = find_spec("jax_cuda13_plugin") is None
 MODEL = ClipConfig(VisionConfig(20, 5, 32, 1, 2), TextConfig(32, 1, 2, 13, 101), 7)  # heads of 16
+GRADIENTS = ("dq", "dk", "dv")
 LAYERS = {"vision_layers": 1, "text_layers": 1}
 QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
-Mix = Callable[[Any, Any, Any], Any]
+Mix = Callable[[Any], Any]
 RNG = np.random.default_rng(7)
 
 
-def mix_by_definition(rows: Sequences, query: Any, key: Any, value: Any) -> Any:
-    """`layers.weigh` of [n, l, a, k], which no padding reaches."""
-    places = jnp.arange(rows.length)
-    seen = places < rows.true_length
-    if rows.causal:
-        seen = seen & (places[:, None] >= places)
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    mask = jnp.where(seen, 0.0, -jnp.inf)
-    mixed, _ = weigh(*heads_first, mask, Numerics(jnp.float32, "highest"))
+def mix_by_definition(causal: bool, qkv: Any) -> Any:
+    """`layers.weigh` of [n, l, 3, a, k]."""
+    l = qkv.shape[1]
+    mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1) if causal else None
+    query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))  # [n, a, l, k]
+    mixed, _ = weigh(query, key, value, mask, Numerics(jnp.float32, "highest"))
     return jnp.swapaxes(mixed, 1, 2)
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
-def with_gradient(mix: Mix, cotangent: Any, *inputs: Any) -> dict[str, Any]:
-    result, backward = jax.vjp(mix, *inputs)
-    named = zip(("dq", "dk", "dv"), backward(cotangent.astype(result.dtype)), strict=True)
-    return {"mixed": result, **dict(named)}
+def with_gradient(mix: Mix, cotangent: Any, qkv: Any) -> dict[str, Any]:
+    result, backward = jax.vjp(mix, qkv)
+    (gradient,) = backward(cotangent.astype(result.dtype))
+    return {"mixed": result, **{name: gradient[:, :, i] for i, name in enumerate(GRADIENTS)}}
 
 
-def arrays(rows: Sequences) -> np.ndarray:
-    """Cotangent, query, key, value [4, n, l, a, k]; padding that would show, without cotangent."""
-    drawn = RNG.normal(size=(4, rows.count, rows.length, 2, 32)).astype(np.float32)
-    drawn[1:, :, rows.true_length :] = 1e2
-    drawn[0, :, rows.true_length :] = 0
-    return drawn
-
-
-def departures(rows: Sequences, dtype: Any = jnp.float32) -> dict[str, float]:
-    """Of the kernels from the definition: result and gradients, of tokens that are no padding."""
-    drawn = arrays(rows)
-    want = with_gradient(partial(mix_by_definition, rows), *drawn)
-    got = with_gradient(partial(run_kernel, rows=rows), *jnp.asarray(drawn, dtype))
+def departures(tokens: int, causal: bool, dtype: Any = jnp.float32) -> dict[str, float]:
+    """Of the kernels from the definition: result and gradients."""
+    rows = Sequences(1, tokens, tokens, causal, "pallas")
+    qkv = RNG.normal(size=(1, tokens, 3, 2, 32)).astype(np.float32)
+    cotangent = RNG.normal(size=(1, tokens, 2, 32)).astype(np.float32)
+    want = with_gradient(partial(mix_by_definition, causal), cotangent, qkv)
+    mix = partial(run_packed_kernel, rows=rows)
+    got = with_gradient(mix, cotangent, jnp.asarray(qkv, dtype))
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in got.values())
     assert all(x.dtype == dtype for x in got.values())
-    real = slice(None, rows.true_length)
-    return {name: departure(got[name][:, real], want[name][:, real]) for name in want}
+    return {name: departure(got[name], want[name]) for name in want}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("tokens", [17, 50, 77, 257])
+@pytest.mark.parametrize("tokens", [17, 50, 64, 65, 77, 129, 257])
 def test_the_kernels_are_the_einsum_and_its_gradient(tokens, causal, dtype):
-    off = departures(Sequences(1, tokens, tokens, causal, "pallas"), dtype)
+    off = departures(tokens, causal, dtype)
     name = "pallas attention" + (" bfloat16" if dtype == jnp.bfloat16 else "")
     assert max(off.values()) < within(name), off
 
 
-@pytest.mark.parametrize(("length", "tokens"), [(18, 17), (66, 64), (128, 50)])
-@pytest.mark.parametrize("causal", [False, True])
-def test_no_token_sees_padding(length, tokens, causal):
-    off = departures(Sequences(2, length, tokens, causal, "pallas"))
-    assert max(off.values()) < within("pallas attention"), off
-
-
-@pytest.mark.parametrize("mistake", ["mask shifted by one", "wrong scale", "padded key seen"])
+@pytest.mark.parametrize("mistake", ["mask shifted by one", "wrong scale", "empty place seen"])
 def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
-    rows = Sequences(1, 78, 77, mistake == "mask shifted by one", "pallas")
+    causal = mistake == "mask shifted by one"
     shape = pallas_attention._Shape
     real = shape.seen
 
@@ -103,15 +88,15 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
         return real(self, queries + 1, keys)
 
     def everything(self: Any, queries: Any, keys: Any) -> Any:
-        return keys < self.length
+        return keys >= 0
 
     if mistake == "wrong scale":
-        wrong = lambda *given: shape(*given[:3], given[3] ** 2, given[4])  # noqa: E731
+        wrong = lambda *given: shape(*given[:2], given[2] ** 2, given[3])  # noqa: E731
         monkeypatch.setattr(pallas_attention, "_Shape", wrong)
     else:
-        monkeypatch.setattr(shape, "seen", shifted if rows.causal else everything)
+        monkeypatch.setattr(shape, "seen", shifted if causal else everything)
     jax.clear_caches()
-    off = departures(rows)
+    off = departures(77, causal)
     jax.clear_caches()
     assert min(off.values()) > 1e-2, off
 
@@ -184,6 +169,13 @@ def test_a_dtype_or_a_head_that_it_does_not_take_is_one_line():
         hardware.arrange_training(clip.abstract(MODEL), "cpu", "none", attention="pallas")
 
 
+def test_padding_is_one_line():
+    rows = Sequences(1, 18, 17, False, "pallas")
+    with pytest.raises(ValueError, match="no padding for pallas, got 17 tokens of 18") as told:
+        run_packed_kernel(jnp.zeros((1, 18, 3, 2, 32)), rows)
+    assert "\n" not in str(told.value)
+
+
 def test_a_jax_without_it_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxclip.hardware.pallas_attention", None)
     monkeypatch.delattr(hardware, "pallas_attention")
@@ -208,10 +200,14 @@ def test_triton_compiles_the_kernels_for_an_h100(tokens, causal):
     target = targets.find("h100")
     rows = Sequences(128, tokens, tokens, causal, "pallas")
     one = jax.sharding.SingleDeviceSharding(target.devices[0])
-    given = jax.ShapeDtypeStruct((128, tokens, 16, 64), jnp.bfloat16, sharding=one)
-    program = jax.jit(partial(with_gradient.__wrapped__, partial(run_kernel, rows=rows)))
+
+    def given(*heads: int) -> Any:
+        return jax.ShapeDtypeStruct((128, tokens, *heads, 64), jnp.bfloat16, sharding=one)
+
+    mix = partial(run_packed_kernel, rows=rows)
+    program = jax.jit(partial(with_gradient.__wrapped__, mix))
     with targets.compiling_for(target) as options:
-        compiled = program.lower(*[given] * 4).compile(compiler_options=options)
+        compiled = program.lower(given(16), given(3, 16)).compile(compiler_options=options)
     found = roofline.kernels(targets.program_text(compiled, target))
     assert roofline.attention_calls(found) == {"triton": {"forward": 1, "backward": 2}}
     forward = 4 * 128 * 16 * 64 * tokens**2
