@@ -160,8 +160,12 @@ def run_kernel(query: Array, key: Array, value: Array, rows: Sequences) -> Array
     )
 
 
-def run_packed_kernel(qkv: Array, rows: Sequences) -> Array:
+def run_packed_kernel(qkv: Array, bias: Array, rows: Sequences) -> Array:
     """The same of [query; key; value] [n, l, 3, a, k] -> [n, l, a, k], by "pallas".
+
+    Args:
+      qkv: `bias` [3 a k] is in it already, under `stop_gradient`.
+      bias: for its gradient, which the kernels sum.
 
     Raises:
       ValueError: there is padding.
@@ -171,7 +175,7 @@ def run_packed_kernel(qkv: Array, rows: Sequences) -> Array:
             f"attention: expected no padding for pallas, got {rows.true_length} tokens of "
             f"{rows.length}; choose another kernel"
         )
-    mixed: Array = _pallas().attend(qkv, causal=rows.causal, name=KEPT)
+    mixed: Array = _pallas().attend(qkv, bias, causal=rows.causal, name=KEPT)
     return mixed
 
 
@@ -186,8 +190,12 @@ class FusedAttention(Attention):
             qkv = self.numerics.dot(x, self.in_proj_kernel, self.in_proj_bias)  # [n l, 3d]
             mixed = self.mix(qkv.reshape(n, l, -1), _mask(rows), taps)
         if rows.kernel == "pallas":
-            qkv = self.numerics.dot(x, self.in_proj_kernel, self.in_proj_bias)  # [n l, 3d]
-            mixed = run_packed_kernel(qkv.reshape(n, l, 3, a, -1), rows)
+            # The bias's gradient arrives through the kernels. One by way of the product would be a
+            # second one, for which XLA would read the gradient of qkv once more.
+            bias = self.in_proj_bias[...]
+            fixed = nnx.Param(jax.lax.stop_gradient(bias))
+            qkv = self.numerics.dot(x, self.in_proj_kernel, fixed)  # [n l, 3d]
+            mixed = run_packed_kernel(qkv.reshape(n, l, 3, a, -1), bias, rows)
         elif rows.kernel != "einsum":
             query, key, value = (y.reshape(n, l, a, -1) for y in self._projections(x))
             mixed = run_kernel(query, key, value, rows)

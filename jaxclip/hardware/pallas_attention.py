@@ -3,7 +3,8 @@
 Blocks at a sequence's end are masked, so nothing is padded. Rows of the softmax are in float32 and
 to the base 2. The backward pass computes the weights again, from each row's logarithm of its sum.
 Queries, keys and values are parts of one array, as one product makes them, and so are their
-gradients: nothing is copied before a kernel or after it.
+gradients: nothing is copied before a kernel or after it. The gradient of that product's bias is
+their sum over tokens, which the backward kernels make of what they have in registers.
 
 The kernels that jax ships want lengths that are multiples of a block, give NaN in place of some
 gradients otherwise, and are deprecated from jax 0.11 on.
@@ -124,10 +125,11 @@ def _attention_backward_queries(
     log_sum_ref: Any,
     dq_ref: Any,
     delta_ref: Any,
+    sum_ref: Any,
     *,
     shape: _Shape,
 ) -> None:
-    """The gradient of a block of queries, and of each the sum of o do, which keys take as well."""
+    """The gradient of a block of queries, and its sum; of each the sum of o do, for the keys."""
     i = pl.program_id(0)
     q, do, log_sum = _load(q_ref, i), _load(do_ref, i), _load(log_sum_ref, i)
     delta = (_load(o_ref, i).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
@@ -143,6 +145,7 @@ def _attention_backward_queries(
 
     dq = lax.fori_loop(0, shape.keys_of(i), step, jnp.zeros(q.shape, jnp.float32))
     _store(dq_ref, i, dq * shape.scale)
+    triton.store(sum_ref.at[:], (dq * shape.scale).sum(0))  # zeros behind the end
 
 
 def _attention_backward_keys(
@@ -154,10 +157,11 @@ def _attention_backward_keys(
     delta_ref: Any,
     _: Any,
     dqkv_ref: Any,
+    sum_ref: Any,
     *,
     shape: _Shape,
 ) -> None:
-    """The gradients of a block of keys and values, beside that of queries, which is there already.
+    """The gradients of a block of keys and values, beside that of queries, and their sums.
 
     Scores are transposed here: [keys, queries].
     """
@@ -176,8 +180,11 @@ def _attention_backward_keys(
 
     start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
     dk, dv = lax.fori_loop(j if shape.causal else 0, shape.blocks, step, start)
-    _store(dqkv_ref, j, dk * shape.scale, 1)
-    _store(dqkv_ref, j, dv, 2)
+    inside = _places(j)[:, None] < shape.length  # weights of an empty place may even be infinite
+    for part, gradient in (1, dk * shape.scale), (2, dv):
+        _store(dqkv_ref, j, gradient, part)
+        at = sum_ref.at[jnp.int32(part - 1), :]
+        triton.store(at, jnp.where(inside, gradient, 0.0).sum(0))
 
 
 # Calls --------------------------------------------------------------------------------------------
@@ -217,6 +224,16 @@ def _sums(array: Any) -> _Given:
     return _Given(array, pl.BlockSpec(block, lambda i, head, row: (row, head, 0)))
 
 
+def _partial_sums(array: Any) -> _Given:
+    """A program's sums [k] of [n, programs, a, k], or [2, k] of [n, programs, 2, a, k]."""
+    *_, k = array.shape
+    if len(array.shape) == 4:
+        spec = pl.BlockSpec((None, None, None, k), lambda i, head, row: (row, i, head, 0))
+    else:
+        spec = pl.BlockSpec((None, None, 2, None, k), lambda i, head, row: (row, i, 0, head, 0))
+    return _Given(array, spec)
+
+
 def _call(
     kernel: Callable[..., None],
     shape: _Shape,
@@ -246,32 +263,41 @@ def _call(
     return lax.platform_dependent(*arrays, cpu=call(True), default=call(False))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attend(qkv: Array, shape: _Shape) -> Array:
-    return _forward(qkv, shape)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attend(qkv: Array, bias: Array, shape: _Shape) -> Array:
+    return _forward(qkv, bias, shape)[0]
 
 
-def _forward(qkv: Array, shape: _Shape) -> tuple[Array, Any]:
+def _forward(qkv: Array, bias: Array, shape: _Shape) -> tuple[Array, Any]:
     n, l, _, a, k = qkv.shape
     mixed = jax.ShapeDtypeStruct((n, l, a, k), qkv.dtype)
     log_sum = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
     parts = [_part(qkv, part) for part in range(3)]
     found = _call(_attention_forward, shape, parts, [_head(mixed), _sums(log_sum)])
     mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
-    return mixed, (qkv, mixed, log_sum)
+    return mixed, (qkv, bias, mixed, log_sum)
 
 
-def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array]:
-    """The gradient of queries, keys and values, as one array: each kernel writes its parts."""
-    qkv, mixed, log_sum = kept
+def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array]:
+    """The gradient of queries, keys and values, of which each kernel writes its parts; the bias's.
+
+    The sums over tokens are of a program each, so they are added in the same order every time.
+    """
+    qkv, bias, mixed, log_sum = kept
+    n, _, _, a, k = qkv.shape
     like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
-    sums = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
+    delta = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
+    dq_sums = jax.ShapeDtypeStruct((n, shape.blocks, a, k), jnp.float32)
+    dkv_sums = jax.ShapeDtypeStruct((n, shape.blocks, 2, a, k), jnp.float32)
     parts = [_part(qkv, part) for part in range(3)]
     inputs = [*parts, _head(mixed), _head(gradient), _sums(log_sum)]
-    results = [_part(like, 0), _sums(sums)]
-    dqkv, delta = _call(_attention_backward_queries, shape, inputs, results)
+    results = [_part(like, 0), _sums(delta), _partial_sums(dq_sums)]
+    dqkv, delta, dq_sums = _call(_attention_backward_queries, shape, inputs, results)
     inputs = [*parts, _head(gradient), _sums(log_sum), _sums(delta), _parts(dqkv)]
-    return tuple(_call(_attention_backward_keys, shape, inputs, [_parts(like)], {6: 0}))
+    results = [_parts(like), _partial_sums(dkv_sums)]
+    dqkv, dkv_sums = _call(_attention_backward_keys, shape, inputs, results, {6: 0})
+    dbias = jnp.concatenate([dq_sums.sum((0, 1))[None], dkv_sums.sum((0, 1))])  # [3, a, k]
+    return dqkv, dbias.reshape(-1).astype(bias.dtype)
 
 
 _attend.defvjp(_forward, _backward)
@@ -292,10 +318,12 @@ def require_head(width: int, dtype: Any) -> None:
         )
 
 
-def attend(qkv: Array, *, causal: bool, name: str) -> Array:
+def attend(qkv: Array, bias: Array, *, causal: bool, name: str) -> Array:
     """softmax(query key / sqrt(k)) value of [query; key; value] [n, l, 3, a, k] -> [n, l, a, k].
 
     Args:
+      qkv: `bias` is in it already, under `stop_gradient`.
+      bias: [3 a k]; its gradient comes from here, its value is not used.
       name: for `jax.checkpoint`, of what the backward pass takes from the forward kernel.
 
     Raises:
@@ -303,4 +331,4 @@ def attend(qkv: Array, *, causal: bool, name: str) -> Array:
     """
     require_head(qkv.shape[-1], qkv.dtype)
     scale = 1 / math.sqrt(qkv.shape[-1])
-    return _attend(qkv, _Shape(qkv.shape[1], causal, scale, name))
+    return _attend(qkv, bias, _Shape(qkv.shape[1], causal, scale, name))

@@ -225,7 +225,7 @@ def test_a_model_runs_the_kernel_that_is_chosen_for_it(devices, kernel, monkeypa
         seen.append(rows)
         return value
 
-    def run_packed(qkv: Any, rows: Sequences) -> Any:
+    def run_packed(qkv: Any, _: Any, rows: Sequences) -> Any:
         return run(*jnp.moveaxis(qkv, 2, 0), rows)
 
     monkeypatch.setattr(attention, "run_kernel", run)

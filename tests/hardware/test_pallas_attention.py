@@ -36,36 +36,44 @@ MODEL = ClipConfig(VisionConfig(20, 5, 32, 1, 2), TextConfig(32, 1, 2, 13, 101),
 GRADIENTS = ("dq", "dk", "dv")
 LAYERS = {"vision_layers": 1, "text_layers": 1}
 QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
-Mix = Callable[[Any], Any]
+Mix = Callable[[Any, Any], Any]
 RNG = np.random.default_rng(7)
 
 
-def mix_by_definition(causal: bool, qkv: Any) -> Any:
-    """`layers.weigh` of [n, l, 3, a, k]."""
-    l = qkv.shape[1]
+def mix_by_definition(causal: bool, qkv: Any, bias: Any) -> Any:
+    """`layers.weigh` of a product [n, l, 3, a, k] and its bias [3 a k] -> [n, l, a, k]."""
+    qkv, l = qkv + bias.reshape(qkv.shape[2:]), qkv.shape[1]
     mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1) if causal else None
     query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))  # [n, a, l, k]
     mixed, _ = weigh(query, key, value, mask, Numerics(jnp.float32, "highest"))
     return jnp.swapaxes(mixed, 1, 2)
 
 
+def mix_by_kernel(causal: bool, qkv: Any, bias: Any) -> Any:
+    """The same by the kernels, of a product [n, l, 3, a, k] and its bias [3 a k]."""
+    n, l, *heads = qkv.shape
+    fixed = jax.lax.stop_gradient(bias).astype(qkv.dtype).reshape(heads)
+    return run_packed_kernel(qkv + fixed, bias, Sequences(n, l, l, causal, "pallas"))
+
+
 @partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
-def with_gradient(mix: Mix, cotangent: Any, qkv: Any) -> dict[str, Any]:
-    result, backward = jax.vjp(mix, qkv)
-    (gradient,) = backward(cotangent.astype(result.dtype))
-    return {"mixed": result, **{name: gradient[:, :, i] for i, name in enumerate(GRADIENTS)}}
+def with_gradient(mix: Mix, cotangent: Any, qkv: Any, bias: Any) -> dict[str, Any]:
+    result, backward = jax.vjp(mix, qkv, bias)
+    gradient, dbias = backward(cotangent.astype(result.dtype))
+    parts = {name: gradient[:, :, i] for i, name in enumerate(GRADIENTS)}
+    return {"mixed": result, **parts, "dbias": dbias}
 
 
 def departures(tokens: int, causal: bool, dtype: Any = jnp.float32) -> dict[str, float]:
     """Of the kernels from the definition: result and gradients."""
-    rows = Sequences(1, tokens, tokens, causal, "pallas")
-    qkv = RNG.normal(size=(1, tokens, 3, 2, 32)).astype(np.float32)
-    cotangent = RNG.normal(size=(1, tokens, 2, 32)).astype(np.float32)
-    want = with_gradient(partial(mix_by_definition, causal), cotangent, qkv)
-    mix = partial(run_packed_kernel, rows=rows)
-    got = with_gradient(mix, cotangent, jnp.asarray(qkv, dtype))
+    qkv = RNG.normal(size=(2, tokens, 3, 2, 32)).astype(np.float32)
+    cotangent = RNG.normal(size=(2, tokens, 2, 32)).astype(np.float32)
+    bias = RNG.normal(size=3 * 2 * 32).astype(np.float32)
+    want = with_gradient(partial(mix_by_definition, causal), cotangent, qkv, bias)
+    qkv = jnp.asarray(qkv, dtype)
+    got = with_gradient(partial(mix_by_kernel, causal), cotangent, qkv, bias)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in got.values())
-    assert all(x.dtype == dtype for x in got.values())
+    assert all(x.dtype == (bias if name == "dbias" else qkv).dtype for name, x in got.items())
     return {name: departure(got[name], want[name]) for name in want}
 
 
@@ -172,7 +180,7 @@ def test_a_dtype_or_a_head_that_it_does_not_take_is_one_line():
 def test_padding_is_one_line():
     rows = Sequences(1, 18, 17, False, "pallas")
     with pytest.raises(ValueError, match="no padding for pallas, got 17 tokens of 18") as told:
-        run_packed_kernel(jnp.zeros((1, 18, 3, 2, 32)), rows)
+        run_packed_kernel(jnp.zeros((1, 18, 3, 2, 32)), jnp.zeros(192), rows)
     assert "\n" not in str(told.value)
 
 
@@ -198,16 +206,16 @@ def test_many_devices_are_refused():
 @pytest.mark.parametrize(("tokens", "causal"), [(257, False), (77, True)])
 def test_triton_compiles_the_kernels_for_an_h100(tokens, causal):
     target = targets.find("h100")
-    rows = Sequences(128, tokens, tokens, causal, "pallas")
     one = jax.sharding.SingleDeviceSharding(target.devices[0])
 
-    def given(*heads: int) -> Any:
-        return jax.ShapeDtypeStruct((128, tokens, *heads, 64), jnp.bfloat16, sharding=one)
+    def given(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
 
-    mix = partial(run_packed_kernel, rows=rows)
-    program = jax.jit(partial(with_gradient.__wrapped__, mix))
+    arrays = given(128, tokens, 16, 64), given(128, tokens, 3, 16, 64)
+    bias = given(3 * 16 * 64, dtype=jnp.float32)
+    program = jax.jit(partial(with_gradient.__wrapped__, partial(mix_by_kernel, causal)))
     with targets.compiling_for(target) as options:
-        compiled = program.lower(given(16), given(3, 16)).compile(compiler_options=options)
+        compiled = program.lower(*arrays, bias).compile(compiler_options=options)
     found = roofline.kernels(targets.program_text(compiled, target))
     assert roofline.attention_calls(found) == {"triton": {"forward": 1, "backward": 2}}
     forward = 4 * 128 * 16 * 64 * tokens**2

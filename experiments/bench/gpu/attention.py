@@ -45,9 +45,10 @@ def by_kernel(rows: Sequences) -> Mix:
     return lambda query, key, value: run_kernel(query, key, value, rows)
 
 
-def by_packed_kernel(rows: Sequences) -> Mix:
+def by_packed_kernel(rows: Sequences, heads: int) -> Mix:
     """The same by Pallas' kernels, of one array [n, l, 3, a, k], as its tower makes it."""
-    return lambda qkv: run_packed_kernel(qkv, rows)
+    bias = jnp.zeros(3 * heads * CHANNELS)  # of the tower's product; a step takes its gradient too
+    return lambda qkv: run_packed_kernel(qkv, bias, rows)
 
 
 def with_gradient(mix: Mix) -> Callable[..., tuple[Array, tuple[Array, ...]]]:
@@ -73,7 +74,7 @@ def attention(
     inputs: tuple[Array, ...] = (qkv,)
     mix = by_einsum(heads, causal, Numerics(jnp.bfloat16))
     if kernel == "pallas":
-        mix = by_packed_kernel(Sequences(batch, tokens, tokens, causal, kernel))
+        mix = by_packed_kernel(Sequences(batch, tokens, tokens, causal, kernel), heads)
     elif kernel != "einsum":
         length = padded_length(tokens, kernel)
         padding = ((0, 0), (0, length - tokens), (0, 0), (0, 0))
