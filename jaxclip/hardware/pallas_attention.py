@@ -1,7 +1,9 @@
 """Attention as Pallas kernels that Triton compiles for NVIDIA GPUs, for sequences of any length.
 
-Blocks at a sequence's end are masked, so nothing is padded. Rows of the softmax are in float32 and
+Nothing is padded: the tokens are cut into full blocks and a smaller one, the tail. Only the tail
+and the blocks on the diagonal of a causal mask are masked. Rows of the softmax are in float32 and
 to the base 2. The backward pass computes the weights again, from each row's logarithm of its sum.
+
 Queries, keys and values are parts of one array, as one product makes them, and so are their
 gradients: nothing is copied before a kernel or after it. The gradient of that product's bias is
 their sum over tokens, which the backward kernels make of what they have in registers.
@@ -26,9 +28,28 @@ from jax.experimental.pallas import triton
 Array = jax.Array
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 WIDTHS = (16, 32, 64, 128)  # channels of a head: Triton's blocks are powers of two
-BLOCK = 64  # queries or keys at a time
-WARPS, STAGES = 4, 2
 HIDDEN = -1e30  # of a hidden key; minus infinity would make NaN of a row that sees none in a block
+LEAST_ROWS, MOST_ROWS = 16, 128  # in a block; Triton's products take no fewer
+
+
+class Blocks(NamedTuple):
+    """How a kernel cuts the tokens, and what Triton is told about it."""
+
+    queries: int  # in a full block; a power of two
+    keys: int  # as many as queries in a causal kernel
+    warps: int
+    stages: int
+
+
+# (kernel, causal): what a card runs best
+BLOCKS = {
+    ("forward", False): Blocks(queries=64, keys=64, warps=4, stages=2),
+    ("queries", False): Blocks(queries=64, keys=64, warps=4, stages=2),
+    ("keys", False): Blocks(queries=64, keys=64, warps=4, stages=2),
+    ("forward", True): Blocks(queries=64, keys=64, warps=4, stages=2),
+    ("queries", True): Blocks(queries=64, keys=64, warps=4, stages=2),
+    ("keys", True): Blocks(queries=64, keys=64, warps=4, stages=2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,40 +63,59 @@ class _Shape:
     name: str
 
     @property
-    def blocks(self) -> int:
-        return pl.cdiv(self.length, BLOCK)
+    def scale2(self) -> float:
+        """Of scores whose exponentials are to the base 2."""
+        return self.scale * math.log2(math.e)
 
     def seen(self, queries: Array, keys: Array) -> Array:
-        """Whether a query may see a key."""
+        """Whether a query may see a key, in a block that needs a mask."""
         return queries >= keys if self.causal else keys < self.length
 
-    def keys_of(self, i: Any) -> Any:
-        """The number of blocks of keys that the queries of block i see."""
-        return i + 1 if self.causal else self.blocks
+
+class _Rows(NamedTuple):
+    """One block of a sequence's tokens: `size` rows from `first` on."""
+
+    number: Any  # of the block; an int of the tail
+    first: Any
+    size: int
+    end: int | None  # the sequence's, where some rows are behind it
+
+    @property
+    def places(self) -> Array:
+        return self.first + jnp.arange(self.size)
 
 
-def _places(i: Any) -> Array:
-    return i * BLOCK + jnp.arange(BLOCK)
+def _full(number: Any, block: int) -> _Rows:
+    return _Rows(number, number * block, block, None)
 
 
-def _at(ref: Any, i: Any, part: tuple[int, ...]) -> tuple[Any, Array]:
-    """(block i of an array [l], [l, k] or, of one of its parts, [l, 3, k]; which rows it has)."""
-    mask = _places(i) < ref.shape[0]
-    at: tuple[Any, ...] = (pl.ds(i * BLOCK, BLOCK), *(jnp.int32(each) for each in part))
+def _tail(length: int, block: int) -> _Rows | None:
+    """The rows behind the last full block, if any, in the smallest block that holds them."""
+    number, rest = divmod(length, block)
+    if rest == 0:
+        return None
+    size = max(LEAST_ROWS, pl.next_power_of_2(rest))
+    return _Rows(number, length - rest, size, length if size > rest else None)
+
+
+def _at(ref: Any, rows: _Rows, part: tuple[int, ...]) -> tuple[Any, Array | None]:
+    """(rows of an array [l], [l, k] or, of one of its parts, [l, 3, k]; which of them are real)."""
+    at: tuple[Any, ...] = (pl.ds(rows.first, rows.size), *(jnp.int32(each) for each in part))
+    mask = None if rows.end is None else rows.places < rows.end
     if len(ref.shape) == 1:
         return ref.at[at], mask
-    return ref.at[(*at, slice(None))], mask[:, None]
+    return ref.at[(*at, slice(None))], None if mask is None else mask[:, None]
 
 
-def _load(ref: Any, i: Any) -> Array:
-    """Block i of an array [l, k] or [l]; zeros behind its end."""
-    block, mask = _at(ref, i, ())
-    return triton.load(block, mask=mask, other=0)
+def _load(ref: Any, rows: _Rows) -> Array:
+    """Rows of an array [l, k] or [l]; zeros behind its end."""
+    at, mask = _at(ref, rows, ())
+    return triton.load(at, mask=mask, other=None if mask is None else 0)
 
 
-def _store(ref: Any, i: Any, block: Array, *part: int) -> None:
-    """Write block i of an array [l, k] or [l], or of one part of [l, 3, k]."""
-    at, mask = _at(ref, i, part)
+def _store(ref: Any, rows: _Rows, block: Array, *part: int) -> None:
+    """Write rows of an array [l, k] or [l], or of one part of [l, 3, k]."""
+    at, mask = _at(ref, rows, part)
     triton.store(at, block.astype(ref.dtype), mask=mask)
 
 
@@ -85,35 +125,97 @@ def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
     return triton.dot(a, b, trans_b=trans_b, precision=precision)
 
 
+# Walks over blocks: what is called on a full block holds no mask ----------------------------------
+
+
+def _for_own_rows(work: Callable[[_Rows], None], length: int, block: int) -> None:
+    """Call `work` on the rows of this program."""
+    i, full, tail = pl.program_id(0), length // block, _tail(length, block)
+    if tail is None:
+        work(_full(i, block))
+    elif full == 0:
+        work(tail)
+    else:
+        pl.when(i < full)(lambda: work(_full(i, block)))
+        pl.when(i == full)(lambda: work(tail))
+
+
+def _loop(start: Any, stop: Any, block: int, step: Callable[..., Any], carry: Any) -> Any:
+    """`step` of the full blocks from `start` until `stop`."""
+    if isinstance(stop, int) and stop == 0:
+        return carry
+    return lax.fori_loop(start, stop, lambda j, carry: step(_full(j, block), carry), carry)
+
+
+def _walk_keys(
+    step: Callable[..., Any], carry: Any, own: _Rows, shape: _Shape, blocks: Blocks
+) -> Any:
+    """`step` of every block of keys that the queries `own` see; it masks those given with True."""
+    if shape.causal:
+        carry = _loop(0, own.number, blocks.keys, step, carry)
+        return step(own, carry, True)
+    carry = _loop(0, shape.length // blocks.keys, blocks.keys, step, carry)
+    tail = _tail(shape.length, blocks.keys)
+    return step(tail, carry, tail.end is not None) if tail else carry
+
+
+def _walk_queries(
+    step: Callable[..., Any], carry: Any, own: _Rows, shape: _Shape, blocks: Blocks
+) -> Any:
+    """`step` of every block of queries that see the keys `own`; it masks those given with True.
+
+    A query behind the end needs no mask: with its zeros it adds zeros to the gradients.
+    """
+    start, full = 0, shape.length // blocks.queries
+    tail = _tail(shape.length, blocks.queries)
+    if shape.causal:
+        carry = step(own, carry, True)
+        if isinstance(own.number, int):  # the tail
+            return carry
+        start = own.number + 1
+    carry = _loop(start, full, blocks.queries, step, carry)
+    return step(tail, carry) if tail else carry
+
+
 # Kernels: a program has one head's arrays [l, k] as refs, and works on one block of them ----------
 
 
 def _attention_forward(
-    q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, log_sum_ref: Any, *, shape: _Shape
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    o_ref: Any,
+    log_sum_ref: Any,
+    *,
+    shape: _Shape,
+    blocks: Blocks,
 ) -> None:
-    i = pl.program_id(0)
-    q = _load(q_ref, i)
+    def work(own: _Rows) -> None:
+        q = _load(q_ref, own)
 
-    def step(j: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        mixed, largest, total = carry
-        scores = _dot(q, _load(k_ref, j), trans_b=True) * (shape.scale * math.log2(math.e))
-        seen = shape.seen(_places(i)[:, None], _places(j)[None, :])
-        scores = jnp.where(seen, scores, HIDDEN)
-        new = jnp.maximum(largest, scores.max(1))
-        weights = jnp.exp2(scores - new[:, None])
-        v = _load(v_ref, j)
-        old = jnp.exp2(largest - new)
-        mixed = mixed * old[:, None] + _dot(weights.astype(v.dtype), v)
-        return mixed, new, total * old + weights.sum(1)
+        def step(keys: _Rows, carry: tuple[Array, Array, Array], masked: bool = False) -> Any:
+            mixed, largest, total = carry
+            scores = _dot(q, _load(k_ref, keys), trans_b=True)
+            if masked:
+                seen = shape.seen(own.places[:, None], keys.places[None, :])
+                scores = jnp.where(seen, scores, HIDDEN)
+            new = jnp.maximum(largest, scores.max(1) * shape.scale2)
+            weights = jnp.exp2(scores * shape.scale2 - new[:, None])
+            v = _load(v_ref, keys)
+            old = jnp.exp2(largest - new)
+            mixed = mixed * old[:, None] + _dot(weights.astype(v.dtype), v)
+            return mixed, new, total * old + weights.sum(1)
 
-    start = (
-        jnp.zeros(q.shape, jnp.float32),
-        jnp.full(BLOCK, -jnp.inf, jnp.float32),
-        jnp.zeros(BLOCK, jnp.float32),
-    )
-    mixed, largest, total = lax.fori_loop(0, shape.keys_of(i), step, start)
-    _store(o_ref, i, mixed / total[:, None])
-    _store(log_sum_ref, i, largest + jnp.log2(total))
+        start = (
+            jnp.zeros(q.shape, jnp.float32),
+            jnp.full(own.size, -jnp.inf, jnp.float32),
+            jnp.zeros(own.size, jnp.float32),
+        )
+        mixed, largest, total = _walk_keys(step, start, own, shape, blocks)
+        _store(o_ref, own, mixed / total[:, None])
+        _store(log_sum_ref, own, largest + jnp.log2(total))
+
+    _for_own_rows(work, shape.length, blocks.queries)
 
 
 def _attention_backward_queries(
@@ -128,24 +230,30 @@ def _attention_backward_queries(
     sum_ref: Any,
     *,
     shape: _Shape,
+    blocks: Blocks,
 ) -> None:
     """The gradient of a block of queries, and its sum; of each the sum of o do, for the keys."""
-    i = pl.program_id(0)
-    q, do, log_sum = _load(q_ref, i), _load(do_ref, i), _load(log_sum_ref, i)
-    delta = (_load(o_ref, i).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
-    _store(delta_ref, i, delta)
 
-    def step(j: Any, dq: Array) -> Array:
-        k, v = _load(k_ref, j), _load(v_ref, j)
-        scores = _dot(q, k, trans_b=True) * (shape.scale * math.log2(math.e))
-        seen = shape.seen(_places(i)[:, None], _places(j)[None, :])
-        weights = jnp.exp2(jnp.where(seen, scores, HIDDEN) - log_sum[:, None])
-        ds = weights * (_dot(do, v, trans_b=True) - delta[:, None])
-        return dq + _dot(ds.astype(k.dtype), k)
+    def work(own: _Rows) -> None:
+        q, do, log_sum = _load(q_ref, own), _load(do_ref, own), _load(log_sum_ref, own)
+        delta = (_load(o_ref, own).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
+        _store(delta_ref, own, delta)
 
-    dq = lax.fori_loop(0, shape.keys_of(i), step, jnp.zeros(q.shape, jnp.float32))
-    _store(dq_ref, i, dq * shape.scale)
-    triton.store(sum_ref.at[:], (dq * shape.scale).sum(0))  # zeros behind the end
+        def step(keys: _Rows, dq: Array, masked: bool = False) -> Array:
+            k, v = _load(k_ref, keys), _load(v_ref, keys)
+            scores = _dot(q, k, trans_b=True)
+            if masked:
+                seen = shape.seen(own.places[:, None], keys.places[None, :])
+                scores = jnp.where(seen, scores, HIDDEN)
+            weights = jnp.exp2(scores * shape.scale2 - log_sum[:, None])
+            ds = weights * (_dot(do, v, trans_b=True) - delta[:, None])
+            return dq + _dot(ds.astype(k.dtype), k)
+
+        dq = _walk_keys(step, jnp.zeros(q.shape, jnp.float32), own, shape, blocks) * shape.scale
+        _store(dq_ref, own, dq)
+        triton.store(sum_ref.at[:], dq.sum(0))  # zeros behind the end
+
+    _for_own_rows(work, shape.length, blocks.queries)
 
 
 def _attention_backward_keys(
@@ -160,31 +268,42 @@ def _attention_backward_keys(
     sum_ref: Any,
     *,
     shape: _Shape,
+    blocks: Blocks,
 ) -> None:
     """The gradients of a block of keys and values, beside that of queries, and their sums.
 
     Scores are transposed here: [keys, queries].
     """
-    j = pl.program_id(0)
-    k, v = _load(k_ref, j), _load(v_ref, j)
 
-    def step(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        dk, dv = carry
-        q, do = _load(q_ref, i), _load(do_ref, i)
-        scores = _dot(k, q, trans_b=True) * (shape.scale * math.log2(math.e))
-        seen = shape.seen(_places(i)[None, :], _places(j)[:, None])
-        scores = jnp.where(seen, scores, HIDDEN)
-        weights = jnp.exp2(scores - _load(log_sum_ref, i)[None, :])
-        ds = weights * (_dot(v, do, trans_b=True) - _load(delta_ref, i)[None, :])
-        return dk + _dot(ds.astype(q.dtype), q), dv + _dot(weights.astype(do.dtype), do)
+    def work(own: _Rows) -> None:
+        k, v = _load(k_ref, own), _load(v_ref, own)
 
-    start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
-    dk, dv = lax.fori_loop(j if shape.causal else 0, shape.blocks, step, start)
-    inside = _places(j)[:, None] < shape.length  # weights of an empty place may even be infinite
-    for part, gradient in (1, dk * shape.scale), (2, dv):
-        _store(dqkv_ref, j, gradient, part)
-        at = sum_ref.at[jnp.int32(part - 1), :]
-        triton.store(at, jnp.where(inside, gradient, 0.0).sum(0))
+        def step(queries: _Rows, carry: tuple[Array, Array], masked: bool = False) -> Any:
+            dk, dv = carry
+            q, do = _load(q_ref, queries), _load(do_ref, queries)
+            scores = _dot(k, q, trans_b=True)
+            if masked:
+                seen = shape.seen(queries.places[None, :], own.places[:, None])
+                scores = jnp.where(seen, scores, HIDDEN)
+            weights = jnp.exp2(scores * shape.scale2 - _load(log_sum_ref, queries)[None, :])
+            ds = weights * (_dot(v, do, trans_b=True) - _load(delta_ref, queries)[None, :])
+            return dk + _dot(ds.astype(q.dtype), q), dv + _dot(weights.astype(do.dtype), do)
+
+        start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
+        dk, dv = _walk_queries(step, start, own, shape, blocks)
+        for part, gradient in (1, dk * shape.scale), (2, dv):
+            _store(dqkv_ref, own, gradient, part)
+            at = sum_ref.at[jnp.int32(part - 1), :]
+            triton.store(at, _without_empty(gradient, own).sum(0))
+
+    _for_own_rows(work, shape.length, blocks.keys)
+
+
+def _without_empty(gradient: Array, own: _Rows) -> Array:
+    """Zeros for keys behind the end, whose weights may even be infinite."""
+    if own.end is None:
+        return gradient
+    return jnp.where(own.places[:, None] < own.end, gradient, 0.0)
 
 
 # Calls --------------------------------------------------------------------------------------------
@@ -197,30 +316,35 @@ class _Given(NamedTuple):
     spec: pl.BlockSpec
 
 
+def _rows(length: int) -> int:
+    """Of a spec: a tail may reach behind the sequence's end, where it is masked."""
+    return pl.cdiv(length, MOST_ROWS) * MOST_ROWS
+
+
 def _part(qkv: Any, part: int) -> _Given:
     """A head's queries (0), keys (1) or values (2) [l, k] of [n, l, 3, a, k]."""
     _, l, _, _, k = qkv.shape
-    block = (None, l, None, None, k)
+    block = (None, _rows(l), None, None, k)
     return _Given(qkv, pl.BlockSpec(block, lambda i, head, row: (row, 0, part, head, 0)))
 
 
 def _parts(qkv: Any) -> _Given:
     """All three [l, 3, k]."""
     _, l, _, _, k = qkv.shape
-    return _Given(
-        qkv, pl.BlockSpec((None, l, 3, None, k), lambda i, head, row: (row, 0, 0, head, 0))
-    )
+    block = (None, _rows(l), 3, None, k)
+    return _Given(qkv, pl.BlockSpec(block, lambda i, head, row: (row, 0, 0, head, 0)))
 
 
 def _head(array: Any) -> _Given:
     """A head [l, k] of [n, l, a, k]."""
     _, l, _, k = array.shape
-    return _Given(array, pl.BlockSpec((None, l, None, k), lambda i, head, row: (row, 0, head, 0)))
+    block = (None, _rows(l), None, k)
+    return _Given(array, pl.BlockSpec(block, lambda i, head, row: (row, 0, head, 0)))
 
 
 def _sums(array: Any) -> _Given:
     """A head's rows [l] of [n, a, l]."""
-    block = (None, None, array.shape[-1])
+    block = (None, None, _rows(array.shape[-1]))
     return _Given(array, pl.BlockSpec(block, lambda i, head, row: (row, head, 0)))
 
 
@@ -237,11 +361,13 @@ def _partial_sums(array: Any) -> _Given:
 def _call(
     kernel: Callable[..., None],
     shape: _Shape,
+    blocks: Blocks,
+    programs: int,
     inputs: list[_Given],
     results: list[_Given],
     aliases: dict[int, int] | None = None,
 ) -> Any:
-    """`kernel` for every block of every head of every sequence, of queries [n, l, 3, a, k].
+    """`kernel` in so many programs for every head of every sequence, of inputs [n, l, 3, a, k].
 
     Compiled by Triton, and interpreted on a CPU. `aliases` are results in an input's buffer.
     """
@@ -250,13 +376,13 @@ def _call(
 
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
-            functools.partial(kernel, shape=shape),
-            grid=(shape.blocks, a, n),
+            functools.partial(kernel, shape=shape, blocks=blocks),
+            grid=(programs, a, n),
             in_specs=[given.spec for given in inputs],
             out_specs=[given.spec for given in results],
             out_shape=[given.array for given in results],
             input_output_aliases=aliases or {},
-            compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+            compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
             interpret=interpret,
         )
 
@@ -273,7 +399,11 @@ def _forward(qkv: Array, bias: Array, shape: _Shape) -> tuple[Array, Any]:
     mixed = jax.ShapeDtypeStruct((n, l, a, k), qkv.dtype)
     log_sum = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
     parts = [_part(qkv, part) for part in range(3)]
-    found = _call(_attention_forward, shape, parts, [_head(mixed), _sums(log_sum)])
+    blocks = BLOCKS["forward", shape.causal]
+    programs = pl.cdiv(l, blocks.queries)
+    found = _call(
+        _attention_forward, shape, blocks, programs, parts, [_head(mixed), _sums(log_sum)]
+    )
     mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
     return mixed, (qkv, bias, mixed, log_sum)
 
@@ -284,18 +414,27 @@ def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array]:
     The sums over tokens are of a program each, so they are added in the same order every time.
     """
     qkv, bias, mixed, log_sum = kept
-    n, _, _, a, k = qkv.shape
+    n, l, _, a, k = qkv.shape
     like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     delta = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
-    dq_sums = jax.ShapeDtypeStruct((n, shape.blocks, a, k), jnp.float32)
-    dkv_sums = jax.ShapeDtypeStruct((n, shape.blocks, 2, a, k), jnp.float32)
     parts = [_part(qkv, part) for part in range(3)]
+
+    blocks = BLOCKS["queries", shape.causal]
+    programs = pl.cdiv(l, blocks.queries)
+    dq_sums = jax.ShapeDtypeStruct((n, programs, a, k), jnp.float32)
     inputs = [*parts, _head(mixed), _head(gradient), _sums(log_sum)]
     results = [_part(like, 0), _sums(delta), _partial_sums(dq_sums)]
-    dqkv, delta, dq_sums = _call(_attention_backward_queries, shape, inputs, results)
+    found = _call(_attention_backward_queries, shape, blocks, programs, inputs, results)
+    dqkv, delta, dq_sums = found
+
+    blocks = BLOCKS["keys", shape.causal]
+    programs = pl.cdiv(l, blocks.keys)
+    dkv_sums = jax.ShapeDtypeStruct((n, programs, 2, a, k), jnp.float32)
     inputs = [*parts, _head(gradient), _sums(log_sum), _sums(delta), _parts(dqkv)]
     results = [_parts(like), _partial_sums(dkv_sums)]
-    dqkv, dkv_sums = _call(_attention_backward_keys, shape, inputs, results, {6: 0})
+    found = _call(_attention_backward_keys, shape, blocks, programs, inputs, results, {6: 0})
+    dqkv, dkv_sums = found
+
     dbias = jnp.concatenate([dq_sums.sum((0, 1))[None], dkv_sums.sum((0, 1))])  # [3, a, k]
     return dqkv, dbias.reshape(-1).astype(bias.dtype)
 
