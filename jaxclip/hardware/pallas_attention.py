@@ -33,22 +33,26 @@ LEAST_ROWS, MOST_ROWS = 16, 128  # in a block; Triton's products take no fewer
 
 
 class Blocks(NamedTuple):
-    """How a kernel cuts the tokens, and what Triton is told about it."""
+    """How a kernel cuts the tokens, in powers of two, and what Triton is told about it."""
 
-    queries: int  # in a full block; a power of two
-    keys: int  # as many as queries in a causal kernel
+    own: int  # rows that a program works on: queries, or keys in the keys' kernel
+    other: int  # rows of the other side in a step; `own` under a causal mask
     warps: int
     stages: int
+    own_tail: int = LEAST_ROWS  # the fewest rows that a program works on, at most `own`
+
+    def programs(self, length: int) -> int:
+        """For one head of one sequence."""
+        return pl.cdiv(length, self.own)
 
 
-# (kernel, causal): what a card runs best
-BLOCKS = {
-    ("forward", False): Blocks(queries=64, keys=64, warps=4, stages=2),
-    ("queries", False): Blocks(queries=64, keys=64, warps=4, stages=2),
-    ("keys", False): Blocks(queries=64, keys=64, warps=4, stages=2),
-    ("forward", True): Blocks(queries=64, keys=64, warps=4, stages=2),
-    ("queries", True): Blocks(queries=64, keys=64, warps=4, stages=2),
-    ("keys", True): Blocks(queries=64, keys=64, warps=4, stages=2),
+BLOCKS = {  # (kernel, causal)
+    ("forward", False): Blocks(own=64, other=64, warps=4, stages=2),
+    ("queries", False): Blocks(own=64, other=64, warps=4, stages=2),
+    ("keys", False): Blocks(own=64, other=64, warps=4, stages=2),
+    ("forward", True): Blocks(own=64, other=64, warps=4, stages=2),
+    ("queries", True): Blocks(own=64, other=64, warps=4, stages=2),
+    ("keys", True): Blocks(own=64, other=64, warps=4, stages=2),
 }
 
 
@@ -89,12 +93,12 @@ def _full(number: Any, block: int) -> _Rows:
     return _Rows(number, number * block, block, None)
 
 
-def _tail(length: int, block: int) -> _Rows | None:
+def _tail(length: int, block: int, least: int = LEAST_ROWS) -> _Rows | None:
     """The rows behind the last full block, if any, in the smallest block that holds them."""
     number, rest = divmod(length, block)
     if rest == 0:
         return None
-    size = max(LEAST_ROWS, pl.next_power_of_2(rest))
+    size = max(least, pl.next_power_of_2(rest))
     return _Rows(number, length - rest, size, length if size > rest else None)
 
 
@@ -128,15 +132,16 @@ def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
 # Walks over blocks: what is called on a full block holds no mask ----------------------------------
 
 
-def _for_own_rows(work: Callable[[_Rows], None], length: int, block: int) -> None:
+def _for_own_rows(work: Callable[[_Rows], None], length: int, blocks: Blocks) -> None:
     """Call `work` on the rows of this program."""
-    i, full, tail = pl.program_id(0), length // block, _tail(length, block)
+    i, full = pl.program_id(0), length // blocks.own
+    tail = _tail(length, blocks.own, blocks.own_tail)
     if tail is None:
-        work(_full(i, block))
+        work(_full(i, blocks.own))
     elif full == 0:
         work(tail)
     else:
-        pl.when(i < full)(lambda: work(_full(i, block)))
+        pl.when(i < full)(lambda: work(_full(i, blocks.own)))
         pl.when(i == full)(lambda: work(tail))
 
 
@@ -152,10 +157,10 @@ def _walk_keys(
 ) -> Any:
     """`step` of every block of keys that the queries `own` see; it masks those given with True."""
     if shape.causal:
-        carry = _loop(0, own.number, blocks.keys, step, carry)
+        carry = _loop(0, own.number, blocks.own, step, carry)
         return step(own, carry, True)
-    carry = _loop(0, shape.length // blocks.keys, blocks.keys, step, carry)
-    tail = _tail(shape.length, blocks.keys)
+    carry = _loop(0, shape.length // blocks.other, blocks.other, step, carry)
+    tail = _tail(shape.length, blocks.other)
     return step(tail, carry, tail.end is not None) if tail else carry
 
 
@@ -166,14 +171,14 @@ def _walk_queries(
 
     A query behind the end needs no mask: with its zeros it adds zeros to the gradients.
     """
-    start, full = 0, shape.length // blocks.queries
-    tail = _tail(shape.length, blocks.queries)
+    start, block = 0, blocks.other
     if shape.causal:
         carry = step(own, carry, True)
         if isinstance(own.number, int):  # the tail
             return carry
-        start = own.number + 1
-    carry = _loop(start, full, blocks.queries, step, carry)
+        start, block = own.number + 1, blocks.own
+    carry = _loop(start, shape.length // block, block, step, carry)
+    tail = _tail(shape.length, block)
     return step(tail, carry) if tail else carry
 
 
@@ -215,7 +220,7 @@ def _attention_forward(
         _store(o_ref, own, mixed / total[:, None])
         _store(log_sum_ref, own, largest + jnp.log2(total))
 
-    _for_own_rows(work, shape.length, blocks.queries)
+    _for_own_rows(work, shape.length, blocks)
 
 
 def _attention_backward_queries(
@@ -253,7 +258,7 @@ def _attention_backward_queries(
         _store(dq_ref, own, dq)
         triton.store(sum_ref.at[:], dq.sum(0))  # zeros behind the end
 
-    _for_own_rows(work, shape.length, blocks.queries)
+    _for_own_rows(work, shape.length, blocks)
 
 
 def _attention_backward_keys(
@@ -296,7 +301,7 @@ def _attention_backward_keys(
             at = sum_ref.at[jnp.int32(part - 1), :]
             triton.store(at, _without_empty(gradient, own).sum(0))
 
-    _for_own_rows(work, shape.length, blocks.keys)
+    _for_own_rows(work, shape.length, blocks)
 
 
 def _without_empty(gradient: Array, own: _Rows) -> Array:
@@ -362,12 +367,11 @@ def _call(
     kernel: Callable[..., None],
     shape: _Shape,
     blocks: Blocks,
-    programs: int,
     inputs: list[_Given],
     results: list[_Given],
     aliases: dict[int, int] | None = None,
 ) -> Any:
-    """`kernel` in so many programs for every head of every sequence, of inputs [n, l, 3, a, k].
+    """`kernel` for every block of every head of every sequence, of queries [n, l, 3, a, k].
 
     Compiled by Triton, and interpreted on a CPU. `aliases` are results in an input's buffer.
     """
@@ -377,7 +381,7 @@ def _call(
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
             functools.partial(kernel, shape=shape, blocks=blocks),
-            grid=(programs, a, n),
+            grid=(blocks.programs(shape.length), a, n),
             in_specs=[given.spec for given in inputs],
             out_specs=[given.spec for given in results],
             out_shape=[given.array for given in results],
@@ -400,10 +404,7 @@ def _forward(qkv: Array, bias: Array, shape: _Shape) -> tuple[Array, Any]:
     log_sum = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
     parts = [_part(qkv, part) for part in range(3)]
     blocks = BLOCKS["forward", shape.causal]
-    programs = pl.cdiv(l, blocks.queries)
-    found = _call(
-        _attention_forward, shape, blocks, programs, parts, [_head(mixed), _sums(log_sum)]
-    )
+    found = _call(_attention_forward, shape, blocks, parts, [_head(mixed), _sums(log_sum)])
     mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
     return mixed, (qkv, bias, mixed, log_sum)
 
@@ -420,19 +421,17 @@ def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array]:
     parts = [_part(qkv, part) for part in range(3)]
 
     blocks = BLOCKS["queries", shape.causal]
-    programs = pl.cdiv(l, blocks.queries)
-    dq_sums = jax.ShapeDtypeStruct((n, programs, a, k), jnp.float32)
+    dq_sums = jax.ShapeDtypeStruct((n, blocks.programs(l), a, k), jnp.float32)
     inputs = [*parts, _head(mixed), _head(gradient), _sums(log_sum)]
     results = [_part(like, 0), _sums(delta), _partial_sums(dq_sums)]
-    found = _call(_attention_backward_queries, shape, blocks, programs, inputs, results)
+    found = _call(_attention_backward_queries, shape, blocks, inputs, results)
     dqkv, delta, dq_sums = found
 
     blocks = BLOCKS["keys", shape.causal]
-    programs = pl.cdiv(l, blocks.keys)
-    dkv_sums = jax.ShapeDtypeStruct((n, programs, 2, a, k), jnp.float32)
+    dkv_sums = jax.ShapeDtypeStruct((n, blocks.programs(l), 2, a, k), jnp.float32)
     inputs = [*parts, _head(gradient), _sums(log_sum), _sums(delta), _parts(dqkv)]
     results = [_parts(like), _partial_sums(dkv_sums)]
-    found = _call(_attention_backward_keys, shape, blocks, programs, inputs, results, {6: 0})
+    found = _call(_attention_backward_keys, shape, blocks, inputs, results, {6: 0})
     dqkv, dkv_sums = found
 
     dbias = jnp.concatenate([dq_sums.sum((0, 1))[None], dkv_sums.sum((0, 1))])  # [3, a, k]

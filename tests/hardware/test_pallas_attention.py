@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -66,9 +66,9 @@ def with_gradient(mix: Mix, cotangent: Any, qkv: Any, bias: Any) -> dict[str, An
 
 def departures(tokens: int, causal: bool, dtype: Any = jnp.float32) -> dict[str, float]:
     """Of the kernels from the definition: result and gradients."""
-    qkv = RNG.normal(size=(2, tokens, 3, 2, 32)).astype(np.float32)
-    cotangent = RNG.normal(size=(2, tokens, 2, 32)).astype(np.float32)
-    bias = RNG.normal(size=3 * 2 * 32).astype(np.float32)
+    qkv = RNG.normal(size=(1, tokens, 3, 2, 32)).astype(np.float32)
+    cotangent = RNG.normal(size=(1, tokens, 2, 32)).astype(np.float32)
+    bias = np.zeros(3 * 2 * 32, np.float32)  # not drawn: bfloat16 would round the sum again
     want = with_gradient(partial(mix_by_definition, causal), cotangent, qkv, bias)
     qkv = jnp.asarray(qkv, dtype)
     got = with_gradient(partial(mix_by_kernel, causal), cotangent, qkv, bias)
@@ -86,8 +86,28 @@ def test_the_kernels_are_the_einsum_and_its_gradient(tokens, causal, dtype):
     assert max(off.values()) < within(name), off
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """No program of another test: what is patched here is no argument of a jit."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("tail", [16, 32])
+@pytest.mark.parametrize(
+    ("own", "other", "causal"), [(32, 64, False), (64, 32, False), (32, 16, True)]
+)
+def test_blocks_of_any_size_are_the_einsum(own, other, causal, tail, monkeypatch, fresh):
+    blocks = pallas_attention.Blocks(own, other, 4, 2, tail)
+    for name in ("forward", "queries", "keys"):
+        monkeypatch.setitem(pallas_attention.BLOCKS, (name, causal), blocks)
+    off = departures(77, causal)
+    assert max(off.values()) < within("pallas attention"), off
+
+
 @pytest.mark.parametrize("mistake", ["mask shifted by one", "wrong scale", "empty place seen"])
-def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
+def test_a_wrong_kernel_is_noticed(mistake, monkeypatch, fresh):
     causal = mistake == "mask shifted by one"
     shape = pallas_attention._Shape
     real = shape.seen
@@ -103,10 +123,15 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
         monkeypatch.setattr(pallas_attention, "_Shape", wrong)
     else:
         monkeypatch.setattr(shape, "seen", shifted if causal else everything)
-    jax.clear_caches()
     off = departures(77, causal)
-    jax.clear_caches()
     assert min(off.values()) > 1e-2, off
+
+
+def test_an_empty_place_in_the_sum_for_the_bias_is_noticed(monkeypatch, fresh):
+    monkeypatch.setattr(pallas_attention, "_without_empty", lambda gradient, own: gradient)
+    off = departures(77, causal=False)
+    assert off.pop("dbias") > 1e-2
+    assert max(off.values()) < within("pallas attention"), off
 
 
 # In a model ---------------------------------------------------------------------------------------
