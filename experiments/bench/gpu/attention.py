@@ -47,7 +47,7 @@ def by_kernel(rows: Sequences) -> Mix:
 
 def by_packed_kernel(rows: Sequences, heads: int) -> Mix:
     """The same by Pallas' kernels, of one array [n, l, 3, a, k], as its tower makes it."""
-    bias = jnp.zeros(3 * heads * CHANNELS)  # of the tower's product; a step takes its gradient too
+    bias = jnp.zeros(3 * heads * CHANNELS)  # of the tower's product, for its gradient alone
     return lambda qkv: run_packed_kernel(qkv, bias, rows)
 
 
