@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,26 +25,26 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxclip.hardware.pallas_blocks import (
+    Blocks,
+    Given,
+    Rows,
+    for_own_rows,
+    load,
+    see_head,
+    see_part,
+    see_partial_sums,
+    see_parts,
+    see_sums,
+    store,
+    walk_keys,
+    walk_queries,
+)
+
 Array = jax.Array
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 WIDTHS = (16, 32, 64, 128)  # channels of a head: Triton's blocks are powers of two
 HIDDEN = -1e30  # of a hidden key; minus infinity would make NaN of a row that sees none in a block
-LEAST_ROWS, MOST_ROWS = 16, 128  # in a block; Triton's products take no fewer
-
-
-class Blocks(NamedTuple):
-    """How a kernel cuts the tokens, in powers of two, and what Triton is told about it."""
-
-    own: int  # rows that a program works on: queries, or keys in the keys' kernel
-    other: int  # rows of the other side in a step; `own` under a causal mask
-    warps: int
-    stages: int
-    own_tail: int = LEAST_ROWS  # the fewest rows that a program works on, at most `own`
-
-    def programs(self, length: int) -> int:
-        """For one head of one sequence."""
-        return pl.cdiv(length, self.own)
-
 
 BLOCKS = {  # (kernel, causal)
     ("forward", False): Blocks(own=64, other=64, warps=4, stages=2),
@@ -76,110 +76,10 @@ class _Shape:
         return queries >= keys if self.causal else keys < self.length
 
 
-class _Rows(NamedTuple):
-    """One block of a sequence's tokens: `size` rows from `first` on."""
-
-    number: Any  # of the block; an int of the tail
-    first: Any
-    size: int
-    end: int | None  # the sequence's, where some rows are behind it
-
-    @property
-    def places(self) -> Array:
-        return self.first + jnp.arange(self.size)
-
-
-def _full(number: Any, block: int) -> _Rows:
-    return _Rows(number, number * block, block, None)
-
-
-def _tail(length: int, block: int, least: int = LEAST_ROWS) -> _Rows | None:
-    """The rows behind the last full block, if any, in the smallest block that holds them."""
-    number, rest = divmod(length, block)
-    if rest == 0:
-        return None
-    size = max(least, pl.next_power_of_2(rest))
-    return _Rows(number, length - rest, size, length if size > rest else None)
-
-
-def _at(ref: Any, rows: _Rows, part: tuple[int, ...]) -> tuple[Any, Array | None]:
-    """(rows of an array [l], [l, k] or, of one of its parts, [l, 3, k]; which of them are real)."""
-    at: tuple[Any, ...] = (pl.ds(rows.first, rows.size), *(jnp.int32(each) for each in part))
-    mask = None if rows.end is None else rows.places < rows.end
-    if len(ref.shape) == 1:
-        return ref.at[at], mask
-    return ref.at[(*at, slice(None))], None if mask is None else mask[:, None]
-
-
-def _load(ref: Any, rows: _Rows) -> Array:
-    """Rows of an array [l, k] or [l]; zeros behind its end."""
-    at, mask = _at(ref, rows, ())
-    return triton.load(at, mask=mask, other=None if mask is None else 0)
-
-
-def _store(ref: Any, rows: _Rows, block: Array, *part: int) -> None:
-    """Write rows of an array [l, k] or [l], or of one part of [l, 3, k]."""
-    at, mask = _at(ref, rows, part)
-    triton.store(at, block.astype(ref.dtype), mask=mask)
-
-
 def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
     """a b or a b^T in float32; of float32 in full, not as TensorFloat-32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return triton.dot(a, b, trans_b=trans_b, precision=precision)
-
-
-# Walks over blocks: what is called on a full block holds no mask ----------------------------------
-
-
-def _for_own_rows(work: Callable[[_Rows], None], length: int, blocks: Blocks) -> None:
-    """Call `work` on the rows of this program."""
-    i, full = pl.program_id(0), length // blocks.own
-    tail = _tail(length, blocks.own, blocks.own_tail)
-    if tail is None:
-        work(_full(i, blocks.own))
-    elif full == 0:
-        work(tail)
-    else:
-        pl.when(i < full)(lambda: work(_full(i, blocks.own)))
-        pl.when(i == full)(lambda: work(tail))
-
-
-def _loop(start: Any, stop: Any, block: int, step: Callable[..., Any], carry: Any) -> Any:
-    """`step` of the full blocks from `start` until `stop`."""
-    if isinstance(stop, int) and stop == 0:
-        return carry
-    return lax.fori_loop(start, stop, lambda j, carry: step(_full(j, block), carry), carry)
-
-
-def _walk_keys(
-    step: Callable[..., Any], carry: Any, own: _Rows, shape: _Shape, blocks: Blocks
-) -> Any:
-    """`step` of every block of keys that the queries `own` see; it masks those given with True."""
-    if shape.causal:
-        carry = _loop(0, own.number, blocks.own, step, carry)
-        return step(own, carry, True)
-    carry = _loop(0, shape.length // blocks.other, blocks.other, step, carry)
-    tail = _tail(shape.length, blocks.other)
-    return step(tail, carry, tail.end is not None) if tail else carry
-
-
-def _walk_queries(
-    step: Callable[..., Any], carry: Any, own: _Rows, shape: _Shape, blocks: Blocks
-) -> Any:
-    """`step` of every block of queries that see the keys `own`; it masks those given with True.
-
-    A query behind the end needs no mask: with its zeros it adds zeros to the gradients.
-    """
-    start, block = 0, blocks.other
-    if shape.causal:
-        carry = step(own, carry, True)
-        if isinstance(own.number, int):  # the tail
-            return carry
-        start, block = own.number + 1, blocks.own
-    carry = _loop(start, shape.length // block, block, step, carry)
-    tail = _tail(shape.length, block)
-    return step(tail, carry) if tail else carry
 
 
 # Kernels: a program has one head's arrays [l, k] as refs, and works on one block of them ----------
@@ -195,18 +95,18 @@ def _attention_forward(
     shape: _Shape,
     blocks: Blocks,
 ) -> None:
-    def work(own: _Rows) -> None:
-        q = _load(q_ref, own)
+    def work(own: Rows) -> None:
+        q = load(q_ref, own)
 
-        def step(keys: _Rows, carry: tuple[Array, Array, Array], masked: bool = False) -> Any:
+        def step(keys: Rows, carry: tuple[Array, Array, Array], masked: bool = False) -> Any:
             mixed, largest, total = carry
-            scores = _dot(q, _load(k_ref, keys), trans_b=True)
+            scores = _dot(q, load(k_ref, keys), trans_b=True)
             if masked:
                 seen = shape.seen(own.places[:, None], keys.places[None, :])
                 scores = jnp.where(seen, scores, HIDDEN)
             new = jnp.maximum(largest, scores.max(1) * shape.scale2)
             weights = jnp.exp2(scores * shape.scale2 - new[:, None])
-            v = _load(v_ref, keys)
+            v = load(v_ref, keys)
             old = jnp.exp2(largest - new)
             mixed = mixed * old[:, None] + _dot(weights.astype(v.dtype), v)
             return mixed, new, total * old + weights.sum(1)
@@ -216,11 +116,11 @@ def _attention_forward(
             jnp.full(own.size, -jnp.inf, jnp.float32),
             jnp.zeros(own.size, jnp.float32),
         )
-        mixed, largest, total = _walk_keys(step, start, own, shape, blocks)
-        _store(o_ref, own, mixed / total[:, None])
-        _store(log_sum_ref, own, largest + jnp.log2(total))
+        mixed, largest, total = walk_keys(step, start, own, shape.length, shape.causal, blocks)
+        store(o_ref, own, mixed / total[:, None])
+        store(log_sum_ref, own, largest + jnp.log2(total))
 
-    _for_own_rows(work, shape.length, blocks)
+    for_own_rows(work, shape.length, blocks)
 
 
 def _attention_backward_queries(
@@ -239,13 +139,13 @@ def _attention_backward_queries(
 ) -> None:
     """The gradient of a block of queries, and its sum; of each the sum of o do, for the keys."""
 
-    def work(own: _Rows) -> None:
-        q, do, log_sum = _load(q_ref, own), _load(do_ref, own), _load(log_sum_ref, own)
-        delta = (_load(o_ref, own).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
-        _store(delta_ref, own, delta)
+    def work(own: Rows) -> None:
+        q, do, log_sum = load(q_ref, own), load(do_ref, own), load(log_sum_ref, own)
+        delta = (load(o_ref, own).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
+        store(delta_ref, own, delta)
 
-        def step(keys: _Rows, dq: Array, masked: bool = False) -> Array:
-            k, v = _load(k_ref, keys), _load(v_ref, keys)
+        def step(keys: Rows, dq: Array, masked: bool = False) -> Array:
+            k, v = load(k_ref, keys), load(v_ref, keys)
             scores = _dot(q, k, trans_b=True)
             if masked:
                 seen = shape.seen(own.places[:, None], keys.places[None, :])
@@ -254,11 +154,16 @@ def _attention_backward_queries(
             ds = weights * (_dot(do, v, trans_b=True) - delta[:, None])
             return dq + _dot(ds.astype(k.dtype), k)
 
-        dq = _walk_keys(step, jnp.zeros(q.shape, jnp.float32), own, shape, blocks) * shape.scale
-        _store(dq_ref, own, dq)
+        dq = (
+            walk_keys(
+                step, jnp.zeros(q.shape, jnp.float32), own, shape.length, shape.causal, blocks
+            )
+            * shape.scale
+        )
+        store(dq_ref, own, dq)
         triton.store(sum_ref.at[:], dq.sum(0))  # zeros behind the end
 
-    _for_own_rows(work, shape.length, blocks)
+    for_own_rows(work, shape.length, blocks)
 
 
 def _attention_backward_keys(
@@ -280,31 +185,31 @@ def _attention_backward_keys(
     Scores are transposed here: [keys, queries].
     """
 
-    def work(own: _Rows) -> None:
-        k, v = _load(k_ref, own), _load(v_ref, own)
+    def work(own: Rows) -> None:
+        k, v = load(k_ref, own), load(v_ref, own)
 
-        def step(queries: _Rows, carry: tuple[Array, Array], masked: bool = False) -> Any:
+        def step(queries: Rows, carry: tuple[Array, Array], masked: bool = False) -> Any:
             dk, dv = carry
-            q, do = _load(q_ref, queries), _load(do_ref, queries)
+            q, do = load(q_ref, queries), load(do_ref, queries)
             scores = _dot(k, q, trans_b=True)
             if masked:
                 seen = shape.seen(queries.places[None, :], own.places[:, None])
                 scores = jnp.where(seen, scores, HIDDEN)
-            weights = jnp.exp2(scores * shape.scale2 - _load(log_sum_ref, queries)[None, :])
-            ds = weights * (_dot(v, do, trans_b=True) - _load(delta_ref, queries)[None, :])
+            weights = jnp.exp2(scores * shape.scale2 - load(log_sum_ref, queries)[None, :])
+            ds = weights * (_dot(v, do, trans_b=True) - load(delta_ref, queries)[None, :])
             return dk + _dot(ds.astype(q.dtype), q), dv + _dot(weights.astype(do.dtype), do)
 
         start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
-        dk, dv = _walk_queries(step, start, own, shape, blocks)
+        dk, dv = walk_queries(step, start, own, shape.length, shape.causal, blocks)
         for part, gradient in (1, dk * shape.scale), (2, dv):
-            _store(dqkv_ref, own, gradient, part)
+            store(dqkv_ref, own, gradient, part)
             at = sum_ref.at[jnp.int32(part - 1), :]
             triton.store(at, _without_empty(gradient, own).sum(0))
 
-    _for_own_rows(work, shape.length, blocks)
+    for_own_rows(work, shape.length, blocks)
 
 
-def _without_empty(gradient: Array, own: _Rows) -> Array:
+def _without_empty(gradient: Array, own: Rows) -> Array:
     """Zeros for keys behind the end, whose weights may even be infinite."""
     if own.end is None:
         return gradient
@@ -314,61 +219,12 @@ def _without_empty(gradient: Array, own: _Rows) -> Array:
 # Calls --------------------------------------------------------------------------------------------
 
 
-class _Given(NamedTuple):
-    """An array, or the shape of a result, and the part of it that a program sees."""
-
-    array: Any
-    spec: pl.BlockSpec
-
-
-def _rows(length: int) -> int:
-    """Of a spec: a tail may reach behind the sequence's end, where it is masked."""
-    return pl.cdiv(length, MOST_ROWS) * MOST_ROWS
-
-
-def _part(qkv: Any, part: int) -> _Given:
-    """A head's queries (0), keys (1) or values (2) [l, k] of [n, l, 3, a, k]."""
-    _, l, _, _, k = qkv.shape
-    block = (None, _rows(l), None, None, k)
-    return _Given(qkv, pl.BlockSpec(block, lambda i, head, row: (row, 0, part, head, 0)))
-
-
-def _parts(qkv: Any) -> _Given:
-    """All three [l, 3, k]."""
-    _, l, _, _, k = qkv.shape
-    block = (None, _rows(l), 3, None, k)
-    return _Given(qkv, pl.BlockSpec(block, lambda i, head, row: (row, 0, 0, head, 0)))
-
-
-def _head(array: Any) -> _Given:
-    """A head [l, k] of [n, l, a, k]."""
-    _, l, _, k = array.shape
-    block = (None, _rows(l), None, k)
-    return _Given(array, pl.BlockSpec(block, lambda i, head, row: (row, 0, head, 0)))
-
-
-def _sums(array: Any) -> _Given:
-    """A head's rows [l] of [n, a, l]."""
-    block = (None, None, _rows(array.shape[-1]))
-    return _Given(array, pl.BlockSpec(block, lambda i, head, row: (row, head, 0)))
-
-
-def _partial_sums(array: Any) -> _Given:
-    """A program's sums [k] of [n, programs, a, k], or [2, k] of [n, programs, 2, a, k]."""
-    *_, k = array.shape
-    if len(array.shape) == 4:
-        spec = pl.BlockSpec((None, None, None, k), lambda i, head, row: (row, i, head, 0))
-    else:
-        spec = pl.BlockSpec((None, None, 2, None, k), lambda i, head, row: (row, i, 0, head, 0))
-    return _Given(array, spec)
-
-
 def _call(
     kernel: Callable[..., None],
     shape: _Shape,
     blocks: Blocks,
-    inputs: list[_Given],
-    results: list[_Given],
+    inputs: list[Given],
+    results: list[Given],
     aliases: dict[int, int] | None = None,
 ) -> Any:
     """`kernel` for every block of every head of every sequence, of queries [n, l, 3, a, k].
@@ -402,9 +258,9 @@ def _forward(qkv: Array, bias: Array, shape: _Shape) -> tuple[Array, Any]:
     n, l, _, a, k = qkv.shape
     mixed = jax.ShapeDtypeStruct((n, l, a, k), qkv.dtype)
     log_sum = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
-    parts = [_part(qkv, part) for part in range(3)]
+    parts = [see_part(qkv, part) for part in range(3)]
     blocks = BLOCKS["forward", shape.causal]
-    found = _call(_attention_forward, shape, blocks, parts, [_head(mixed), _sums(log_sum)])
+    found = _call(_attention_forward, shape, blocks, parts, [see_head(mixed), see_sums(log_sum)])
     mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
     return mixed, (qkv, bias, mixed, log_sum)
 
@@ -418,19 +274,19 @@ def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array]:
     n, l, _, a, k = qkv.shape
     like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     delta = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
-    parts = [_part(qkv, part) for part in range(3)]
+    parts = [see_part(qkv, part) for part in range(3)]
 
     blocks = BLOCKS["queries", shape.causal]
     dq_sums = jax.ShapeDtypeStruct((n, blocks.programs(l), a, k), jnp.float32)
-    inputs = [*parts, _head(mixed), _head(gradient), _sums(log_sum)]
-    results = [_part(like, 0), _sums(delta), _partial_sums(dq_sums)]
+    inputs = [*parts, see_head(mixed), see_head(gradient), see_sums(log_sum)]
+    results = [see_part(like, 0), see_sums(delta), see_partial_sums(dq_sums)]
     found = _call(_attention_backward_queries, shape, blocks, inputs, results)
     dqkv, delta, dq_sums = found
 
     blocks = BLOCKS["keys", shape.causal]
     dkv_sums = jax.ShapeDtypeStruct((n, blocks.programs(l), 2, a, k), jnp.float32)
-    inputs = [*parts, _head(gradient), _sums(log_sum), _sums(delta), _parts(dqkv)]
-    results = [_parts(like), _partial_sums(dkv_sums)]
+    inputs = [*parts, see_head(gradient), see_sums(log_sum), see_sums(delta), see_parts(dqkv)]
+    results = [see_parts(like), see_partial_sums(dkv_sums)]
     found = _call(_attention_backward_keys, shape, blocks, inputs, results, {6: 0})
     dqkv, dkv_sums = found
 

@@ -22,6 +22,7 @@ from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import gpu, pallas_attention
 from jaxclip.hardware.attention import Sequences, choose, padded_length, run_packed_kernel
+from jaxclip.hardware.pallas_blocks import Blocks
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics, weigh
 from jaxclip.training import from_recipe, roofline, targets
@@ -99,7 +100,7 @@ def fresh() -> Iterator[None]:
     ("own", "other", "causal"), [(32, 64, False), (64, 32, False), (32, 16, True)]
 )
 def test_blocks_of_any_size_are_the_einsum(own, other, causal, tail, monkeypatch, fresh):
-    blocks = pallas_attention.Blocks(own, other, 4, 2, tail)
+    blocks = Blocks(own, other, 4, 2, tail)
     for name in ("forward", "queries", "keys"):
         monkeypatch.setitem(pallas_attention.BLOCKS, (name, causal), blocks)
     off = departures(77, causal)
