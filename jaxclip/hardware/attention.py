@@ -142,16 +142,10 @@ class Sequences:
 
 
 def run_kernel(query: Array, key: Array, value: Array, rows: Sequences) -> Array:
-    """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k], by `rows.kernel`.
+    """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k], by "cudnn" or "xla".
 
     No token sees padding. What a token of padding gets is finite and means nothing.
     """
-    if rows.kernel == "pallas":
-        attend = _pallas().attend
-        mixed: Array = attend(
-            query, key, value, causal=rows.causal, true_length=rows.true_length, name=KEPT
-        )
-        return mixed
     lengths = None
     if rows.true_length < rows.length and not rows.causal:  # a causal mask hides what follows
         lengths = jnp.full((rows.count,), rows.true_length, jnp.int32)
@@ -166,6 +160,25 @@ def run_kernel(query: Array, key: Array, value: Array, rows: Sequences) -> Array
     )
 
 
+def run_packed_kernel(qkv: Array, bias: Array, rows: Sequences) -> Array:
+    """The same of [query; key; value] [n, l, 3, a, k] -> [n, l, a, k], by "pallas".
+
+    Args:
+      qkv: `bias` [3 a k] is in it already, under `stop_gradient`.
+      bias: for its gradient, which the kernels sum.
+
+    Raises:
+      ValueError: there is padding.
+    """
+    if rows.true_length < rows.length:
+        raise ValueError(
+            f"attention: expected no padding for pallas, got {rows.true_length} tokens of "
+            f"{rows.length}; choose another kernel"
+        )
+    mixed: Array = _pallas().attend(qkv, bias, causal=rows.causal, name=KEPT)
+    return mixed
+
+
 class FusedAttention(Attention):
     """`Attention` by a fused kernel, of tokens as one matrix; `FlatTransformer` calls it."""
 
@@ -176,7 +189,14 @@ class FusedAttention(Attention):
         if rows.kernel == "einsum" or taps is not None:
             qkv = self.numerics.dot(x, self.in_proj_kernel, self.in_proj_bias)  # [n l, 3d]
             mixed = self.mix(qkv.reshape(n, l, -1), _mask(rows), taps)
-        if rows.kernel != "einsum":
+        if rows.kernel == "pallas":
+            # The bias's gradient arrives through the kernels. One by way of the product would be a
+            # second one, for which XLA would read the gradient of qkv once more.
+            bias = self.in_proj_bias[...]
+            fixed = nnx.Param(jax.lax.stop_gradient(bias))
+            qkv = self.numerics.dot(x, self.in_proj_kernel, fixed)  # [n l, 3d]
+            mixed = run_packed_kernel(qkv.reshape(n, l, 3, a, -1), bias, rows)
+        elif rows.kernel != "einsum":
             query, key, value = (y.reshape(n, l, a, -1) for y in self._projections(x))
             mixed = run_kernel(query, key, value, rows)
         mixed = checkpoint_name(mixed.reshape(n * l, -1), "attention")
@@ -185,7 +205,7 @@ class FusedAttention(Attention):
     def _projections(self, x: Array) -> list[Array]:
         """Query, key and value [n l, d], by a product each.
 
-        A kernel takes each as an array of its own: out of one product XLA would copy them, and
+        cuDNN takes each as an array of its own: out of one product XLA would copy them, and
         their gradients back into one.
         """
         kernels = jnp.split(self.in_proj_kernel[...], 3, axis=1)

@@ -1,7 +1,12 @@
 """Attention as Pallas kernels that Triton compiles for NVIDIA GPUs, for sequences of any length.
 
-Blocks at a sequence's end are masked, so nothing is padded. Rows of the softmax are in float32 and
+Nothing is padded: the tokens are cut into full blocks and a smaller one, the tail. Only the tail
+and the blocks on the diagonal of a causal mask are masked. Rows of the softmax are in float32 and
 to the base 2. The backward pass computes the weights again, from each row's logarithm of its sum.
+
+Queries, keys and values are parts of one array, as one product makes them, and so are their
+gradients: nothing is copied before a kernel or after it. The gradient of that product's bias is
+their sum over tokens, which the backward kernels make of what they have in registers.
 
 The kernels that jax ships want lengths that are multiples of a block, give NaN in place of some
 gradients otherwise, and are deprecated from jax 0.11 on.
@@ -20,12 +25,35 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxclip.hardware.pallas_blocks import (
+    Blocks,
+    Given,
+    Rows,
+    for_own_rows,
+    load,
+    see_head,
+    see_part,
+    see_partial_sums,
+    see_parts,
+    see_sums,
+    store,
+    walk_keys,
+    walk_queries,
+)
+
 Array = jax.Array
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 WIDTHS = (16, 32, 64, 128)  # channels of a head: Triton's blocks are powers of two
-BLOCK = 64  # queries or keys at a time
-WARPS, STAGES = 4, 2
 HIDDEN = -1e30  # of a hidden key; minus infinity would make NaN of a row that sees none in a block
+
+BLOCKS = {  # (kernel, causal)
+    ("forward", False): Blocks(own=64, other=64, warps=4, stages=2),
+    ("queries", False): Blocks(own=64, other=64, warps=4, stages=2),
+    ("keys", False): Blocks(own=64, other=64, warps=4, stages=2),
+    ("forward", True): Blocks(own=64, other=64, warps=4, stages=2),
+    ("queries", True): Blocks(own=64, other=64, warps=4, stages=2),
+    ("keys", True): Blocks(own=64, other=64, warps=4, stages=2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,46 +61,19 @@ class _Shape:
     """What a call knows when it is compiled; fields as the arguments of `attend`."""
 
     length: int
-    true_length: int
     causal: bool
     scale: float
     """Of the scores."""
     name: str
 
     @property
-    def blocks(self) -> int:
-        return pl.cdiv(self.length, BLOCK)
+    def scale2(self) -> float:
+        """Of scores whose exponentials are to the base 2."""
+        return self.scale * math.log2(math.e)
 
     def seen(self, queries: Array, keys: Array) -> Array:
-        """Whether a query may see a key."""
-        inside = keys < self.true_length
-        return inside & (queries >= keys) if self.causal else inside
-
-    def keys_of(self, i: Any) -> Any:
-        """The number of blocks of keys that the queries of block i see."""
-        return i + 1 if self.causal else pl.cdiv(self.true_length, BLOCK)
-
-
-def _places(i: Any) -> Array:
-    return i * BLOCK + jnp.arange(BLOCK)
-
-
-def _load(ref: Any, i: Any) -> Array:
-    """Block i of an array [l, k] or [l]; zeros behind its end."""
-    mask = _places(i) < ref.shape[0]
-    at = pl.ds(i * BLOCK, BLOCK)
-    if len(ref.shape) == 1:
-        return triton.load(ref.at[at], mask=mask, other=0)
-    return triton.load(ref.at[at, :], mask=mask[:, None], other=0)
-
-
-def _store(ref: Any, i: Any, block: Array) -> None:
-    mask = _places(i) < ref.shape[0]
-    at = pl.ds(i * BLOCK, BLOCK)
-    if len(ref.shape) == 1:
-        triton.store(ref.at[at], block.astype(ref.dtype), mask=mask)
-    else:
-        triton.store(ref.at[at, :], block.astype(ref.dtype), mask=mask[:, None])
+        """Whether a query may see a key, in a block that needs a mask."""
+        return queries >= keys if self.causal else keys < self.length
 
 
 def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
@@ -85,31 +86,41 @@ def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
 
 
 def _attention_forward(
-    q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, log_sum_ref: Any, *, shape: _Shape
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    o_ref: Any,
+    log_sum_ref: Any,
+    *,
+    shape: _Shape,
+    blocks: Blocks,
 ) -> None:
-    i = pl.program_id(0)
-    q = _load(q_ref, i)
+    def work(own: Rows) -> None:
+        q = load(q_ref, own)
 
-    def step(j: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        mixed, largest, total = carry
-        scores = _dot(q, _load(k_ref, j), trans_b=True) * (shape.scale * math.log2(math.e))
-        seen = shape.seen(_places(i)[:, None], _places(j)[None, :])
-        scores = jnp.where(seen, scores, HIDDEN)
-        new = jnp.maximum(largest, scores.max(1))
-        weights = jnp.exp2(scores - new[:, None])
-        v = _load(v_ref, j)
-        old = jnp.exp2(largest - new)
-        mixed = mixed * old[:, None] + _dot(weights.astype(v.dtype), v)
-        return mixed, new, total * old + weights.sum(1)
+        def step(keys: Rows, carry: tuple[Array, Array, Array], masked: bool = False) -> Any:
+            mixed, largest, total = carry
+            scores = _dot(q, load(k_ref, keys), trans_b=True)
+            if masked:
+                seen = shape.seen(own.places[:, None], keys.places[None, :])
+                scores = jnp.where(seen, scores, HIDDEN)
+            new = jnp.maximum(largest, scores.max(1) * shape.scale2)
+            weights = jnp.exp2(scores * shape.scale2 - new[:, None])
+            v = load(v_ref, keys)
+            old = jnp.exp2(largest - new)
+            mixed = mixed * old[:, None] + _dot(weights.astype(v.dtype), v)
+            return mixed, new, total * old + weights.sum(1)
 
-    start = (
-        jnp.zeros(q.shape, jnp.float32),
-        jnp.full(BLOCK, -jnp.inf, jnp.float32),
-        jnp.zeros(BLOCK, jnp.float32),
-    )
-    mixed, largest, total = lax.fori_loop(0, shape.keys_of(i), step, start)
-    _store(o_ref, i, mixed / total[:, None])
-    _store(log_sum_ref, i, largest + jnp.log2(total))
+        start = (
+            jnp.zeros(q.shape, jnp.float32),
+            jnp.full(own.size, -jnp.inf, jnp.float32),
+            jnp.zeros(own.size, jnp.float32),
+        )
+        mixed, largest, total = walk_keys(step, start, own, shape.length, shape.causal, blocks)
+        store(o_ref, own, mixed / total[:, None])
+        store(log_sum_ref, own, largest + jnp.log2(total))
+
+    for_own_rows(work, shape.length, blocks)
 
 
 def _attention_backward_queries(
@@ -121,25 +132,38 @@ def _attention_backward_queries(
     log_sum_ref: Any,
     dq_ref: Any,
     delta_ref: Any,
+    sum_ref: Any,
     *,
     shape: _Shape,
+    blocks: Blocks,
 ) -> None:
-    """The gradient of a block of queries, and of each the sum of o do, which keys take as well."""
-    i = pl.program_id(0)
-    q, do, log_sum = _load(q_ref, i), _load(do_ref, i), _load(log_sum_ref, i)
-    delta = (_load(o_ref, i).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
-    _store(delta_ref, i, delta)
+    """The gradient of a block of queries, and its sum; of each the sum of o do, for the keys."""
 
-    def step(j: Any, dq: Array) -> Array:
-        k, v = _load(k_ref, j), _load(v_ref, j)
-        scores = _dot(q, k, trans_b=True) * (shape.scale * math.log2(math.e))
-        seen = shape.seen(_places(i)[:, None], _places(j)[None, :])
-        weights = jnp.exp2(jnp.where(seen, scores, HIDDEN) - log_sum[:, None])
-        ds = weights * (_dot(do, v, trans_b=True) - delta[:, None])
-        return dq + _dot(ds.astype(k.dtype), k)
+    def work(own: Rows) -> None:
+        q, do, log_sum = load(q_ref, own), load(do_ref, own), load(log_sum_ref, own)
+        delta = (load(o_ref, own).astype(jnp.float32) * do.astype(jnp.float32)).sum(1)
+        store(delta_ref, own, delta)
 
-    dq = lax.fori_loop(0, shape.keys_of(i), step, jnp.zeros(q.shape, jnp.float32))
-    _store(dq_ref, i, dq * shape.scale)
+        def step(keys: Rows, dq: Array, masked: bool = False) -> Array:
+            k, v = load(k_ref, keys), load(v_ref, keys)
+            scores = _dot(q, k, trans_b=True)
+            if masked:
+                seen = shape.seen(own.places[:, None], keys.places[None, :])
+                scores = jnp.where(seen, scores, HIDDEN)
+            weights = jnp.exp2(scores * shape.scale2 - log_sum[:, None])
+            ds = weights * (_dot(do, v, trans_b=True) - delta[:, None])
+            return dq + _dot(ds.astype(k.dtype), k)
+
+        dq = (
+            walk_keys(
+                step, jnp.zeros(q.shape, jnp.float32), own, shape.length, shape.causal, blocks
+            )
+            * shape.scale
+        )
+        store(dq_ref, own, dq)
+        triton.store(sum_ref.at[:], dq.sum(0))  # zeros behind the end
+
+    for_own_rows(work, shape.length, blocks)
 
 
 def _attention_backward_keys(
@@ -149,85 +173,125 @@ def _attention_backward_keys(
     do_ref: Any,
     log_sum_ref: Any,
     delta_ref: Any,
-    dk_ref: Any,
-    dv_ref: Any,
+    _: Any,
+    dqkv_ref: Any,
+    sum_ref: Any,
     *,
     shape: _Shape,
+    blocks: Blocks,
 ) -> None:
-    """The gradients of a block of keys and values. Scores are transposed here: [keys, queries]."""
-    j = pl.program_id(0)
-    k, v = _load(k_ref, j), _load(v_ref, j)
+    """The gradients of a block of keys and values, beside that of queries, and their sums.
 
-    def step(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        dk, dv = carry
-        q, do = _load(q_ref, i), _load(do_ref, i)
-        scores = _dot(k, q, trans_b=True) * (shape.scale * math.log2(math.e))
-        seen = shape.seen(_places(i)[None, :], _places(j)[:, None])
-        scores = jnp.where(seen, scores, HIDDEN)
-        weights = jnp.exp2(scores - _load(log_sum_ref, i)[None, :])
-        ds = weights * (_dot(v, do, trans_b=True) - _load(delta_ref, i)[None, :])
-        return dk + _dot(ds.astype(q.dtype), q), dv + _dot(weights.astype(do.dtype), do)
+    Scores are transposed here: [keys, queries].
+    """
 
-    start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
-    dk, dv = lax.fori_loop(j if shape.causal else 0, shape.blocks, step, start)
-    _store(dk_ref, j, dk * shape.scale)
-    _store(dv_ref, j, dv)
+    def work(own: Rows) -> None:
+        k, v = load(k_ref, own), load(v_ref, own)
+
+        def step(queries: Rows, carry: tuple[Array, Array], masked: bool = False) -> Any:
+            dk, dv = carry
+            q, do = load(q_ref, queries), load(do_ref, queries)
+            scores = _dot(k, q, trans_b=True)
+            if masked:
+                seen = shape.seen(queries.places[None, :], own.places[:, None])
+                scores = jnp.where(seen, scores, HIDDEN)
+            weights = jnp.exp2(scores * shape.scale2 - load(log_sum_ref, queries)[None, :])
+            ds = weights * (_dot(v, do, trans_b=True) - load(delta_ref, queries)[None, :])
+            return dk + _dot(ds.astype(q.dtype), q), dv + _dot(weights.astype(do.dtype), do)
+
+        start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(k.shape, jnp.float32)
+        dk, dv = walk_queries(step, start, own, shape.length, shape.causal, blocks)
+        for part, gradient in (1, dk * shape.scale), (2, dv):
+            store(dqkv_ref, own, gradient, part)
+            at = sum_ref.at[jnp.int32(part - 1), :]
+            triton.store(at, _without_empty(gradient, own).sum(0))
+
+    for_own_rows(work, shape.length, blocks)
+
+
+def _without_empty(gradient: Array, own: Rows) -> Array:
+    """Zeros for keys behind the end, whose weights may even be infinite."""
+    if own.end is None:
+        return gradient
+    return jnp.where(own.places[:, None] < own.end, gradient, 0.0)
 
 
 # Calls --------------------------------------------------------------------------------------------
 
 
 def _call(
-    kernel: Callable[..., None], shape: _Shape, inputs: tuple[Array, ...], results: tuple[Any, ...]
+    kernel: Callable[..., None],
+    shape: _Shape,
+    blocks: Blocks,
+    inputs: list[Given],
+    results: list[Given],
+    aliases: dict[int, int] | None = None,
 ) -> Any:
-    """`kernel` for every block of every head of every sequence, of [n, l, a, k] or [n, a, l].
+    """`kernel` for every block of every head of every sequence, of queries [n, l, 3, a, k].
 
-    Compiled by Triton, and interpreted on a CPU.
+    Compiled by Triton, and interpreted on a CPU. `aliases` are results in an input's buffer.
     """
-    n, l, a, k = inputs[0].shape
-    of_tokens = pl.BlockSpec((None, l, None, k), lambda i, head, row: (row, 0, head, 0))
-    of_rows = pl.BlockSpec((None, None, l), lambda i, head, row: (row, head, 0))
-
-    def spec(array: Any) -> pl.BlockSpec:
-        return of_tokens if len(array.shape) == 4 else of_rows
+    n, _, _, a, _ = inputs[0].array.shape
+    arrays = [given.array for given in inputs]
 
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
-            functools.partial(kernel, shape=shape),
-            grid=(shape.blocks, a, n),
-            in_specs=[spec(each) for each in inputs],
-            out_specs=[spec(each) for each in results],
-            out_shape=list(results),
-            compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+            functools.partial(kernel, shape=shape, blocks=blocks),
+            grid=(blocks.programs(shape.length), a, n),
+            in_specs=[given.spec for given in inputs],
+            out_specs=[given.spec for given in results],
+            out_shape=[given.array for given in results],
+            input_output_aliases=aliases or {},
+            compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
             interpret=interpret,
         )
 
-    return lax.platform_dependent(*inputs, cpu=call(True), default=call(False))
+    return lax.platform_dependent(*arrays, cpu=call(True), default=call(False))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(query: Array, key: Array, value: Array, shape: _Shape) -> Array:
-    return _forward(query, key, value, shape)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attend(qkv: Array, bias: Array, shape: _Shape) -> Array:
+    return _forward(qkv, bias, shape)[0]
 
 
-def _forward(query: Array, key: Array, value: Array, shape: _Shape) -> tuple[Array, Any]:
-    n, l, a, _ = query.shape
-    sums = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
-    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    found = _call(_attention_forward, shape, (query, key, value), (like, sums))
+def _forward(qkv: Array, bias: Array, shape: _Shape) -> tuple[Array, Any]:
+    n, l, _, a, k = qkv.shape
+    mixed = jax.ShapeDtypeStruct((n, l, a, k), qkv.dtype)
+    log_sum = jax.ShapeDtypeStruct((n, a, l), jnp.float32)
+    parts = [see_part(qkv, part) for part in range(3)]
+    blocks = BLOCKS["forward", shape.causal]
+    found = _call(_attention_forward, shape, blocks, parts, [see_head(mixed), see_sums(log_sum)])
     mixed, log_sum = (checkpoint_name(each, shape.name) for each in found)
-    return mixed, (query, key, value, mixed, log_sum)
+    return mixed, (qkv, bias, mixed, log_sum)
 
 
-def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
-    query, key, value, mixed, log_sum = kept
-    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    sums = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
-    inputs = (query, key, value, mixed, gradient, log_sum)
-    dq, delta = _call(_attention_backward_queries, shape, inputs, (like, sums))
-    inputs = (query, key, value, gradient, log_sum, delta)
-    dk, dv = _call(_attention_backward_keys, shape, inputs, (like, like))
-    return dq, dk, dv
+def _backward(shape: _Shape, kept: Any, gradient: Array) -> tuple[Array, Array]:
+    """The gradient of queries, keys and values, of which each kernel writes its parts; the bias's.
+
+    The sums over tokens are of a program each, so they are added in the same order every time.
+    """
+    qkv, bias, mixed, log_sum = kept
+    n, l, _, a, k = qkv.shape
+    like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    delta = jax.ShapeDtypeStruct(log_sum.shape, jnp.float32)
+    parts = [see_part(qkv, part) for part in range(3)]
+
+    blocks = BLOCKS["queries", shape.causal]
+    dq_sums = jax.ShapeDtypeStruct((n, blocks.programs(l), a, k), jnp.float32)
+    inputs = [*parts, see_head(mixed), see_head(gradient), see_sums(log_sum)]
+    results = [see_part(like, 0), see_sums(delta), see_partial_sums(dq_sums)]
+    found = _call(_attention_backward_queries, shape, blocks, inputs, results)
+    dqkv, delta, dq_sums = found
+
+    blocks = BLOCKS["keys", shape.causal]
+    dkv_sums = jax.ShapeDtypeStruct((n, blocks.programs(l), 2, a, k), jnp.float32)
+    inputs = [*parts, see_head(gradient), see_sums(log_sum), see_sums(delta), see_parts(dqkv)]
+    results = [see_parts(like), see_partial_sums(dkv_sums)]
+    found = _call(_attention_backward_keys, shape, blocks, inputs, results, {6: 0})
+    dqkv, dkv_sums = found
+
+    dbias = jnp.concatenate([dq_sums.sum((0, 1))[None], dkv_sums.sum((0, 1))])  # [3, a, k]
+    return dqkv, dbias.reshape(-1).astype(bias.dtype)
 
 
 _attend.defvjp(_forward, _backward)
@@ -248,18 +312,17 @@ def require_head(width: int, dtype: Any) -> None:
         )
 
 
-def attend(
-    query: Array, key: Array, value: Array, *, causal: bool, true_length: int, name: str
-) -> Array:
-    """softmax(query key / sqrt(k)) value, each [n, l, a, k] -> [n, l, a, k].
+def attend(qkv: Array, bias: Array, *, causal: bool, name: str) -> Array:
+    """softmax(query key / sqrt(k)) value of [query; key; value] [n, l, 3, a, k] -> [n, l, a, k].
 
     Args:
-      true_length: keys from there on are seen by no query.
+      qkv: `bias` is in it already, under `stop_gradient`.
+      bias: [3 a k]; its gradient comes from here, its value is not used.
       name: for `jax.checkpoint`, of what the backward pass takes from the forward kernel.
 
     Raises:
       ValueError: heads of a width or a dtype that the kernels do not take.
     """
-    require_head(query.shape[-1], query.dtype)
-    scale = 1 / math.sqrt(query.shape[-1])
-    return _attend(query, key, value, _Shape(query.shape[1], true_length, causal, scale, name))
+    require_head(qkv.shape[-1], qkv.dtype)
+    scale = 1 / math.sqrt(qkv.shape[-1])
+    return _attend(qkv, bias, _Shape(qkv.shape[1], causal, scale, name))

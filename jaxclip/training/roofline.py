@@ -14,13 +14,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jaxclip.training.hlo import COLLECTIVES, Array, Run, runs
+from jaxclip.training.hlo import COLLECTIVES, Array, Run, runs, size
 
 # Shares of an H100's peaks. Measured in that step: products 64.7 TFLOP in 79 ms; cuDNN's attention
 # at 257 tokens with heads of 64, forward 0.87 TFLOP in 6.5 ms, backward and its helpers 2.2 in 19.
 # Bandwidth: 2.6 of 3.35 TB/s. Assumed of the other cards; an H200 reached 0.58 of its bandwidth
 # beside attention, and 0.78 of its peak in products (docs/log/).
-PRODUCTS, BANDWIDTH, ATTENTION_FORWARD, ATTENTION_BACKWARD = 0.83, 0.776, 0.135, 0.115
+PRODUCTS, BANDWIDTH = 0.83, 0.776
+CUDNN = {"forward": 0.135, "backward": 0.115}
+# Pallas' attention by Triton in a step of ViT-L/14, 128 pairs, on an H200 (2026-11-27, before
+# its kernels read and wrote one array): forward 24 x 34.6 GFLOP in 5.0 ms, backward in 14.6 ms.
+# Its two kernels there have 3.5 times the forward's FLOPs: both compute the weights.
+TRITON = {"forward": 0.168, "backward": 0.201}
 FLOAT32 = 0.5  # of the bfloat16 rate, in TensorFloat-32
 
 
@@ -75,7 +80,8 @@ def _kernel(run: Run) -> Kernel:
     if target and by and (forward := _attention_flops(run)):
         back = _is_backward(name, rest)
         kind, flops = ("backward", _backward_share(run) * forward) if back else ("forward", forward)
-        return Kernel(f"attention {kind}", by, flops, False, run.bytes, run.times)
+        moved = _attention_bytes(run, back)
+        return Kernel(f"attention {kind}", by, flops, False, moved, run.times)
     kind = "collective" if re.match(COLLECTIVES, op) else "other"
     return Kernel(kind, name, 0.0, False, run.bytes, run.times)
 
@@ -107,16 +113,28 @@ def _convolution_flops(run: Run, name: str) -> float:
 
 
 def _attention_flops(run: Run) -> float:
-    """Of the forward pass, from the queries [n, l, a, k], [n, a, l, k] or [n a, l, k]; else 0.
+    """Of the forward pass, from [n, l, 3, a, k] or the queries; else 0.
 
-    Of the two middle axes the longer is the tokens: CLIP has 16 heads at most. A causal mask is
-    not taken off.
+    Those are [n, l, a, k], [n, a, l, k] or [n a, l, k]. Of two middle axes the longer is the
+    tokens: CLIP has 16 heads at most. A causal mask is not taken off.
     """
     shapes = [given[0][1] for given in run.operands[:3] if len(given) == 1]
+    if shapes and _is_packed(shapes[0]):
+        return 4.0 * math.prod(shapes[0]) / 3 * shapes[0][1]
     if len(shapes) < 3 or len({(len(shape), shape[-1:]) for shape in shapes}) > 1:
         return 0.0
     query = shapes[0]
     return 4.0 * math.prod(query) * max(query[1:-1]) if len(query) in (3, 4) else 0.0
+
+
+def _is_packed(shape: tuple[int, ...]) -> bool:
+    """Whether it is queries, keys and values in one array [n, l, 3, a, k]."""
+    return len(shape) == 5 and shape[2] == 3
+
+
+def _packed_operands(run: Run) -> int:
+    """How many operands are [n, l, 3, a, k]: a kernel that is given the gradient's buffer has 2."""
+    return sum(len(given) == 1 and _is_packed(given[0][1]) for given in run.operands)
 
 
 def _backward_share(run: Run) -> float:
@@ -125,8 +143,19 @@ def _backward_share(run: Run) -> float:
     Each of two products takes half of the latter. All three gradients take five (scores, gradient
     of the weights, dq, dk, dv); dq in a kernel of its own three; dk and dv four.
     """
+    if packed := _packed_operands(run):
+        return {1: 1.5, 2: 2.0}[packed]  # the second writes dk and dv beside dq
     query = run.operands[0][0][1]
     return {1: 1.5, 2: 2.0}.get(sum(shape == query for _, shape in run.results), 2.5)
+
+
+def _attention_bytes(run: Run, back: bool) -> int:
+    """Read and written: of a gradient [n, l, 3, a, k] each kernel writes its own parts alone."""
+    packed = _packed_operands(run) if back else 0
+    if not packed:
+        return run.bytes
+    parts = size(run.operands[0][0], run.trips) // 3
+    return run.bytes - {1: 2, 2: 1 + 3}[packed] * parts  # the second does not read it either
 
 
 def _is_backward(name: str, rest: str) -> bool:
@@ -164,12 +193,11 @@ def float32_share(found: Iterable[Kernel]) -> float:
 
 def seconds(kernel: Kernel, card: Card) -> float:
     """All runs of a kernel in one step."""
-    rates = {
-        "product": PRODUCTS * (FLOAT32 if kernel.float32 else 1.0),
-        "attention forward": ATTENTION_FORWARD,
-        "attention backward": ATTENTION_BACKWARD,
-    }
-    computing = kernel.flops / (rates.get(kernel.kind, PRODUCTS) * card.flops)
+    rate = PRODUCTS * (FLOAT32 if kernel.float32 else 1.0)
+    if kernel.kind.startswith("attention"):
+        rates = TRITON if kernel.by == "triton" else CUDNN
+        rate = rates[kernel.kind.removeprefix("attention ")]
+    computing = kernel.flops / (rate * card.flops)
     return kernel.times * max(computing, kernel.bytes / (BANDWIDTH * card.bandwidth))
 
 

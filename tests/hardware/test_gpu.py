@@ -226,7 +226,11 @@ def test_a_model_runs_the_kernel_that_is_chosen_for_it(devices, kernel, monkeypa
         seen.append(rows)
         return value
 
+    def run_packed(qkv: Any, _: Any, rows: Sequences) -> Any:
+        return run(*jnp.moveaxis(qkv, 2, 0), rows)
+
     monkeypatch.setattr(attention, "run_kernel", run)
+    monkeypatch.setattr(attention, "run_packed_kernel", run_packed)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     tokens = jax.ShapeDtypeStruct((2, 77), jnp.int32)
     jax.eval_shape(lambda m, i, t: m.embed(i, t), model, images, tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -21,7 +21,8 @@ import pytest
 from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import gpu, pallas_attention
-from jaxclip.hardware.attention import Sequences, choose, padded_length, run_kernel
+from jaxclip.hardware.attention import Sequences, choose, padded_length, run_packed_kernel
+from jaxclip.hardware.pallas_blocks import Blocks
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics, weigh
 from jaxclip.training import from_recipe, roofline, targets
@@ -33,69 +34,82 @@ from tests.support.tolerances import departure, within, worst
 H100 = "NVIDIA H100 80GB HBM3"
 NO_PLUGIN = find_spec("jax_cuda13_plugin") is None
 MODEL = ClipConfig(VisionConfig(20, 5, 32, 1, 2), TextConfig(32, 1, 2, 13, 101), 7)  # heads of 16
+GRADIENTS = ("dq", "dk", "dv")
 LAYERS = {"vision_layers": 1, "text_layers": 1}
 QUICKLY = {"xla_backend_optimization_level": 0}  # only the rounding differs
-Mix = Callable[[Any, Any, Any], Any]
+Mix = Callable[[Any, Any], Any]
 RNG = np.random.default_rng(7)
 
 
-def mix_by_definition(rows: Sequences, query: Any, key: Any, value: Any) -> Any:
-    """`layers.weigh` of [n, l, a, k], which no padding reaches."""
-    places = jnp.arange(rows.length)
-    seen = places < rows.true_length
-    if rows.causal:
-        seen = seen & (places[:, None] >= places)
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    mask = jnp.where(seen, 0.0, -jnp.inf)
-    mixed, _ = weigh(*heads_first, mask, Numerics(jnp.float32, "highest"))
+def mix_by_definition(causal: bool, qkv: Any, bias: Any) -> Any:
+    """`layers.weigh` of a product [n, l, 3, a, k] and its bias [3 a k] -> [n, l, a, k]."""
+    qkv, l = qkv + bias.reshape(qkv.shape[2:]), qkv.shape[1]
+    mask = jnp.triu(jnp.full((l, l), -jnp.inf), k=1) if causal else None
+    query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))  # [n, a, l, k]
+    mixed, _ = weigh(query, key, value, mask, Numerics(jnp.float32, "highest"))
     return jnp.swapaxes(mixed, 1, 2)
 
 
+def mix_by_kernel(causal: bool, qkv: Any, bias: Any) -> Any:
+    """The same by the kernels, of a product [n, l, 3, a, k] and its bias [3 a k]."""
+    n, l, *heads = qkv.shape
+    fixed = jax.lax.stop_gradient(bias).astype(qkv.dtype).reshape(heads)
+    return run_packed_kernel(qkv + fixed, bias, Sequences(n, l, l, causal, "pallas"))
+
+
 @partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
-def with_gradient(mix: Mix, cotangent: Any, *inputs: Any) -> dict[str, Any]:
-    result, backward = jax.vjp(mix, *inputs)
-    named = zip(("dq", "dk", "dv"), backward(cotangent.astype(result.dtype)), strict=True)
-    return {"mixed": result, **dict(named)}
+def with_gradient(mix: Mix, cotangent: Any, qkv: Any, bias: Any) -> dict[str, Any]:
+    result, backward = jax.vjp(mix, qkv, bias)
+    gradient, dbias = backward(cotangent.astype(result.dtype))
+    parts = {name: gradient[:, :, i] for i, name in enumerate(GRADIENTS)}
+    return {"mixed": result, **parts, "dbias": dbias}
 
 
-def arrays(rows: Sequences) -> np.ndarray:
-    """Cotangent, query, key, value [4, n, l, a, k]; padding that would show, without cotangent."""
-    drawn = RNG.normal(size=(4, rows.count, rows.length, 2, 32)).astype(np.float32)
-    drawn[1:, :, rows.true_length :] = 1e2
-    drawn[0, :, rows.true_length :] = 0
-    return drawn
-
-
-def departures(rows: Sequences, dtype: Any = jnp.float32) -> dict[str, float]:
-    """Of the kernels from the definition: result and gradients, of tokens that are no padding."""
-    drawn = arrays(rows)
-    want = with_gradient(partial(mix_by_definition, rows), *drawn)
-    got = with_gradient(partial(run_kernel, rows=rows), *jnp.asarray(drawn, dtype))
+def departures(tokens: int, causal: bool, dtype: Any = jnp.float32) -> dict[str, float]:
+    """Of the kernels from the definition: result and gradients."""
+    qkv = RNG.normal(size=(1, tokens, 3, 2, 32)).astype(np.float32)
+    cotangent = RNG.normal(size=(1, tokens, 2, 32)).astype(np.float32)
+    bias = np.zeros(3 * 2 * 32, np.float32)  # not drawn: bfloat16 would round the sum again
+    want = with_gradient(partial(mix_by_definition, causal), cotangent, qkv, bias)
+    qkv = jnp.asarray(qkv, dtype)
+    got = with_gradient(partial(mix_by_kernel, causal), cotangent, qkv, bias)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in got.values())
-    assert all(x.dtype == dtype for x in got.values())
-    real = slice(None, rows.true_length)
-    return {name: departure(got[name][:, real], want[name][:, real]) for name in want}
+    assert all(x.dtype == (bias if name == "dbias" else qkv).dtype for name, x in got.items())
+    return {name: departure(got[name], want[name]) for name in want}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("tokens", [17, 50, 77, 257])
+@pytest.mark.parametrize("tokens", [17, 50, 64, 65, 77, 129, 257])
 def test_the_kernels_are_the_einsum_and_its_gradient(tokens, causal, dtype):
-    off = departures(Sequences(1, tokens, tokens, causal, "pallas"), dtype)
+    off = departures(tokens, causal, dtype)
     name = "pallas attention" + (" bfloat16" if dtype == jnp.bfloat16 else "")
     assert max(off.values()) < within(name), off
 
 
-@pytest.mark.parametrize(("length", "tokens"), [(18, 17), (66, 64), (128, 50)])
-@pytest.mark.parametrize("causal", [False, True])
-def test_no_token_sees_padding(length, tokens, causal):
-    off = departures(Sequences(2, length, tokens, causal, "pallas"))
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """No program of another test: what is patched here is no argument of a jit."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("tail", [16, 32])
+@pytest.mark.parametrize(
+    ("own", "other", "causal"), [(32, 64, False), (64, 32, False), (32, 16, True)]
+)
+def test_blocks_of_any_size_are_the_einsum(own, other, causal, tail, monkeypatch, fresh):
+    blocks = Blocks(own, other, 4, 2, tail)
+    for name in ("forward", "queries", "keys"):
+        monkeypatch.setitem(pallas_attention.BLOCKS, (name, causal), blocks)
+    off = departures(77, causal)
     assert max(off.values()) < within("pallas attention"), off
 
 
-@pytest.mark.parametrize("mistake", ["mask shifted by one", "wrong scale", "padded key seen"])
-def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
-    rows = Sequences(1, 78, 77, mistake == "mask shifted by one", "pallas")
+@pytest.mark.parametrize("mistake", ["mask shifted by one", "wrong scale", "empty place seen"])
+def test_a_wrong_kernel_is_noticed(mistake, monkeypatch, fresh):
+    causal = mistake == "mask shifted by one"
     shape = pallas_attention._Shape
     real = shape.seen
 
@@ -103,17 +117,22 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
         return real(self, queries + 1, keys)
 
     def everything(self: Any, queries: Any, keys: Any) -> Any:
-        return keys < self.length
+        return keys >= 0
 
     if mistake == "wrong scale":
-        wrong = lambda *given: shape(*given[:3], given[3] ** 2, given[4])  # noqa: E731
+        wrong = lambda *given: shape(*given[:2], given[2] ** 2, given[3])  # noqa: E731
         monkeypatch.setattr(pallas_attention, "_Shape", wrong)
     else:
-        monkeypatch.setattr(shape, "seen", shifted if rows.causal else everything)
-    jax.clear_caches()
-    off = departures(rows)
-    jax.clear_caches()
+        monkeypatch.setattr(shape, "seen", shifted if causal else everything)
+    off = departures(77, causal)
     assert min(off.values()) > 1e-2, off
+
+
+def test_an_empty_place_in_the_sum_for_the_bias_is_noticed(monkeypatch, fresh):
+    monkeypatch.setattr(pallas_attention, "_without_empty", lambda gradient, own: gradient)
+    off = departures(77, causal=False)
+    assert off.pop("dbias") > 1e-2
+    assert max(off.values()) < within("pallas attention"), off
 
 
 # In a model ---------------------------------------------------------------------------------------
@@ -184,6 +203,13 @@ def test_a_dtype_or_a_head_that_it_does_not_take_is_one_line():
         hardware.arrange_training(clip.abstract(MODEL), "cpu", "none", attention="pallas")
 
 
+def test_padding_is_one_line():
+    rows = Sequences(1, 18, 17, False, "pallas")
+    with pytest.raises(ValueError, match="no padding for pallas, got 17 tokens of 18") as told:
+        run_packed_kernel(jnp.zeros((1, 18, 3, 2, 32)), jnp.zeros(192), rows)
+    assert "\n" not in str(told.value)
+
+
 def test_a_jax_without_it_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxclip.hardware.pallas_attention", None)
     monkeypatch.delattr(hardware, "pallas_attention")
@@ -206,12 +232,16 @@ def test_many_devices_are_refused():
 @pytest.mark.parametrize(("tokens", "causal"), [(257, False), (77, True)])
 def test_triton_compiles_the_kernels_for_an_h100(tokens, causal):
     target = targets.find("h100")
-    rows = Sequences(128, tokens, tokens, causal, "pallas")
     one = jax.sharding.SingleDeviceSharding(target.devices[0])
-    given = jax.ShapeDtypeStruct((128, tokens, 16, 64), jnp.bfloat16, sharding=one)
-    program = jax.jit(partial(with_gradient.__wrapped__, partial(run_kernel, rows=rows)))
+
+    def given(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+
+    arrays = given(128, tokens, 16, 64), given(128, tokens, 3, 16, 64)
+    bias = given(3 * 16 * 64, dtype=jnp.float32)
+    program = jax.jit(partial(with_gradient.__wrapped__, partial(mix_by_kernel, causal)))
     with targets.compiling_for(target) as options:
-        compiled = program.lower(*[given] * 4).compile(compiler_options=options)
+        compiled = program.lower(*arrays, bias).compile(compiler_options=options)
     found = roofline.kernels(targets.program_text(compiled, target))
     assert roofline.attention_calls(found) == {"triton": {"forward": 1, "backward": 2}}
     forward = 4 * 128 * 16 * 64 * tokens**2

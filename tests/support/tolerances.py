@@ -90,12 +90,12 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     ),
     "pallas attention": (
         3e-6,
-        "result and gradients in float32, 17 to 257 tokens: 9.6e-7; padding seen, a mask shifted "
-        "by one, another scale: above 1e-2",
+        "result and gradients in float32, 17 to 257 tokens: 7.6e-7; an empty place seen or in the "
+        "bias's sum, a mask shifted by one, another scale: above 1e-2",
     ),
     "pallas attention bfloat16": (
         2.2e-2,
-        "the same in bfloat16, rounded inputs included: 7.3e-3",
+        "the same in bfloat16, rounded inputs included: 8.8e-3",
     ),
     "norm kernel": (
         4e-6,

@@ -139,6 +139,47 @@ def test_attention_kernels_are_told_apart(target, scope, kind, by):
     assert kernel.flops == expected.get(kind, 0)
 
 
+PACKED = """ENTRY %main (x: bf16[8]) -> bf16[8] {
+  %qkv = bf16[SHAPE]{4,3,2,1,0} parameter(0)
+  %o = bf16[128,257,16,64]{3,2,1,0} parameter(1)
+  %dqkv = bf16[SHAPE]{4,3,2,1,0} parameter(2)
+  %y = RESULT custom-call(%qkv, %qkv, %qkv, %o), \
+custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/SCOPE/kernel"}
+}
+"""
+QKV, MIXED = "128,257,3,16,64", 2 * 128 * 257 * 16 * 64  # bytes
+
+
+def packed(result: str, scope: str, shape: str = QKV) -> roofline.Kernel:
+    text = PACKED.replace("RESULT", result).replace("SHAPE", shape).replace("SCOPE", scope)
+    return only(text.replace("%o)", "%o, %dqkv)") if "bf16[2]" in result else text)
+
+
+def packed_step() -> list[roofline.Kernel]:
+    """24 layers of attention of one array; forward, queries' gradient, that of keys and values."""
+    forward = packed("bf16[128,257,16,64]{3,2,1,0}", "jvp()")
+    queries = packed(f"bf16[{QKV}]{{4,3,2,1,0}}", "transpose(jvp())")
+    keys = packed(f"(bf16[{QKV}]{{4,3,2,1,0}}, bf16[2]{{0}})", "transpose(jvp())")
+    return [kernel._replace(times=24) for kernel in (forward, queries, keys)]
+
+
+def test_attention_of_one_array_is_found_and_moves_the_parts_that_it_writes():
+    found = packed_step()
+    flops = 4 * 128 * 16 * 64 * 257**2
+    assert [kernel.flops for kernel in found] == [flops, 1.5 * flops, 2.0 * flops]
+    assert roofline.attention_calls(found) == {"triton": {"forward": 24, "backward": 48}}
+    assert [kernel.bytes for kernel in found] == [5 * MIXED, 5 * MIXED, 6 * MIXED + 4]
+    other = packed("bf16[128,257,16,64]{3,2,1,0}", "jvp()", shape=QKV.replace("3", "4"))
+    assert other.kind == "other"  # the negative twin
+
+
+def test_attention_by_triton_takes_what_an_h200_took():
+    forward, *backward = (1e3 * roofline.seconds(kernel, CARDS["h200"]) for kernel in packed_step())
+    assert (forward, sum(backward)) == pytest.approx((5.0, 14.6), rel=0.01)
+    cudnn = packed_step()[0]._replace(by="cudnn")
+    assert 1e3 * roofline.seconds(cudnn, CARDS["h200"]) > 6
+
+
 def test_a_kernel_of_two_matrices_is_no_attention():
     text = ATTENTION.replace("TARGET", "tpu_custom_call").replace("bf16[2,78,3,64]", "bf16[78,64]")
     assert only(text).kind == "other"

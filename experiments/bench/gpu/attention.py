@@ -12,12 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.hardware.attention import Kernel, Sequences, padded_length, run_kernel
+from jaxclip.hardware.attention import (
+    Kernel,
+    Sequences,
+    padded_length,
+    run_kernel,
+    run_packed_kernel,
+)
 from jaxclip.models.layers import Attention, Numerics
 from jaxclip.models.starts import Shapes
 
 Array = jax.Array
-Mix = Callable[..., Array]  # arrays of queries, keys and values -> [n, l, a, k]
+Mix = Callable[..., Array]  # queries, keys and values, packed or apart -> [n, l, a, k]
 CHANNELS = 64  # a head
 CALLS, LONG, REPEATS = 32, 0.5, 5  # calls in a row, at most as many as take that many seconds
 
@@ -37,6 +43,12 @@ def by_einsum(heads: int, causal: bool, numerics: Numerics) -> Mix:
 def by_kernel(rows: Sequences) -> Mix:
     """The same by a fused kernel, of three arrays [n, l, a, k], as its tower makes them."""
     return lambda query, key, value: run_kernel(query, key, value, rows)
+
+
+def by_packed_kernel(rows: Sequences, heads: int) -> Mix:
+    """The same by Pallas' kernels, of one array [n, l, 3, a, k], as its tower makes it."""
+    bias = jnp.zeros(3 * heads * CHANNELS)  # of the tower's product, for its gradient alone
+    return lambda qkv: run_packed_kernel(qkv, bias, rows)
 
 
 def with_gradient(mix: Mix) -> Callable[..., tuple[Array, tuple[Array, ...]]]:
@@ -61,7 +73,9 @@ def attention(
     expected = jax.device_get((result, gradient))
     inputs: tuple[Array, ...] = (qkv,)
     mix = by_einsum(heads, causal, Numerics(jnp.bfloat16))
-    if kernel != "einsum":
+    if kernel == "pallas":
+        mix = by_packed_kernel(Sequences(batch, tokens, tokens, causal, kernel), heads)
+    elif kernel != "einsum":
         length = padded_length(tokens, kernel)
         padding = ((0, 0), (0, length - tokens), (0, 0), (0, 0))
         inputs = tuple(jnp.pad(qkv[:, :, i], padding, constant_values=1) for i in range(3))
