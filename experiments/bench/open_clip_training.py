@@ -31,8 +31,8 @@ def new_open_clip(config: ClipConfig) -> Any:
     return open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=True).float()
 
 
-def step(config: ClipConfig, batch: int, precision: str) -> Callable[[], float]:
-    """A function that makes one step (AdamW with two groups) and returns its loss.
+def step(config: ClipConfig, batch: int, precision: str) -> Callable[..., float]:
+    """A function that makes so many steps (AdamW with two groups) and returns the last loss.
 
     On a GPU the model is compiled, the optimizer fused, and the float32 products that autocast
     leaves are TF32. The batch waits on the device.
@@ -59,7 +59,7 @@ def step(config: ClipConfig, batch: int, precision: str) -> Callable[[], float]:
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
     own = torch.arange(batch, device=device)
 
-    def run() -> float:
+    def make_step() -> Any:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             image, text, scale = forward(pixels, ids)[:3]
@@ -68,6 +68,11 @@ def step(config: ClipConfig, batch: int, precision: str) -> Callable[[], float]:
         loss = (cross_entropy(logits.float(), own) + cross_entropy(logits.T.float(), own)) / 2
         loss.backward()
         optimizer.step()
-        return float(loss.detach())  # waits for the device
+        return loss.detach()
+
+    def run(steps: int = 1) -> float:
+        for _ in range(steps):
+            loss = make_step()
+        return float(loss)  # waits for the device
 
     return run

@@ -18,8 +18,8 @@ from experiments.bench.batches import arrays
 from experiments.bench.gpu import child, trace
 from experiments.bench.gpu.attention import attention as measure_attention
 from experiments.bench.gpu.gradients import gradients
-from experiments.bench.gpu.rows import CONFIGS, PEAKS, chip
-from experiments.bench.training import ours
+from experiments.bench.gpu.rows import CONFIGS, PEAKS, STEPS, chip
+from experiments.bench.training import Steps, ours
 from jaxclip import hardware, parity
 from jaxclip.config import ResNetConfig
 from jaxclip.hardware.attention import choose
@@ -90,11 +90,11 @@ def golden(model: str, precision: str) -> Measured:
 
 # Training -----------------------------------------------------------------------------------------
 
-_made: dict[str, tuple[Callable[[], float], float] | None] = {}  # of the newest settings alone
+_made: dict[str, tuple[Steps, float] | None] = {}  # of the newest settings alone
 
 
-def _compile_step(model: str, batch: int, **settings: str) -> tuple[Callable[[], float], float]:
-    """(a function that makes one step, seconds of its first call); kept for the next row."""
+def _compile_step(model: str, batch: int, **settings: str) -> tuple[Steps, float]:
+    """(a function that makes steps, seconds of its first call); kept for the next row."""
     key = f"{model}, {batch}, {settings}"
     if key not in _made:
         _made.clear()
@@ -112,7 +112,8 @@ def _compile_step(model: str, batch: int, **settings: str) -> tuple[Callable[[],
 def step(model: str, batch: int, remat: str, attention: str) -> Measured:
     """A training step in bfloat16 as shipped, its batch on the device."""
     run, first = _compile_step(model, batch, remat=remat, attention=attention)
-    seconds = _median(run)
+    run(STEPS)
+    seconds = _median(lambda: run(STEPS)) / STEPS
     loss = run()
     if not math.isfinite(loss):
         raise ValueError(f"loss: expected a finite number, got {loss}")

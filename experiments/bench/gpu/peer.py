@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 from experiments.bench.gpu import child
-from experiments.bench.gpu.rows import CONFIGS
+from experiments.bench.gpu.rows import CONFIGS, STEPS
 
-RUNS, WARM = 8, 2
+RUNS = 5
 
 
 def peer(model: str, batch: int) -> dict[str, Any]:
@@ -20,14 +20,17 @@ def peer(model: str, batch: int) -> dict[str, Any]:
     from experiments.bench import open_clip_training
 
     run = open_clip_training.step(CONFIGS[model], batch, "bfloat16")
+    began = time.monotonic()
+    run()
+    first = time.monotonic() - began
     seconds = []
-    for _ in range(1 + WARM + RUNS):
+    for _ in range(1 + RUNS):
         began = time.monotonic()
-        run()
-        seconds.append(time.monotonic() - began)
-    median = statistics.median(seconds[1 + WARM :])
+        run(STEPS)
+        seconds.append((time.monotonic() - began) / STEPS)
+    median = statistics.median(seconds[1:])
     found = {"ms": round(1e3 * median, 2), "images/s": round(batch / median, 1)}
-    found["first s"] = round(seconds[0], 1)
+    found["first s"] = round(first, 1)
     if torch.cuda.is_available():
         found["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return found

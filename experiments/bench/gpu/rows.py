@@ -16,6 +16,8 @@ CONFIGS: dict[str, ClipConfig] = RELEASED | {
     "tiny": ClipConfig(VisionConfig(16, 8, 64, 1, 1), TextConfig(64, 1, 1, 12, 99), 24),
 }
 
+STEPS = 5  # in a row, as in the training loop: none waits until the loss before it was read
+
 # Dense bfloat16 products, TFLOP/s, from NVIDIA's data sheets; a chip's name is part of the card's,
 # and the first that fits counts. H100 and H200 are the SXM modules, A100 either form.
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H200 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
