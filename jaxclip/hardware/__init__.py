@@ -57,14 +57,18 @@ def for_gpu(
     device_kind: str,
     *,
     attention: str = "auto",
-    norms: bool | None = None,
+    block_kernels: bool | None = None,
     training_devices: int | None = None,
 ) -> Model:
     """The model arranged for an NVIDIA GPU, in training as well; see `gpu.for_gpu`."""
     from jaxclip.hardware import gpu
 
     return gpu.for_gpu(
-        model, device_kind, attention=attention, norms=norms, training_devices=training_devices
+        model,
+        device_kind,
+        attention=attention,
+        block_kernels=block_kernels,
+        training_devices=training_devices,
     )
 
 

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.hardware.attention import KEPT, FusedAttention, Sequences, choose, padded_length
+from jaxclip.hardware.blocks import FusedMlp, FusedNormBlock, LinearBeforeNorm, fuse
 from jaxclip.hardware.modules import Model, become, modules_of
-from jaxclip.hardware.norm import FusedNormBlock, LeanLayerNorm, LinearBeforeNorm, fuse, pass_on
+from jaxclip.hardware.norm import LeanLayerNorm, pass_on
 from jaxclip.models.layers import (
     Attention,
     LayerNorm,
     Linear,
+    Mlp,
     ResidualAttentionBlock,
     Taps,
     Transformer,
@@ -109,7 +111,7 @@ def arrange(
     model: Model,
     attention: type[FusedAttention] = FusedAttention,
     *,
-    fused_norms: bool = False,
+    block_kernels: bool = False,
     **options: Any,
 ) -> Model:
     """The same tree in the modules above; the model itself is unchanged.
@@ -117,7 +119,7 @@ def arrange(
     Args:
       model: plain, of arrays or of shapes.
       attention: the class to put in the place of `Attention`.
-      fused_norms: whether blocks become `FusedNormBlock`.
+      block_kernels: whether blocks become `FusedNormBlock`.
       options: attributes of every `FlatTransformer`.
     """
     swaps: dict[type, type] = {
@@ -132,7 +134,7 @@ def arrange(
         if any(module is each for each in own_mask):
             continue  # no kernel here hides a text's padding
         become(module, swaps.get(type(module)))
-        if fused_norms and type(module) is ResidualAttentionBlock:
+        if block_kernels and type(module) is ResidualAttentionBlock:
             fuse(module)
         if isinstance(module, FlatTransformer):
             # a loop copies what it keeps for the backward pass into a stack, and out of it
@@ -149,6 +151,7 @@ def plain(model: Model) -> Model:
     classes: dict[type, type] = {
         FlatTransformer: Transformer,
         FusedNormBlock: ResidualAttentionBlock,
+        FusedMlp: Mlp,
         LinearBeforeNorm: Linear,
         LeanLayerNorm: LayerNorm,
     }

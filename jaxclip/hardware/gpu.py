@@ -2,8 +2,8 @@
 
 from jaxclip.hardware import flat
 from jaxclip.hardware.attention import FUSED_DTYPES, require_kernel
+from jaxclip.hardware.blocks import choose_block_kernels, require_block_kernels
 from jaxclip.hardware.modules import Model, modules_of
-from jaxclip.hardware.norm import fuse_norms, require_norms
 from jaxclip.models.layers import Attention
 
 
@@ -12,7 +12,7 @@ def for_gpu(
     device_kind: str,
     *,
     attention: str = "auto",
-    norms: bool | None = None,
+    block_kernels: bool | None = None,
     training_devices: int | None = None,
 ) -> Model:
     """The same tree in modules for a GPU, for inference and training; the model is unchanged.
@@ -23,7 +23,8 @@ def for_gpu(
       model: plain, of arrays or of shapes.
       device_kind: of the `jax.Device`.
       attention: "auto" or a kernel of `attention.Kernel`.
-      norms: whether the norms of blocks have a backward kernel; None for where that was measured.
+      block_kernels: whether blocks have kernels for their norms and activation; None for where
+        that was measured.
       training_devices: that share a training step; None for inference.
 
     Raises:
@@ -32,15 +33,15 @@ def for_gpu(
     tower = model.visual if hasattr(model, "visual") else model.text
     dtype = tower.numerics.dtype
     require_kernel(attention, dtype, _head_widths(model))
-    if norms:
-        require_norms(dtype)
+    if block_kernels:
+        require_block_kernels(dtype)
     elif attention == "auto" and dtype not in FUSED_DTYPES:
         return model
-    if norms is None:
-        norms = fuse_norms(device_kind, dtype, training_devices=training_devices)
+    if block_kernels is None:
+        block_kernels = choose_block_kernels(device_kind, dtype, training_devices=training_devices)
     return flat.arrange(
         model,
-        fused_norms=norms,
+        block_kernels=block_kernels,
         device_kind=device_kind,
         kernel=attention,
         training_devices=training_devices,

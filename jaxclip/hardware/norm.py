@@ -1,68 +1,15 @@
-"""Layer norm whose backward pass keeps x alone, and a block whose norms have a kernel for it.
-
-Which chip gets the kernel follows from what was measured there.
-"""
+"""Layer norm whose backward pass keeps x alone, and one beside a residual that has a kernel."""
 
 import functools
-import re
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jaxclip.hardware.attention import FUSED_DTYPES
-from jaxclip.hardware.modules import become
-from jaxclip.models.layers import (
-    LayerNorm,
-    Linear,
-    ResidualAttentionBlock,
-    Taps,
-    at_least_float32,
-)
+from jaxclip.models.layers import LayerNorm, at_least_float32
 
 Array = jax.Array
-
-# Chips on which a training step on one device is faster with the kernel of `pallas_norm.py`. A
-# chip's name is a word of its `device_kind`.
-#
-# H200: to be measured
-MEASURED = ("H200",)
-
-
-def fuse_norms(device_kind: str, dtype: Any, *, training_devices: int | None) -> bool:
-    """Whether blocks take the kernel where nobody says so.
-
-    On several devices each would gather the others' rows; in inference there is nothing to gain.
-
-    >>> fuse_norms("NVIDIA H200", jnp.bfloat16, training_devices=1)
-    True
-    >>> fuse_norms("NVIDIA H200", jnp.bfloat16, training_devices=8)
-    False
-    """
-    measured = any(re.search(rf"\b{chip}\b", device_kind) for chip in MEASURED)
-    if not measured or dtype not in FUSED_DTYPES or training_devices != 1:
-        return False
-    try:
-        require_norms(dtype)
-    except ValueError:  # this jax
-        return False
-    return True
-
-
-def require_norms(dtype: Any) -> None:
-    """ValueError unless the kernel can run, and takes a model of that dtype."""
-    try:
-        taken = _pallas().DTYPES
-    except ImportError:  # jax 0.11 has deprecated Pallas for Triton
-        raise ValueError(
-            f"norms: expected a jax that has Pallas for Triton, got jax {jax.__version__}; "
-            "leave the norms to XLA"
-        ) from None
-    if dtype not in taken:
-        names = ", ".join(jnp.dtype(each).name for each in taken)
-        raise ValueError(f"norms: expected {names}, got {jnp.dtype(dtype).name}")
 
 
 def _pallas() -> ModuleType:
@@ -143,8 +90,8 @@ def norm_and_pass(
     kernel that adds them.
 
     Args:
-      added: bias [d] that was added to x last, by a `LinearBeforeNorm`. Its gradient is the sum of
-        x's over the rows, which the kernel has at hand; XLA would read x's gradient again.
+      added: bias [d] that was added to x last, by a `blocks.LinearBeforeNorm`. Its gradient is the
+        sum of x's over the rows, which the kernel has; XLA would read x's gradient again.
     """
     return x, layer_norm(x, scale, bias, epsilon)
 
@@ -177,43 +124,3 @@ def pass_on(x: Array, added: Array) -> Array:
 pass_on.defvjp(
     lambda x, added: (x, None), lambda _, passed: (passed, at_least_float32(passed).sum(0))
 )
-
-
-class LinearBeforeNorm(Linear):
-    """`Linear` whose bias gets its gradient from `norm_and_pass` or `pass_on`."""
-
-    def __call__(self, x: Array) -> Array:
-        bias = nnx.Param(jax.lax.stop_gradient(self.bias[...]))
-        return self.numerics.dot(x, self.kernel, bias)
-
-
-class FusedNormBlock(ResidualAttentionBlock):
-    """`ResidualAttentionBlock` on tokens as one matrix, whose norms have the backward kernel.
-
-    Its `attn.out_proj` and `mlp.c_proj` are `LinearBeforeNorm`.
-    """
-
-    def __call__(self, carried: Any, mask: Any, taps: Taps | None = None) -> Any:
-        """(x [n l, d], the bias that was added to it last [d]) -> the same; the usual taps."""
-        x, added = carried
-        x, y = _split(self.ln_1, x, added)
-        x = x + self.attn(y, mask, taps)
-        x, y = _split(self.ln_2, x, self.attn.out_proj.bias[...])
-        x = x + self.mlp(y)
-        added = self.mlp.c_proj.bias[...]
-        if taps is not None:
-            x, added = pass_on(x, added), jnp.zeros_like(added)  # a tap may have a gradient too
-            taps["hidden"] = x
-        return x, added
-
-
-def _split(norm: LayerNorm, x: Array, added: Array) -> tuple[Array, Array]:
-    """x for the residual, and x normalised."""
-    return norm_and_pass(x, norm.scale[...], norm.bias[...], added, norm.epsilon)
-
-
-def fuse(block: ResidualAttentionBlock) -> None:
-    """Make a plain block, stacked or not, a `FusedNormBlock`."""
-    become(block, FusedNormBlock)
-    become(block.attn.out_proj, LinearBeforeNorm)
-    become(block.mlp.c_proj, LinearBeforeNorm)
