@@ -19,7 +19,7 @@ Array = jax.Array
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 ROWS = 2  # at a time
 COLUMNS = 256  # of a warp: 16 bytes of bfloat16 a thread, and a row's sum in few steps
-WARPS = 2112  # of all programs together: 16 on each of an H200's 132 multiprocessors
+WARPS = 4224  # of all programs together; twice what 132 multiprocessors hold
 MOST = 2**31 - 1  # numbers of an array: Triton's offsets have 32 bits
 
 
