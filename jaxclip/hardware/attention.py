@@ -26,19 +26,23 @@ CUDNN_STEP, CUDNN_MOST = 8, 128  # and heads of a multiple of 8 channels, at mos
 # (chip, tokens): the kernels that were measured there, the fastest first. What was not measured is
 # not here; `python -m experiments.bench gpu` makes rows. A chip's name is a word of its
 # `device_kind`. bfloat16, heads of 64 channels; batch x heads 128 x 16 at 257 tokens, 1,024 x 8
-# (causal) at 77 and 1,024 x 12 at 50.
+# (causal) at 77, 1,024 x 12 at 50, 512 x 12 at 197 and 48 x 16 at 577.
 #
 # H100 80GB (2026-11-26, jax 0.11.2): cuDNN in whole training steps of ViT-L/14 and ViT-B/32, 25 of
 # 184 ms. The einsum's step did not fit, or took 442 ms with every block computed again.
 # H200 (2026-11-27, jax 0.11.2, docs/gpu.json): each kernel alone, ms forward and backward. In whole
-# steps Pallas took 154.0 ms for cuDNN's 156.7 (ViT-L/14) and 114.4 for 121.3 (ViT-B/32).
+# steps Pallas took 154.0 ms for cuDNN's 156.7 (ViT-L/14) and 114.4 for 121.3 (ViT-B/32). Measured at
+# 50 and 77 tokens before the kernels read one array of all three; at 257 that took 0.764 in place of
+# 0.769, with other blocks than now.
 MEASURED: dict[tuple[str, int], tuple[Kernel, ...]] = {
     ("H100", 50): ("cudnn",),
     ("H100", 77): ("cudnn",),
     ("H100", 257): ("cudnn",),
     ("H200", 50): ("pallas", "cudnn", "einsum", "xla"),  # 0.388, 0.945, 0.960, 1.129
     ("H200", 77): ("pallas", "cudnn", "einsum", "xla"),  # 0.549, 0.902, 1.483, 1.773
+    ("H200", 197): ("pallas", "cudnn", "einsum"),  # 1.402, 2.178, 4.279
     ("H200", 257): ("pallas", "cudnn", "einsum", "xla"),  # 0.769, 1.008, 2.451, 3.101
+    ("H200", 577): ("pallas", "cudnn", "einsum"),  # 0.942, 0.988, 3.613
 }
 
 

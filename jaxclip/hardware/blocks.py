@@ -21,7 +21,9 @@ Array = jax.Array
 # Chips on which a training step on one device is faster with the kernels of `pallas_norm.py` and
 # `pallas_activation.py`. A chip's name is a word of its `device_kind`.
 #
-# H200: to be measured
+# H200 (2026-11-27, jax 0.11.2, docs/log/): the backward pass of a norm of [32896, 1024] takes 0.107
+# ms for XLA's 0.193, activation and gradient 0.371 for 0.405. Whole steps with these kernels and
+# attention of one packed array: ViT-L/14 154.3 to 144.9 ms, ViT-B/32 114.4 to 107.4.
 MEASURED = ("H200",)
 
 

@@ -68,8 +68,8 @@ REAL = Sizes(
         ("ViT-L/14", 128, ("auto",)),
         ("ViT-B/32", 1024, ("auto",)),
         ("RN50", 512, ("auto",)),
-        ("ViT-B/16", 512, ("auto", "cudnn")),  # of these lengths the table has no row yet
-        ("ViT-L/14@336px", 48, ("auto", "cudnn")),
+        ("ViT-B/16", 512, ("auto",)),
+        ("ViT-L/14@336px", 48, ("auto",)),
     ),
     gradients=(("ViT-B/32", 8), ("RN50", 8)),
     attention=(
