@@ -31,9 +31,8 @@ CUDNN_STEP, CUDNN_MOST = 8, 128  # and heads of a multiple of 8 channels, at mos
 # H100 80GB (2026-11-26, jax 0.11.2): cuDNN in whole training steps of ViT-L/14 and ViT-B/32, 25 of
 # 184 ms. The einsum's step did not fit, or took 442 ms with every block computed again.
 # H200 (2026-11-27, jax 0.11.2, docs/gpu.json): each kernel alone, ms forward and backward. In whole
-# steps Pallas took 154.0 ms for cuDNN's 156.7 (ViT-L/14) and 114.4 for 121.3 (ViT-B/32). Measured at
-# 50 and 77 tokens before the kernels read one array of all three; at 257 that took 0.764 in place of
-# 0.769, with other blocks than now.
+# steps Pallas took 154.0 ms for cuDNN's 156.7 (ViT-L/14) and 114.4 for 121.3 (ViT-B/32). At 50, 77
+# and 257 tokens Pallas was measured before its kernels read one array of query, key and value.
 MEASURED: dict[tuple[str, int], tuple[Kernel, ...]] = {
     ("H100", 50): ("cudnn",),
     ("H100", 77): ("cudnn",),

@@ -22,7 +22,7 @@ from jaxclip.training.hlo import COLLECTIVES, Array, Run, runs, size
 # beside attention, and 0.78 of its peak in products (docs/log/).
 PRODUCTS, BANDWIDTH = 0.83, 0.776
 CUDNN = {"forward": 0.135, "backward": 0.115}
-# Pallas' attention by Triton on an H200 (2026-11-27), 34.6 GFLOP at 257 tokens: 0.175 ms forward and
+# Pallas' attention by Triton on an H200 (2026-11-27), 34.6 GFLOP at 257 tokens: 0.175 ms forward,
 # 0.561 backward alone, and 1.09 times that in a step of ViT-L/14. Its two backward kernels have 3.5
 # times the forward's FLOPs: both compute the weights.
 TRITON = {"forward": 0.183, "backward": 0.200}

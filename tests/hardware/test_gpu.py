@@ -190,16 +190,17 @@ def chosen(kind: str, tokens: int, **changes: Any) -> str:
 
 
 def test_the_kernel_follows_from_what_was_measured():
-    assert [chosen(H200, l) for l in (50, 77, 257)] == ["pallas"] * 3
+    assert [chosen(H200, l) for l in (50, 77, 197, 257, 577)] == ["pallas"] * 5
     assert [chosen(H100, l) for l in (50, 77, 257)] == ["cudnn"] * 3
+    assert [chosen(H100, l) for l in (20, 197, 577)] == ["einsum"] * 3
+    assert chosen(H200, 20) == "einsum"
     for chip in (H100, H200):
-        assert [chosen(chip, l) for l in (20, 197, 577)] == ["einsum"] * 3
         assert chosen(chip, 257, dtype=jnp.float32) == "einsum"
     for other in ("NVIDIA A100-SXM4-80GB", "NVIDIA GH200 480GB", "TPU v5 lite", ""):
         assert chosen(other, 257) == "einsum"
 
 
-@pytest.mark.parametrize("tokens", [50, 77, 257])
+@pytest.mark.parametrize("tokens", [50, 77, 197, 257, 577])
 def test_where_pallas_cannot_run_the_next_best_is_taken(tokens):
     for devices in (None, 2, 8):  # inference, where it was not measured; several devices
         assert chosen(H200, tokens, training_devices=devices) == "cudnn"
