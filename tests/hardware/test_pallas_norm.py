@@ -140,5 +140,5 @@ def test_triton_compiles_the_kernel_for_an_h200(m, d, monkeypatch):
     found = roofline.kernels(targets.program_text(compiled, target))
     assert not roofline.attention_calls(found)
     kernel = next(kernel for kernel in found if "triton" in kernel.by)
-    assert kernel.kind == "other" and 8 * m * d < kernel.bytes < 1.1 * 8 * m * d
-    assert sum(kernel.bytes for kernel in found) < 1.2 * 8 * m * d
+    assert kernel.kind == "other" and 8 * m * d < kernel.bytes < 1.2 * 8 * m * d
+    assert sum(kernel.bytes for kernel in found) < 1.4 * 8 * m * d
