@@ -26,7 +26,7 @@ from jaxclip.cli.train import train
 from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.cli.usage import USAGE, defer, refuse_empty, usage_errors_in_one_line
 from jaxclip.cli.weights import convert, inspect, models, verify
-from jaxclip.terminal import complain, run_program
+from jaxclip.terminal import FAILED, complain, run_program
 
 DESCRIPTION = (
     "CLIP in NumPy, JAX and Flax: classify pictures by words, train, load and check any weights. "
@@ -99,6 +99,12 @@ def _command(arguments: Sequence[str]) -> Callable[[], int]:
     return functools.partial(train, parsed) if isinstance(parsed, TrainFlags) else parsed
 
 
+def _is_of_a_device(error: RuntimeError) -> bool:
+    """Whether it comes from a device or the compiler for it."""
+    jax = sys.modules.get("jax")  # not every command loads it
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 (failed, one line says why) or 2 (usage).
 
@@ -113,5 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UsageError as error:
             complain("jaxclip", error)
             return USAGE
+        except RuntimeError as error:
+            if not _is_of_a_device(error):
+                raise
+            said = str(error).partition("\n")[0]
+            complain("jaxclip", f"the device failed: {said}; does it with JAX_PLATFORMS=cpu too?")
+            return FAILED
 
     return run_program("jaxclip", work)

@@ -22,9 +22,9 @@ def for_gpu(
     Args:
       model: plain, of arrays or of shapes.
       device_kind: of the `jax.Device`.
-      attention: "auto" or a kernel of `attention.Kernel`.
+      attention: "auto" or a kernel of `attention.Kernel`; "einsum" is without any kernel.
       block_kernels: whether blocks have kernels for their norms and activation; None for where
-        that was measured.
+        that was measured, unless `attention` is "einsum".
       training_devices: that share a training step; None for inference.
 
     Raises:
@@ -38,7 +38,9 @@ def for_gpu(
     elif attention == "auto" and dtype not in FUSED_DTYPES:
         return model
     if block_kernels is None:
-        block_kernels = choose_block_kernels(device_kind, dtype, training_devices=training_devices)
+        block_kernels = attention != "einsum" and choose_block_kernels(
+            device_kind, dtype, training_devices=training_devices
+        )
     return flat.arrange(
         model,
         block_kernels=block_kernels,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -183,3 +184,21 @@ def test_failures_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> N
     assert run_program("x", interrupted, "stopped") == 1
     said = capsys.readouterr().err.splitlines()
     assert [line[:3] for line in said] == ["x: ", "x: "] and said[1] == "x: stopped"
+
+
+def test_a_device_that_fails_takes_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> None:
+        def command() -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "_command", lambda arguments: command)
+
+    fail(jax.errors.JaxRuntimeError("INTERNAL: no algorithm worked\nat much.cc:1"))
+    assert cli.main([]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "device failed: INTERNAL: no algorithm worked; does" in said
+    fail(RuntimeError("a mistake of ours"))
+    with pytest.raises(RuntimeError, match="of ours"):
+        cli.main([])

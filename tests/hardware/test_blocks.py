@@ -185,6 +185,13 @@ def test_it_can_be_forced_on_and_off():
         assert bool(classes(arranged)["FusedNormBlock"]) is on
 
 
+def test_einsum_is_without_any_kernel():
+    plain = clip.abstract(MODEL, numerics=Numerics(jnp.bfloat16))
+    for attention, on in (("auto", True), ("cudnn", True), ("einsum", False)):
+        arranged = gpu.for_gpu(plain, H200, attention=attention, training_devices=1)
+        assert bool(classes(arranged)["FusedNormBlock"]) is on
+
+
 def test_an_activation_without_kernels_is_left_to_xla():
     with_gelu = clip.abstract(dataclasses.replace(MODEL, activation="gelu"))
     found = classes(gpu.for_gpu(with_gelu, H200, block_kernels=True))
