@@ -1,7 +1,6 @@
 """Layer norm whose backward pass keeps x alone, and one beside a residual that has a kernel."""
 
 import functools
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,13 +9,6 @@ import jax.numpy as jnp
 from jaxclip.models.layers import LayerNorm, at_least_float32
 
 Array = jax.Array
-
-
-def _pallas() -> ModuleType:
-    """The module of the kernel; loading it takes time that nothing else needs."""
-    from jaxclip.hardware import pallas_norm
-
-    return pallas_norm
 
 
 # Layer norm ---------------------------------------------------------------------------------------
@@ -105,11 +97,9 @@ def _norm_and_pass_forward(
 def _norm_and_pass_backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Array, ...]:
     x, scale = kept
     passed, dy = gradients
-    if x.size <= _pallas().MOST:
-        return _pallas().differentiate(x, scale, dy, passed, epsilon)
-    dx, dscale, dbias = _layer_norm_backward(epsilon, kept, dy)
-    dx = dx + passed
-    return dx, dscale, dbias, at_least_float32(dx).sum(0)
+    from jaxclip.hardware.pallas_norm import differentiate  # loading it takes time
+
+    return differentiate(x, scale, dy, passed, epsilon)
 
 
 norm_and_pass.defvjp(_norm_and_pass_forward, _norm_and_pass_backward)

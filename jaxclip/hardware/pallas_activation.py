@@ -16,9 +16,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxclip.hardware.pallas_norm import MOST
-from jaxclip.models.layers import at_least_float32, quick_gelu
-
 Array = jax.Array
 SLOPE = 1.702  # of `layers.quick_gelu`
 
@@ -156,23 +153,12 @@ def _load_sum(product_ref: Any, bias: Array, at: Any, mask: Array) -> Array:
 # The function -------------------------------------------------------------------------------------
 
 
+@jax.custom_vjp
 def activate(product: Array, bias: Array) -> Array:
     """quick_gelu(product [m, f] + bias [f]) in the product's dtype; keeps the two for its gradient.
 
     Rounded as in `layers.Mlp`: the sum, and the result. The bias's gradient is summed in float32.
     """
-    if product.size > MOST:
-        return _activate_by_xla(product, bias)
-    return _activate(product, bias)
-
-
-def _activate_by_xla(product: Array, bias: Array) -> Array:
-    h = at_least_float32(product + bias.astype(product.dtype))
-    return quick_gelu(h).astype(product.dtype)
-
-
-@jax.custom_vjp
-def _activate(product: Array, bias: Array) -> Array:
     return _run(_forward, FORWARD, product, bias)[0]
 
 
@@ -183,7 +169,7 @@ def _differentiate(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     return dproduct, sums.sum(0).astype(bias.dtype)
 
 
-_activate.defvjp(lambda product, bias: (_activate(product, bias), (product, bias)), _differentiate)
+activate.defvjp(lambda product, bias: (activate(product, bias), (product, bias)), _differentiate)
 
 
 def _run(kernel: Callable[..., None], blocks: Blocks, *operands: Array) -> Any:

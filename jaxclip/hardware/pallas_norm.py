@@ -20,7 +20,6 @@ DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 ROWS = 2  # at a time
 COLUMNS = 256  # of a warp: 16 bytes of bfloat16 a thread, and a row's sum in few steps
 WARPS = 4224  # of all programs together; twice what 132 multiprocessors hold
-MOST = 2**31 - 1  # numbers of an array: Triton's offsets have 32 bits
 
 
 @dataclasses.dataclass(frozen=True)

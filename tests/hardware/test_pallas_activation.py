@@ -118,13 +118,6 @@ def test_a_wrong_kernel_is_noticed(mistake, monkeypatch):
     assert off["bias"] > 10 * within("activation kernel"), off
 
 
-def test_more_numbers_than_the_kernels_can_count_are_left_to_xla(monkeypatch):
-    given = arrays(8, 32)
-    monkeypatch.setattr(pallas_activation, "MOST", 255)
-    monkeypatch.setattr(pallas_activation, "_run", None)
-    assert worst(by_kernel(given), by_definition(given)) < within("activation kernel")
-
-
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
 @pytest.mark.parametrize(("m", "f"), [(32896, 4096), (9856, 3072)])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
@@ -225,6 +226,23 @@ def test_many_devices_are_refused():
 
 
 # A compiler ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.skipif(NO_PLUGIN, reason="needs jax-cuda13-plugin: pip install -e '.[gpu-plan]'")
+@pytest.mark.parametrize("sequences", [128, 4096])
+def test_offsets_into_more_than_2_31_numbers_have_64_bits(sequences, monkeypatch, capsys):
+    monkeypatch.setattr(pallas_attention.pl, "pallas_call", partial(pl.pallas_call, debug=True))
+    target = targets.find("h200")
+    one = jax.sharding.SingleDeviceSharding(target.devices[0])
+    qkv = jax.ShapeDtypeStruct((sequences, 257, 3, 16, 64), jnp.bfloat16, sharding=one)
+    bias = jax.ShapeDtypeStruct((3 * 16 * 64,), jnp.float32, sharding=one)
+    program = jax.jit(partial(pallas_attention.attend, causal=False, name="mixed"))
+    with targets.compiling_for(target) as options:
+        program.lower(qkv, bias).compile(compiler_options=options)
+    printed = capsys.readouterr().out
+    assert "tt.load" in printed
+    assert ("xi64>" in printed) is (qkv.size > 2**31)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
