@@ -121,17 +121,23 @@ def differentiate(
     m, d = x.shape
     shape = _Shape(m, d, epsilon)
     sums = jax.ShapeDtypeStruct((3 * shape.programs, d), jnp.float32)
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), sums]
+    operands, results = (x, scale, dy, passed), [jax.ShapeDtypeStruct(x.shape, x.dtype), sums]
+
+    def see(array: Any) -> pl.BlockSpec:
+        """All of it, and the masked columns behind it."""
+        return pl.BlockSpec((*array.shape[:-1], shape.columns), lambda _: (0,) * array.ndim)
 
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
             functools.partial(_norm_backward, shape=shape),
             grid=(shape.programs,),
+            in_specs=[see(each) for each in operands],
+            out_specs=[see(each) for each in results],
             out_shape=results,
             compiler_params=triton.CompilerParams(num_warps=shape.warps),
             interpret=interpret,
         )
 
-    dx, sums = lax.platform_dependent(x, scale, dy, passed, cpu=call(True), default=call(False))
+    dx, sums = lax.platform_dependent(*operands, cpu=call(True), default=call(False))
     dscale, dbias, total = sums.reshape(-1, 3, d).sum(0)
     return dx, dscale, dbias, total

@@ -4,7 +4,8 @@ A product takes its FLOPs at the rate that large products reach, or its bytes at
 kernels reach, whichever is longer; so does an attention kernel, at its own rates; everything else
 takes its bytes. Collectives between GPUs are not in the sum: they run beside the rest in part.
 
-Held against a step that was measured (H100, ViT-L/14, 128 pairs: 184.6 ms) by a test.
+Held against a step that was measured (H100, ViT-L/14, 128 pairs: 184.6 ms) by a test. What is not
+in it: about 5 ms of such a step, from one kernel to the next.
 """
 
 import dataclasses
@@ -16,11 +17,8 @@ from typing import Any, NamedTuple
 
 from jaxclip.training.hlo import COLLECTIVES, Array, Run, runs, size
 
-# Shares of an H100's peaks. Measured in that step: products 64.7 TFLOP in 79 ms; cuDNN's attention
-# at 257 tokens with heads of 64, forward 0.87 TFLOP in 6.5 ms, backward and its helpers 2.2 in 19.
-# Bandwidth: 2.6 of 3.35 TB/s. Assumed of the other cards; an H200 reached 0.58 of its bandwidth
-# beside attention, and 0.78 of its peak in products (docs/log/).
-PRODUCTS, BANDWIDTH = 0.83, 0.776
+# Of a card's bfloat16 rate. cuDNN's attention in that step, at 257 tokens with heads of 64: forward
+# 0.87 TFLOP in 6.5 ms, backward and its helpers 2.2 in 19.
 CUDNN = {"forward": 0.135, "backward": 0.115}
 # Pallas' attention by Triton on an H200 (2026-11-27), 34.6 GFLOP at 257 tokens: 0.175 ms forward,
 # 0.561 backward alone, and 1.09 times that in a step of ViT-L/14. Its two backward kernels have 3.5
@@ -31,18 +29,24 @@ FLOAT32 = 0.5  # of the bfloat16 rate, in TensorFloat-32
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """Peaks of a GPU, from its data sheet."""
+    """Peaks of a GPU, from its data sheet, and the shares of them that kernels reach."""
 
     flops: float
     """bfloat16 products, dense, a second."""
     bandwidth: float
     """Bytes a second from and to its memory."""
+    of_flops: float = 0.83
+    """By large products; an H100's: 64.7 TFLOP in 79 ms of that step."""
+    of_bandwidth: float = 0.776
+    """An H100's: 2.6 of 3.35 TB/s."""
 
 
+# H200 (2026-11-27): the same products, by cuBLAS with biases and residuals, took 91.1 ms; kernels
+# that move 87.5 GB took 25.6. An A100's shares are assumed.
 CARDS = {
     "a100": Card(312e12, 2.039e12),  # A100 80 GB SXM: NVIDIA's data sheet, June 2021
     "h100": Card(989e12, 3.35e12),  # H100 SXM: NVIDIA's data sheet (1,979 with sparsity)
-    "h200": Card(989e12, 4.8e12),  # H200 SXM: NVIDIA's data sheet
+    "h200": Card(989e12, 4.8e12, 0.72, 0.71),  # H200 SXM: NVIDIA's data sheet
 }
 
 ATTENTION = {"__cudnn$fmha": "cudnn", "triton": "triton", "mosaic": "mosaic"}
@@ -193,12 +197,12 @@ def float32_share(found: Iterable[Kernel]) -> float:
 
 def seconds(kernel: Kernel, card: Card) -> float:
     """All runs of a kernel in one step."""
-    rate = PRODUCTS * (FLOAT32 if kernel.float32 else 1.0)
+    rate = card.of_flops * (FLOAT32 if kernel.float32 else 1.0)
     if kernel.kind.startswith("attention"):
         rates = TRITON if kernel.by == "triton" else CUDNN
         rate = rates[kernel.kind.removeprefix("attention ")]
     computing = kernel.flops / (rate * card.flops)
-    return kernel.times * max(computing, kernel.bytes / (BANDWIDTH * card.bandwidth))
+    return kernel.times * max(computing, kernel.bytes / (card.of_bandwidth * card.bandwidth))
 
 
 def _digits(number: float) -> float:
