@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not _is_of_a_device(error):
                 raise
             said = str(error).partition("\n")[0]
-            complain("jaxclip", f"the device failed: {said}; does it with JAX_PLATFORMS=cpu too?")
+            complain("jaxclip", f"the device failed: {said}; try the same with JAX_PLATFORMS=cpu")
             return FAILED
 
     return run_program("jaxclip", work)

@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxclip.hardware.pallas_blocks import (
+from jaxclip.hardware.pallas_attention_blocks import (
     Blocks,
     Given,
     Rows,

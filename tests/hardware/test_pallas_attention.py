@@ -23,7 +23,7 @@ from jaxclip import checkpoint, hardware
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
 from jaxclip.hardware import gpu, pallas_attention
 from jaxclip.hardware.attention import Sequences, choose, padded_length, run_packed_kernel
-from jaxclip.hardware.pallas_blocks import Blocks
+from jaxclip.hardware.pallas_attention_blocks import Blocks
 from jaxclip.models import clip, parameters
 from jaxclip.models.layers import Numerics, weigh
 from jaxclip.training import from_recipe, roofline, targets
