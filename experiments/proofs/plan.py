@@ -21,6 +21,8 @@ from experiments.lib import pages
 from experiments.lib.common import run_experiment
 from jaxclip.checkpoint import replacing
 from jaxclip.config import ClipConfig, TextConfig, VisionConfig
+from jaxclip.models import clip
+from jaxclip.models.parameters import count_parameters
 from jaxclip.training import targets
 from jaxclip.training.plan import POLICIES, report
 from jaxclip.training.recipe import Execution, Recipe, presets
@@ -134,8 +136,8 @@ def small() -> None:
         raise ValueError(f"expected a compiler; {targets.TPU_EXTRA} or {targets.GPU_EXTRA}")
 
 
-def _small_report(recipe: Recipe, loss: Any, topology: str) -> dict[str, Any]:
-    found = report(recipe, Execution(loss), topology)
+def _small_report(recipe: Recipe, loss: Any, topology: str, fsdp: int = 1) -> dict[str, Any]:
+    found = report(recipe, Execution(loss, fsdp), topology)
     print(json.dumps(found), flush=True)
     return found
 
@@ -158,13 +160,20 @@ def small_tpu() -> None:
 
 
 def small_gpu() -> None:
-    """The step compiles for one GPU and for four, with bfloat16 products and a roofline."""
+    """The step compiles for one GPU and for four: bfloat16, a roofline, what fsdp sends."""
     one = dataclasses.replace(SMALL_RECIPE, batch_size=256)
     found = _small_report(one, "dense", "h100")
     assert found["fits"] and found["roofline"]["step ms"] > 0, found
     assert found["float32_flops_share"] <= 0.001 and found["collectives"] == {}, found
     found = _small_report(one, "ring", "a100:4")
     assert found["fits"] and found["collectives"]["collective-permute"]["count"] >= 1, found
+    # fsdp: kernels are gathered in bfloat16, and gradients summed into the parts of the devices
+    whole = _small_report(SMALL_RECIPE, "ring", "h100:4")["collectives"]
+    found = _small_report(SMALL_RECIPE, "ring", "h100:4", fsdp=4)["collectives"]
+    numbers = count_parameters(clip.abstract(SMALL))
+    assert "reduce-scatter" not in whole and found["reduce-scatter"]["count"] >= 1, found
+    assert found["all-reduce"]["bytes"] < whole["all-reduce"]["bytes"] / 4, (found, whole)
+    assert 2 * numbers < found["all-gather"]["bytes"] < 3 * numbers, (found, numbers)
 
 
 # The tables ---------------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ def compiled_step(
         make_optimizer(recipe),
         batch_to_pixels=batch_to_pixels,
         state_shardings=state_shardings(recipe, mesh),
+        dtype=jnp.dtype(recipe.dtype),
     )
 
 
@@ -148,6 +149,7 @@ def compiled_statistics_step(
         ),
         batch_to_pixels=batch_to_pixels,
         state_shardings=state_shardings(recipe, mesh),
+        dtype=jnp.dtype(recipe.dtype),
     )
 
 

@@ -37,11 +37,12 @@ def collective_results(text: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
     pattern = rf"= (.*?) ({COLLECTIVES})(-start)?\("
     for result, kind, asynchronous in re.findall(pattern, text):
-        sizes = [size(array) for array in arrays(result)]
-        # an asynchronous one names its input beside its result
-        results = max(sizes) if asynchronous and kind != "all-reduce" else sum(sizes)
+        named = arrays(result)
+        if asynchronous and kind != "all-reduce":  # (inputs, results, two numbers if it permutes)
+            named = [array for array in named if array != ("u32", ())]
+            named = named[len(named) // 2 :]
         found[kind]["count"] += 1
-        found[kind]["bytes"] += results
+        found[kind]["bytes"] += sum(size(array) for array in named)
     return dict(found)
 
 

@@ -8,6 +8,7 @@ et al. 2019, arXiv 1910.02054); over `tensor` matrix products are cut (Shoeybi e
 Annotated: chapter 12, "The loss on many devices".
 """
 
+import functools
 import re
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip.models.parameters import named_leaves
+from jaxclip.models.parameters import PRODUCTS, named_leaves, path_name
 
 BATCH = P(("data", "fsdp"))  # axis 0 of images and tokens
 
@@ -80,15 +81,45 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(structure, found)
 
 
-def gather(params: Any, mesh: Mesh) -> Any:
+def gather(params: Any, mesh: Mesh, dtype: Any = None) -> Any:
     """Parameters put together along `fsdp`, still cut along `tensor`; inside of jit.
 
     Left alone, XLA multiplies by the cut kernels and sums activations over the devices, which are
-    larger than the kernels.
+    larger than the kernels. In the backward pass every device gets its own part of the summed
+    gradient, not all of it.
+
+    Args:
+      params: cut as `shardings` says.
+      mesh: of `data_mesh`.
+      dtype: of the model's products. Kernels are converted before they travel, not after; their
+        gradients travel in it too. None leaves them as they are.
     """
+    if mesh.shape["fsdp"] == 1:
+        return params
 
-    def whole(leaf: Any, sharding: NamedSharding) -> Any:
-        spec = P(*(None if axis == "fsdp" else axis for axis in sharding.spec))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+    def whole(path: tuple[Any, ...], leaf: Any, cut: NamedSharding) -> Any:
+        if "fsdp" not in cut.spec:
+            return leaf
+        if dtype is not None and path_name(path).endswith(PRODUCTS):
+            leaf = jax.lax.with_sharding_constraint(leaf.astype(dtype), cut)
+        spec = P(*(None if axis == "fsdp" else axis for axis in cut.spec))
+        return _resharded(leaf, NamedSharding(mesh, spec), cut)
 
-    return jax.tree.map(whole, params, shardings(params, mesh))
+    return jax.tree_util.tree_map_with_path(whole, params, shardings(params, mesh))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _resharded(x: jax.Array, sharding: NamedSharding, gradient: NamedSharding) -> jax.Array:
+    """x on `sharding`, whose gradient is on `gradient`; jax would put it on `sharding` as well."""
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def _resharded_fwd(x: jax.Array, sharding: NamedSharding, gradient: NamedSharding) -> Any:
+    return _resharded(x, sharding, gradient), None
+
+
+def _resharded_bwd(_: NamedSharding, gradient: NamedSharding, __: None, g: jax.Array) -> Any:
+    return (jax.lax.with_sharding_constraint(g, gradient),)
+
+
+_resharded.defvjp(_resharded_fwd, _resharded_bwd)

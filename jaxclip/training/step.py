@@ -142,6 +142,7 @@ def sharded_step(
     *,
     batch_to_pixels: BatchToPixels = as_given,
     state_shardings: Any = None,
+    dtype: Any = None,
 ) -> Any:
     """`train_step` compiled for a mesh: the batch split over its devices.
 
@@ -155,17 +156,17 @@ def sharded_step(
       batch_to_pixels: makes `image` of a batch.
       state_shardings: a TrainState of shardings (`sharding.shardings`); without it, the state is
         whole on every device.
+      dtype: of the model's products, in which `fsdp` puts kernels together (`sharding.gather`).
     """
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, BATCH)
     state_shardings = state_shardings or replicated
 
     def whole_loss_fn(params: Any, *rest: Any) -> Any:
-        return loss_fn(gather(params, mesh), *rest)
+        return loss_fn(gather(params, mesh, dtype), *rest)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         batch = _with_pixels(batch, key, batch_to_pixels)
-        whole = whole_loss_fn if mesh.shape.get("fsdp", 1) > 1 else loss_fn
-        return train_step(state, batch, key, loss_fn=whole, optimizer=optimizer)
+        return train_step(state, batch, key, loss_fn=whole_loss_fn, optimizer=optimizer)
 
     return jax.jit(
         step,
@@ -181,6 +182,7 @@ def statistics_step(
     *,
     batch_to_pixels: BatchToPixels = as_given,
     state_shardings: Any = None,
+    dtype: Any = None,
 ) -> Any:
     """(state, batch, key) -> BatchNorm's running statistics after the batch; the weights stay.
 
@@ -191,7 +193,7 @@ def statistics_step(
 
     def step(state: TrainState, batch: Batch, key: Array) -> Any:
         batch = _with_pixels(batch, key, batch_to_pixels)
-        return loss_fn(gather(state.params, mesh), state.stats, batch, key)[1][1]
+        return loss_fn(gather(state.params, mesh, dtype), state.stats, batch, key)[1][1]
 
     return jax.jit(step, in_shardings=(state_shardings, split, replicated))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,18 +15,9 @@ from jaxclip.losses import contrastive_loss
 from jaxclip.models import clip
 from jaxclip.models.layers import Numerics
 from jaxclip.training import flops
+from tests.support.jaxprs import equations
 
 H100 = "NVIDIA H100 80GB HBM3"
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a program, of inner ones as well."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 def step_for_an_h100(remat: str, attention: str = "auto") -> Any:

@@ -16,6 +16,7 @@ TEXT = """
   %c = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%x), dimensions={0}
   %d = f32[16,8]{1,0} all-gather-done(%c)
   %e = (bf16[8]{0}, bf16[8]{0}, u32[]{}, u32[]{}) collective-permute-start(%x)
+  %g = ((f32[4]{0}, bf16[8]{0}), (f32[2]{0}, bf16[4]{0})) reduce-scatter-start(%x, %y)
   %f = f32[99,99]{1,0} dot(%x, %y)
 """
 
@@ -68,6 +69,7 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
         "all-reduce": {"count": 2, "bytes": 16 * 8 * 4 + 4 * 4 + 6 * 2},
         "all-gather": {"count": 1, "bytes": 16 * 8 * 4},
         "collective-permute": {"count": 1, "bytes": 16},
+        "reduce-scatter": {"count": 1, "bytes": 2 * 4 + 4 * 2},
     }
 
 

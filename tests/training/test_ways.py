@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip import checkpoint
@@ -20,7 +21,7 @@ from jaxclip.models.resnet import Bottleneck
 from jaxclip.models.starts import Initialiser
 from jaxclip.training.finetune import with_clipped_norm
 from jaxclip.training.global_losses import gathered_contrastive_loss, ring_contrastive_loss
-from jaxclip.training.sharding import data_mesh, shardings
+from jaxclip.training.sharding import BATCH, data_mesh, gather, shardings
 from jaxclip.training.step import (
     clip_loss_fn,
     loss_over_mesh,
@@ -28,6 +29,7 @@ from jaxclip.training.step import (
     shard_map_step,
     sharded_step,
 )
+from tests.support.jaxprs import equations
 from tests.support.statistics import params_only
 from tests.support.steps import BATCH_OF_16, CONFIG, KEEPING, noisy, state_of, tiny_model
 from tests.support.tolerances import departure, within, worst
@@ -177,6 +179,49 @@ def test_most_of_a_released_model_is_cut():
         sizes = [(leaf.size, int(np.prod(place.shard_shape(leaf.shape)))) for leaf, place in leaves]
         whole, shard = (sum(column) for column in zip(*sizes, strict=True))
         assert shard < 0.14 * whole, name  # one eighth is 0.125
+
+
+def constraints(dtype: Any) -> list[tuple[str, P]]:
+    """The number format and sharding of every constraint on a projection and its gradient."""
+    mesh = data_mesh(jax.devices()[:8], fsdp=4)
+    params = {"visual": {"proj": jnp.ones((64, 48))}}
+
+    def loss(params: Any) -> Any:
+        return gather(params, mesh, dtype)["visual"]["proj"].astype(jnp.float32).sum()
+
+    return [
+        (equation.outvars[0].aval.dtype.name, equation.params["sharding"].spec)
+        for equation in equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+        if equation.primitive.name == "sharding_constraint"
+    ]
+
+
+def test_kernels_and_their_gradients_travel_in_the_dtype_of_products():
+    cut, whole = P("fsdp", "tensor"), P(None, "tensor")
+    there, back = [cut, whole], [cut, cut]
+    assert constraints(jnp.bfloat16) == [("bfloat16", spec) for spec in there + back]
+    assert constraints(None) == [("float32", spec) for spec in (whole, cut)]
+
+
+def test_a_kernel_converted_before_it_travels_gives_the_same_numbers():
+    mesh = data_mesh(jax.devices()[:8], fsdp=4)
+    params = {"visual": {"proj": jax.random.normal(jax.random.key(0), (64, 48))}}
+    x = jax.random.normal(jax.random.key(1), (512, 64))
+    places = shardings(params, mesh), NamedSharding(mesh, BATCH)
+
+    def ran(dtype: Any) -> Any:
+        def loss(params: Any, x: Any) -> Any:
+            kernel = gather(params, mesh, dtype)["visual"]["proj"].astype(jnp.bfloat16)
+            return jnp.square((x.astype(jnp.bfloat16) @ kernel).astype(jnp.float32)).mean()
+
+        step = jax.jit(jax.value_and_grad(loss), in_shardings=places)
+        return step(*jax.device_put((params, x), places))
+
+    (value, gradient), (expected, expected_gradient) = ran(jnp.bfloat16), ran(None)
+    assert value == expected
+    gradient, expected_gradient = gradient["visual"]["proj"], expected_gradient["visual"]["proj"]
+    assert departure(gradient, expected_gradient) < within("bfloat16 twice")
+    assert departure(gradient[::-1], expected_gradient) > 0.5
 
 
 def test_a_mesh_that_devices_do_not_fill_is_refused():
