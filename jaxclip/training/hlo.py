@@ -33,10 +33,17 @@ def collective_results(text: str) -> dict[str, dict[str, int]]:
     """{kind of collective: its number in a program, and bytes of the results on one device}.
 
     The body of a loop stands there once, however often it is walked: a ring's once for all stops.
+    A TPU's program writes a collective anew in each kernel that runs beside it, under one channel;
+    that counts once. All that jax itself writes (`shard_map`) have channel 1.
     """
     found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-    pattern = rf"= (.*?) ({COLLECTIVES})(-start)?\("
-    for result, kind, asynchronous in re.findall(pattern, text):
+    seen = set()
+    pattern = rf"= (.*?) ({COLLECTIVES})(-start)?\((?:.*?\bchannel_id=(\d+))?"
+    for result, kind, asynchronous, channel in re.findall(pattern, text):
+        if (kind, channel) in seen:
+            continue
+        if channel not in ("", "1"):
+            seen.add((kind, channel))
         named = arrays(result)
         if asynchronous and kind != "all-reduce":  # (inputs, results, two numbers if it permutes)
             named = [array for array in named if array != ("u32", ())]

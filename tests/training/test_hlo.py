@@ -17,6 +17,10 @@ TEXT = """
   %d = f32[16,8]{1,0} all-gather-done(%c)
   %e = (bf16[8]{0}, bf16[8]{0}, u32[]{}, u32[]{}) collective-permute-start(%x)
   %g = ((f32[4]{0}, bf16[8]{0}), (f32[2]{0}, bf16[4]{0})) reduce-scatter-start(%x, %y)
+  %h = f32[7]{0} all-to-all(%x), channel_id=1
+  %i = f32[7]{0} all-to-all(%y), channel_id=1
+  %j = f32[3]{0} all-to-all(%x), channel_id=2
+  %k = f32[3]{0} all-to-all(%x), channel_id=2, in another kernel
   %f = f32[99,99]{1,0} dot(%x, %y)
 """
 
@@ -69,6 +73,7 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
         "all-reduce": {"count": 2, "bytes": 16 * 8 * 4 + 4 * 4 + 6 * 2},
         "all-gather": {"count": 1, "bytes": 16 * 8 * 4},
         "collective-permute": {"count": 1, "bytes": 16},
+        "all-to-all": {"count": 3, "bytes": (7 + 7 + 3) * 4},
         "reduce-scatter": {"count": 1, "bytes": 2 * 4 + 4 * 2},
     }
 
