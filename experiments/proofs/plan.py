@@ -43,6 +43,7 @@ GPU_BATCHES = {  # of the card's bench: `experiments.bench gpu`
 }
 TPUS = ("v5e:16x16", "v4:4x4x4", "v5p:4x4x4", "v6e:8x8")
 TPU_BATCH = 32768
+SENT = ("all-gather", "all-reduce", "collective-permute")  # collectives in the TPUs' table
 BUFFERS = 12  # the largest, listed for ViT-L/14 on the smallest chip
 
 
@@ -219,25 +220,29 @@ def tpu_table(record: dict[str, Any]) -> str:
     lines = [
         "| model | TPU, chips, fsdp | state and batch | "
         + " | ".join(policy.replace("_", " ") for policy in POLICIES)
-        + " | full, before | all-reduce | collective-permute |",
-        "|---|---|---|" + "---|" * (len(POLICIES) + 3),
+        + " | full, before | "
+        + " | ".join(SENT)
+        + " |",
+        "|---|---|---|" + "---|" * (len(POLICIES) + 1 + len(SENT)),
     ]
     before = record.get("before", {}).get("temporaries GiB", {})
     rows = record.get("rows", [])
-    keys = dict.fromkeys((row["model"], row["topology"], row.get("fsdp", 1)) for row in rows)
+    keys = dict.fromkeys((row.model, row.topology, row.fsdp) for row in TPU_ROWS)
     for model, topology, fsdp in keys:
         own = [
-            r
-            for r in rows
-            if (r["model"], r["topology"], r.get("fsdp", 1)) == (model, topology, fsdp)
+            row
+            for row in rows
+            if (row["model"], row["topology"], row.get("fsdp", 1)) == (model, topology, fsdp)
         ]
+        if not own:
+            continue
         fitting = [row for row in own if row["fits"]]
         last = fitting[0] if fitting else None
         cells = [model, f"{topology}, {own[0]['devices']}, {fsdp}"]
         cells += [last["of them state and batch"] if last else "-"]
         cells += [_temporaries(own, policy) for policy in POLICIES]
         cells += [before.get(f"{model} on {topology}", "-") if fsdp == 1 else "-"]
-        for kind in ("all-reduce", "collective-permute"):
+        for kind in SENT:
             sent = (last or {}).get("collectives", {}).get(kind, {"count": 0, "bytes": 0})
             cells.append(f"{sent['count']}, {sent['bytes'] / 2**20:.1f} MiB")
         lines.append(_row_line(*cells))
@@ -246,7 +251,11 @@ def tpu_table(record: dict[str, Any]) -> str:
 
 def buffers_table(record: dict[str, Any]) -> str:
     """The largest buffers of ViT-L/14 on the smallest chip, with everything computed again."""
-    rows = [r for r in record.get("rows", []) if r.get("largest buffers") and r["remat"] == "full"]
+    rows = [
+        row
+        for row in record.get("rows", [])
+        if row.get("largest buffers") and (row["remat"], row.get("fsdp", 1)) == ("full", 1)
+    ]
     lines = ["| MiB | arrays that share it, one after the other |", "|---|---|"]
     if rows:
         lines += [_row_line(b["MiB"], f"`{b['arrays']}`") for b in rows[0]["largest buffers"]]
