@@ -4,7 +4,7 @@ import collections
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"s32": 4, "u32": 4, "f32": 4}  # the others, s64 and f64, have 8
@@ -99,6 +99,7 @@ class Run(NamedTuple):
 
 NOT_RUN = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"}
 NOT_RUN |= {"partition-id", "replica-id", "copy-start", "copy-done", "opt-barrier"}
+SLICES = ("slice", "dynamic-slice")
 _LINE = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 
 
@@ -114,7 +115,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
         elif current is not None and (match := _LINE.match(line)):
             name, result, op, rest = match.groups()
             operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-            current.append(Instruction(name, result, op, tuple(dict.fromkeys(operands)), rest))
+            current.append(Instruction(name, result, op, tuple(operands), rest))
     return found, entry
 
 
@@ -142,8 +143,38 @@ def _walk(
         elif op == "fusion" and (library := _library_calls(computations, rest, times, trips)):
             yield from library
         elif op not in NOT_RUN:
-            operands = [known.get(operand, []) for operand in instruction.operands]
+            operands = _read(instruction, known, computations)
             yield Run(instruction, known[instruction.name], operands, times, trips)
+
+
+def _read(
+    instruction: Instruction,
+    known: dict[str, list[Array]],
+    computations: dict[str, list[Instruction]],
+) -> list[list[Array]]:
+    """The arrays of each operand; of one that a fusion only slices, such as a stack, the slices."""
+    sliced = _sliced(instruction, computations)
+    read: dict[Any, list[Array]] = {}  # an array that is read twice counts once
+    for i, name in enumerate(instruction.operands):
+        read[(name, i) if i in sliced else name] = sliced.get(i, known.get(name, []))
+    return list(read.values())
+
+
+def _sliced(
+    instruction: Instruction, computations: dict[str, list[Instruction]]
+) -> dict[int, list[Array]]:
+    """{operand's number: its slices}, of a fusion's operands that are only sliced in it."""
+    called = re.search(r"calls=%?([\w.\-]+)", instruction.rest)
+    inside = computations.get(called[1], []) if instruction.op == "fusion" and called else []
+    found = {}
+    for parameter in (each for each in inside if each.op == "parameter"):
+        users = [each for each in inside if parameter.name in each.operands]
+        if users and all(
+            each.op in SLICES and each.operands[0] == parameter.name for each in users
+        ):
+            number = int(parameter.rest.split(")")[0])
+            found[number] = [array for each in users for array in arrays(each.result)]
+    return found
 
 
 def _library_calls(

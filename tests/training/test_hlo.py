@@ -104,6 +104,31 @@ def test_a_product_that_slices_its_weights_out_of_a_stack_is_a_product():
     assert run.instruction.op == "fusion"  # the negative twin
 
 
+COPYING = """%wrapped (p0: bf16[24,8,16], p1: f32[4], p2: f32[4]) -> bf16[1,8,16] {
+  %p0 = bf16[24,8,16]{2,1,0} parameter(0)
+  %p1 = f32[4]{0} parameter(1)
+  %p2 = f32[4]{0} parameter(2)
+  %slice.1 = bf16[1,8,16]{2,1,0} slice(%p0), slice={[3:4], [0:8], [0:16]}
+  ROOT %add = bf16[1,8,16]{2,1,0} OTHER(%slice.1, %p1, %p2)
+}
+
+ENTRY %main (w: bf16[24,8,16], x: f32[4]) -> bf16[1,8,16] {
+  %w = bf16[24,8,16]{2,1,0} parameter(0)
+  %x = f32[4]{0} parameter(1)
+  ROOT %fusion = bf16[1,8,16]{2,1,0} fusion(%w, %x, %x), kind=kLoop, calls=%wrapped
+}
+"""
+
+
+def test_a_kernel_that_slices_a_layer_out_of_a_stack_reads_that_layer():
+    layer, stack, vector = 8 * 16 * 2, 24 * 8 * 16 * 2, 4 * 4
+    (run,) = hlo.runs(COPYING.replace("OTHER", "add"))
+    assert run.bytes == layer + vector + layer  # %x is read once
+    assert run.operands == [[("bf16", (1, 8, 16))], [("f32", (4,))]]
+    (run,) = hlo.runs(COPYING.replace("OTHER(%slice.1", "add(%p0, %slice.1"))
+    assert run.bytes == stack + vector + layer  # the stack is read whole as well
+
+
 def test_the_kernels_of_a_program_of_this_jax_are_found():
     def program(x):
         return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, jnp.ones((7, 64, 64)))[0]
