@@ -42,11 +42,11 @@ class Card:
 
 
 # H200 (2026-11-27): the same products, by cuBLAS with biases and residuals, took 91.1 ms; kernels
-# that move 87.5 GB took 25.6. An A100's shares are assumed.
+# that move 76.9 GB took 25.6. An A100's shares are assumed.
 CARDS = {
     "a100": Card(312e12, 2.039e12),  # A100 80 GB SXM: NVIDIA's data sheet, June 2021
     "h100": Card(989e12, 3.35e12),  # H100 SXM: NVIDIA's data sheet (1,979 with sparsity)
-    "h200": Card(989e12, 4.8e12, 0.72, 0.71),  # H200 SXM: NVIDIA's data sheet
+    "h200": Card(989e12, 4.8e12, 0.72, 0.626),  # H200 SXM: NVIDIA's data sheet
 }
 
 ATTENTION = {"__cudnn$fmha": "cudnn", "triton": "triton", "mosaic": "mosaic"}
