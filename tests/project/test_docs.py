@@ -31,6 +31,32 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
+def reached_from(first: Path) -> set[Path]:
+    """The pages that a reader finds by links alone."""
+    seen: set[Path] = set()
+    waiting = [first]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or page.suffix != ".md" or not page.exists():
+            continue
+        seen.add(page)
+        links = re.findall(r"\]\(([^)\s#]+)", page.read_text())
+        waiting += [(page.parent / link).resolve() for link in links if "://" not in link]
+    return seen
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    assert {page.resolve() for page in PAGES} <= reached_from((ROOT / "README.md").resolve())
+
+
+def test_a_page_without_a_link_is_not_reached(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("[one](one.md) [away](https://example.org/two.md)")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.md").write_text("[back](README.md#top)")
+    found = reached_from(tmp_path / "README.md")
+    assert {page.name for page in found} == {"README.md", "one.md"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     wrong = []
