@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -23,11 +24,13 @@ try:
 except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
 FILES = (
     *("config.json", "data.json", "metrics.jsonl", "model.safetensors", "average.safetensors"),
     *("result.json", "loss.png", "answers.png", "similarity.png"),
 )
 FOLDERS = ("state", "state-damaged", "profile", "tensorboard")
+LISTS = ("data", "weights", "listings")  # in data.json
 MOST_BYTES = 2**20  # of config.json and data.json
 
 
@@ -41,6 +44,8 @@ class RunInputs(NamedTuple):
     retrieval: str = ""
     data_dir: str = ""
     skip_limit: int = 1000
+    listings: tuple[str, ...] = ()
+    """Of each data set when the run began (`data.listing`); none in folders of version 0.1.0."""
 
     @classmethod
     def from_flags(cls, flags: TrainFlags) -> Self:
@@ -60,12 +65,18 @@ class RunInputs(NamedTuple):
         """The inputs that `to_json` wrote; ValueError for any other text."""
         try:
             found = json.loads(text)
-            inputs = cls(
-                **{**found, "data": tuple(found["data"]), "weights": tuple(found["weights"])}
-            )
+            lists = {name: tuple(found[name]) for name in LISTS if name in found}
+            inputs = cls(**{**found, **lists})
         except (TypeError, KeyError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"expected the data of a run, got something else ({error})") from None
-        texts = (*inputs.data, inputs.start, inputs.zero_shot, inputs.retrieval, inputs.data_dir)
+        texts = (
+            *inputs.data,
+            *inputs.listings,
+            inputs.start,
+            inputs.zero_shot,
+            inputs.retrieval,
+            inputs.data_dir,
+        )
         numbers = (*inputs.weights, inputs.skip_limit)
         if not (inputs.data and all(isinstance(x, str) for x in texts)):
             raise ValueError(f"expected the data of a run as texts, got {texts}")
@@ -85,6 +96,18 @@ class RunInputs(NamedTuple):
                 f"--weights: expected {len(self.data)} positive numbers, one a data set, "
                 f"got {list(self.weights)}"
             )
+
+
+def with_listings(inputs: RunInputs, found: tuple[str, ...]) -> RunInputs:
+    """The inputs with those of their data; of a resumed run, a warning where one has changed."""
+    for data, before, now in zip(inputs.data, inputs.listings, found, strict=False):
+        if now != before and jax.process_index() == 0:
+            logger.warning(
+                "%s: expected the data that the run began with (%s), got others (%s); in this "
+                "epoch some pairs may come twice and some not at all",
+                *(data, before, now),
+            )
+    return inputs if inputs.listings else inputs._replace(listings=found)
 
 
 def prepare_folder(out: Path, recipe: Recipe, inputs: RunInputs, resume: bool, force: bool) -> None:

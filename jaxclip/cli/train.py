@@ -26,6 +26,7 @@ def train(flags: TrainFlags) -> int:
     begin.require_execution(recipe, execution, mesh)
     begin.require_memory(recipe, mesh)
     stream = run.open_stream(recipe, execution, inputs, skips)
+    inputs = run_folder.with_listings(inputs, stream.listings)
     evaluate = run.held_out_evaluation(recipe, mesh, inputs)
     if flags.tensorboard:
         run.require_tensorboard()

@@ -54,6 +54,13 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Pair: ...
 
 
+class ListedSource(Source, Protocol):
+    """A source that can be compared with one that was there before."""
+
+    def listing(self) -> Iterator[str]:
+        """What names the pairs in their order, with captions where they are known already."""
+
+
 class CaptionedFiles:
     """Pictures with captions, each picture a file of its own.
 
@@ -69,7 +76,7 @@ class CaptionedFiles:
         origin: Path,
         bad: Sequence[tuple[str, Fault]] = (),
     ) -> None:
-        self.entries, self.bad = list(entries), list(bad)
+        self.entries, self.bad, self.origin = list(entries), list(bad), origin
         if not self.entries:
             raise ValueError(describe_empty(origin, "no pictures with captions in it", self.bad))
 
@@ -83,6 +90,12 @@ class CaptionedFiles:
         path, captions = self.entries[i]
         content, fault_of_picture = read_picture(path)
         return Pair(content, captions, str(path), fault_of_picture)
+
+    def listing(self) -> Iterator[str]:
+        for path, captions in self.entries:
+            yield str(path).removeprefix(str(self.origin))
+            yield from captions
+        yield from (where for where, _ in self.bad)
 
 
 def describe_empty(origin: Path, what: str, bad: Sequence[tuple[str, Fault]]) -> str:
@@ -235,10 +248,13 @@ class TfdsPairs:
         self.rows = builder.as_data_source(split=split, decoders=decoders)
         self.names: list[str] | None = getattr(features[caption], "names", None)
         self.image, self.caption, self.template = image, caption, template
-        self.origin = f"{name}, {split}"
+        self.origin, self.version = f"{name}, {split}", str(builder.info.full_name)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def listing(self) -> Iterator[str]:
+        yield from (self.version, self.origin)
 
     def __getitem__(self, i: int) -> Pair:
         row = self.rows[i]
@@ -272,6 +288,9 @@ class DrawingPairs:
         Image.fromarray(self.pictures.images[i]).save(file, "png", compress_level=0)
         return Pair(file.getvalue(), (self.pictures.names[i],), self.pictures.files[i])
 
+    def listing(self) -> Iterator[str]:
+        return self.pictures.listing()
+
 
 def open_drawings(split: str) -> DrawingPairs:
     """The embedded pictures of a split; of "test" those that `jaxclip evaluate` uses."""
@@ -298,7 +317,7 @@ def tfds_errors_as_value_errors(spec: DataSpec) -> Iterator[None]:
         ) from None
 
 
-def open_pairs(spec: DataSpec, data_dir: Path | None = None) -> Source:
+def open_pairs(spec: DataSpec, data_dir: Path | None = None) -> ListedSource:
     """The pairs of a dataset; class names become captions by the template TEMPLATE.
 
     Raises:
@@ -311,7 +330,7 @@ def open_pairs(spec: DataSpec, data_dir: Path | None = None) -> Source:
         return TarShards(spec.paths)
     if spec.kind == "emoji":
         return open_drawings(spec.split)
-    readers: dict[str, Callable[[Path], Source]] = {
+    readers: dict[str, Callable[[Path], ListedSource]] = {
         "classes": caption_class_folders,
         "captions": read_caption_folder,
         "table": read_caption_table,

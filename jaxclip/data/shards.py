@@ -49,6 +49,12 @@ class Shards:
         """An example by its headers alone."""
         return self.examples[i][1]
 
+    def listing(self) -> Iterator[str]:
+        """Names of shards and examples, with the places of their members, in order."""
+        for path, entry in self.examples:
+            yield path.name + entry.where.removeprefix(str(path))
+            yield from (f"{suffix} {extent}" for suffix, extent in sorted(entry.members.items()))
+
     @contextlib.contextmanager
     def open_example(self, i: int) -> Iterator[tuple[Members, Read, str]]:
         """(an example's members by suffix, a function that reads one, where the example is)."""

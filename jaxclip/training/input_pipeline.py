@@ -16,7 +16,8 @@ from jaxclip.data.ahead import read_ahead
 from jaxclip.data.emoji.batches import EmojiBatches, MixedBatches
 from jaxclip.data.emoji.icons import SIDED, as_rgba
 from jaxclip.data.emoji.pictures import EmojiPictures
-from jaxclip.data.pairs import Source
+from jaxclip.data.listing import describe_listing
+from jaxclip.data.pairs import ListedSource
 from jaxclip.data.stream import Skips, batches
 from jaxclip.data.texts import CLIP, Cutter
 from jaxclip.training.distributed import own_rows
@@ -42,6 +43,10 @@ class Stream(Protocol):
 
     def seek(self, positions: Sequence[int]) -> None:
         """Continue from the positions of all processes, which may have been more or fewer."""
+
+    @property
+    def listings(self) -> tuple[str, ...]:
+        """Of each of its data sets (`data.listing`)."""
 
 
 class _InMemory:
@@ -82,6 +87,10 @@ class DrawingStream(_InMemory):
         super().__init__(batch_size=batch_size, **options)
         self.batches = EmojiBatches(pictures, batch_size, seed)
 
+    @property
+    def listings(self) -> tuple[str, ...]:
+        return (_listing_of([self.batches.pictures]),)
+
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
         return augment_drawings(batch, key, size=self.size, pictures=self.preprocessing)
 
@@ -100,7 +109,8 @@ class MixedDrawings(_InMemory):
     """Emoji and icons in memory: `drawings`, `black`, `mirrorable` and `tokens` of every step.
 
     Args:
-      parts: sets of drawings; images of one channel are opacity, of a drawing in black.
+      parts: sets of drawings, the emoji first; images of one channel are opacity, of a
+        drawing in black.
       shares: of a batch, one a set.
     """
 
@@ -120,6 +130,10 @@ class MixedDrawings(_InMemory):
         self.parts = parts
         self.batches = MixedBatches(parts, shares, batch_size, seed, SIDED)
 
+    @property
+    def listings(self) -> tuple[str, ...]:
+        return _listing_of(self.parts[:1]), _listing_of(self.parts[1:])
+
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
         return augment_icons(batch, key, size=self.size, pictures=self.preprocessing)
 
@@ -137,6 +151,11 @@ class MixedDrawings(_InMemory):
         }
 
 
+def _listing_of(parts: Sequence[EmojiPictures]) -> str:
+    count = sum(len(part.names) for part in parts)
+    return describe_listing(count, (text for part in parts for text in part.listing()))
+
+
 class PairStream:
     """Pictures with captions from any sources: `image` uint8 and `tokens`.
 
@@ -146,7 +165,7 @@ class PairStream:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[ListedSource],
         *,
         size: Sides,
         batch_size: int,
@@ -178,6 +197,10 @@ class PairStream:
 
     def batch_to_pixels(self, batch: dict[str, Any], key: jax.Array) -> jax.Array:
         return normalize_image(batch, key, pictures=self.preprocessing)
+
+    @property
+    def listings(self) -> tuple[str, ...]:
+        return tuple(describe_listing(len(source), source.listing()) for source in self.sources)
 
     def _open(self, read: int) -> None:
         self.read = read  # of this process's own share of the order

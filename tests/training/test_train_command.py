@@ -6,9 +6,11 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +250,7 @@ def test_emoji_and_icons_train_together_and_resume(
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     data = ["train", "emoji", str(zipped)]
     assert cli.main([*data, *mixed, "--steps", "3", "--out", str(whole)]) == 0
+    assert len(json.loads((whole / "data.json").read_text())["listings"]) == 2  # emoji, the zip
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert {"top1", *(f"{artist}_top1" for artist in HELD_OUT)} <= set(lines[-1])
     assert "unseen artist, 20 names" in capsys.readouterr().out
@@ -340,6 +343,64 @@ def test_a_run_goes_on_with_its_own_data_only(
     assert "--steps: the run has 3, got 4; the run in" in capsys.readouterr().err
     assert train(tmp_path / "run", data["folder"], "--force", steps=2) == 0
     assert len(losses(tmp_path / "run")) == 2
+
+
+def add_a_pair(data: dict[str, Path]) -> None:
+    (data["folder"] / "16.png").write_bytes(png(16))
+    (data["folder"] / "16.txt").write_text("one more")
+
+
+def change_a_caption(data: dict[str, Path]) -> None:
+    (data["folder"] / "03.txt").write_text("another")
+
+
+def change_a_line(data: dict[str, Path]) -> None:
+    data["table"].write_text(data["table"].read_text().replace("picture 3", "another"))
+
+
+def replace_the_shard(data: dict[str, Path]) -> None:
+    members = {f"{i:02}.png": png(i, 40, 36) for i in range(9, 25)}
+    shard(data["tar"], members | {f"{i:02}.txt": b"a caption" for i in range(9, 25)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "pairs"),
+    [
+        ("folder", add_a_pair, 17),
+        ("folder", change_a_caption, 16),
+        ("table", change_a_line, 16),
+        ("tar", replace_the_shard, 16),
+    ],
+)
+def test_a_run_that_goes_on_with_changed_data_says_so(
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    data: dict[str, Path],
+    kind: str,
+    change: Callable[[dict[str, Path]], None],
+    pairs: int,
+) -> None:
+    shutil.copytree(data["folder"].parent, tmp_path / "data")
+    own = {each: tmp_path / "data" / place.name for each, place in data.items()}
+    assert train(tmp_path / "run", own[kind]) == 0
+    assert train(tmp_path / "run", "--resume") == 0
+    assert "the run began with" not in caplog.text
+    change(own)
+    assert train(tmp_path / "run", "--resume") == 0
+    (said,) = [line for line in caplog.messages if "the run began with" in line]
+    assert said.startswith(f"{own[kind]}: expected the data that the run began with (16 pairs, ")
+    assert f"got others ({pairs} pairs, " in said
+
+
+def test_a_run_without_listings_goes_on_without_a_word(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, data: dict[str, Path]
+) -> None:
+    assert train(tmp_path / "run", data["folder"]) == 0
+    kept = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert kept.pop("listings")[0].startswith("16 pairs, ")
+    (tmp_path / "run" / "data.json").write_text(json.dumps(kept))
+    assert train(tmp_path / "run", "--resume") == 0
+    assert "the run began with" not in caplog.text
 
 
 def test_every_released_model_has_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -28,6 +29,10 @@ class EmojiPictures:
     names: tuple[str, ...]
     keywords: tuple[tuple[str, ...], ...]
     files: tuple[str, ...]
+
+    def listing(self) -> Iterator[str]:
+        """Files and names, in order."""
+        return itertools.chain.from_iterable(zip(self.files, self.names, strict=True))
 
     def select(self, chosen: np.ndarray) -> "EmojiPictures":
         """The pictures at the indices `chosen` [m], in that order."""
