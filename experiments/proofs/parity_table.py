@@ -8,7 +8,8 @@ Result:    the table of docs/parity.md, one row a model; exit code 1 if one depa
 The official files cannot be had everywhere, so random weights are drawn by the official code in
 float16, as released, written in the layout of the official archives and read back by our reader.
 Judge is the official code in float64. Ours may depart from it by four times what torch's own
-float32 departs, and by 2e-5 of the largest value, as in `jaxclip verify` (jaxclip/parity.py).
+float32 departs, and by 2e-5 of the largest value, as in `jaxclip verify`
+(jaxclip/parity/rounding.py).
 """
 
 import dataclasses

@@ -84,7 +84,7 @@ def in_float64(model: Any) -> Any:
 
 
 def ladder(model: Any, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Every stage of the official module, under the names of `jaxclip/parity.py`.
+    """Every stage of the official module, under the names of `jaxclip/parity/rungs.py`.
 
     images [n, h, w, c], tokens [m, l]; what the modules hand on is caught by hooks, and turned from
     their [l, n, d] and [n, c, h, w] into ours.
