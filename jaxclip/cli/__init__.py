@@ -25,7 +25,8 @@ from jaxclip.cli.tokens import tokenize
 from jaxclip.cli.train import train
 from jaxclip.cli.train_flags import TrainFlags
 from jaxclip.cli.usage import USAGE, defer, refuse_empty, usage_errors_in_one_line
-from jaxclip.cli.weights import convert, inspect, models, verify
+from jaxclip.cli.verify import verify
+from jaxclip.cli.weights import convert, inspect, models
 from jaxclip.terminal import FAILED, complain, run_program
 
 DESCRIPTION = (
