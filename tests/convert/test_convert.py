@@ -26,7 +26,7 @@ from jaxclip.shapes import parameters
 from tests.support import foreign
 from tests.support.foreign import RESNET, VIT
 
-EMOJI = Path(checkpoint.__file__).parent / "data_files" / "emoji.safetensors"
+EMOJI = Path(checkpoint.__file__).parents[1] / "data_files" / "emoji.safetensors"
 TOWERS = {"vit": VIT, "resnet": RESNET}
 towers = pytest.mark.parametrize("config", TOWERS.values(), ids=TOWERS.keys())
 

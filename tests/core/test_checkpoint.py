@@ -73,7 +73,7 @@ def test_rows_that_are_no_token_ids_take_one_line(tmp_path: Path, rows):
 
 
 def test_a_file_of_few_rows_cannot_claim_a_large_table(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MOST_ZEROS", 30)
+    monkeypatch.setattr(checkpoint.rows, "MOST_ZEROS", 30)
     flat = checkpoint.keep_rows(flat_params(), np.array([1, 2, 3]))
     checkpoint.save(tmp_path / "m.safetensors", flat, SMALL, NOTES)
     with pytest.raises(ValueError, match="expected at least 4 of 101 token ids, got 3"):
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", fill_up)
+    monkeypatch.setattr(checkpoint.files, "save_file", fill_up)
     with pytest.raises(OSError, match="No space left on device"):
         checkpoint.save(path, flat_params(1), SMALL, NOTES)
     assert_untouched(path, before)
@@ -297,7 +297,7 @@ def test_an_interrupt_leaves_the_old_file(path, monkeypatch):
         raise KeyboardInterrupt
 
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", interrupt)
+    monkeypatch.setattr(checkpoint.files, "save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, flat_params(1), SMALL, NOTES)
     assert_untouched(path, before)
@@ -314,7 +314,7 @@ def die_half_way(arrays, target, metadata):
     Path(target).write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoint.save_file = die_half_way
+checkpoint.files.save_file = die_half_way
 checkpoint.save(Path(sys.argv[1]), {"a": np.zeros(3)}, EMOJI, {})
 """
 
@@ -322,7 +322,7 @@ checkpoint.save(Path(sys.argv[1]), {"a": np.zeros(3)}, EMOJI, {})
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on Windows")
 def test_a_process_killed_half_way_leaves_the_old_file(path):
     before = path.read_bytes()
-    root = str(Path(checkpoint.__file__).parents[1])
+    root = str(Path(checkpoint.__file__).parents[2])
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(path)], env={**os.environ, "PYTHONPATH": root}
     )
