@@ -14,7 +14,16 @@ from jaxclip.model_tokenizer import FILE_NAME, LARGEST, RULES_NAME, copy_beside,
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
-from .layouts import clip_words, huggingface, huggingface_config, open_clip, openai, pictures
+from .layouts import (
+    clip_words,
+    huggingface,
+    huggingface_config,
+    open_clip,
+    open_clip_config,
+    open_clip_config_writing,
+    openai,
+    pictures,
+)
 from .layouts.infer import Heads
 from .layouts.positions import at_size
 from .layouts.table import Config, Layout, to_theirs
@@ -90,7 +99,7 @@ def _settings(loaded: Loaded, layout: str) -> dict[str, Any]:
     if layout == "open_clip":
         assert isinstance(config, ClipConfig)
         custom_text = _origin(loaded.notes)[0] == open_clip.CUSTOM_TEXT.name
-        return open_clip.to_json(config, custom_text=custom_text)
+        return open_clip_config_writing.to_json(config, custom_text=custom_text)
     if layout == "huggingface":
         formats = {array.dtype.name for array in loaded.flat.values()}
         dtype = formats.pop() if len(formats) == 1 else "float32"
@@ -115,7 +124,9 @@ def _targets(target: Path, layout: str) -> list[Path]:
     if layout == "huggingface":
         names = (huggingface.WEIGHTS_NAME, *COMPANIONS, huggingface_config.CONFIG_NAME)
         return [target / name for name in names]
-    return [target, target.parent / open_clip.CONFIG_NAME] if layout == "open_clip" else [target]
+    if layout == "open_clip":
+        return [target, target.parent / open_clip_config.CONFIG_NAME]
+    return [target]
 
 
 def _companions(config: Config) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from .layouts import (
     huggingface,
     huggingface_config,
     open_clip,
+    open_clip_config,
     openai,
     pictures,
     prefixes,
@@ -109,13 +110,13 @@ def _describe(arrays: Flat, folder: Path) -> Described:
         return Described(layout, big_vision.read_config(arrays))
     if layout is openai.LAYOUT and openai.has_buffers(arrays):
         return Described(layout, image_size=openai.image_size(arrays), is_official=True)
-    files = _existing(folder, open_clip.CONFIG_NAME)
+    files = _existing(folder, open_clip_config.CONFIG_NAME)
     if not files:
         return Described(layout)
     if layout is openai.LAYOUT:
         layout = open_clip.LAYOUT
-    config = open_clip.from_json(strict_json.read(files[0]))
-    return Described(layout, config, files, open_clip.CONFIG_NAME)
+    config = open_clip_config.from_json(strict_json.read(files[0]))
+    return Described(layout, config, files, open_clip_config.CONFIG_NAME)
 
 
 def _check_given(given: Given) -> None:
@@ -178,7 +179,7 @@ def _refuse_unknown(
         )
         flags += " --heads IMAGE TEXT"
     raise ValueError(
-        f"{what} does not say {' nor '.join(missing)}: put its {open_clip.CONFIG_NAME} or "
+        f"{what} does not say {' nor '.join(missing)}: put its {open_clip_config.CONFIG_NAME} or "
         f"{huggingface_config.CONFIG_NAME} beside it, or give {' and '.join(ways)}, or convert it "
         f"once with `jaxclip convert {what} OURS.safetensors{flags}`"
     )
@@ -187,7 +188,7 @@ def _refuse_unknown(
 def _refuse_without_config(layout: Layout, arrays: Flat, what: str) -> None:
     """ValueError where shapes cannot say which model it is, so that it needs its config."""
     is_hugging_face = layout.name in huggingface.LAYOUTS
-    name = huggingface_config.CONFIG_NAME if is_hugging_face else open_clip.CONFIG_NAME
+    name = huggingface_config.CONFIG_NAME if is_hugging_face else open_clip_config.CONFIG_NAME
     reason = None
     if layout is open_clip.TRUNK:
         reason = "an image tower of timm"
@@ -228,7 +229,8 @@ def _config_from_shapes(found: Described, given: Given, arrays: Flat, what: str)
         raise ValueError(
             f"{what}: expected a text tower that pools at the largest token id, got a vocabulary "
             f"of {vocabulary:,}, as {OTHER_POOLING[vocabulary]} have it, which pool at another "
-            f"token; put its {open_clip.CONFIG_NAME} or {huggingface_config.CONFIG_NAME} beside it"
+            f"token; put its {open_clip_config.CONFIG_NAME} or {huggingface_config.CONFIG_NAME} "
+            "beside it"
         )
     _require_agreement(given, None, None, what)
     heads = given.heads or known_heads(shapes)
@@ -247,7 +249,7 @@ def _choose_config(found: Described, given: Given, arrays: Flat, what: str) -> C
 
 def _with_inputs(found: Described, config: Config, folder: Path) -> Config:
     """The config with its preprocessing and its tokenizer, from the files beside the weights."""
-    native = next((x for x in found.files if x.name == open_clip.CONFIG_NAME), None)
+    native = next((x for x in found.files if x.name == open_clip_config.CONFIG_NAME), None)
     data = None if native is None else strict_json.read(native)
     siglip = found.layout in (*SIGLIP_LAYOUTS, big_vision.LAYOUT)
     if config.vision is not None:

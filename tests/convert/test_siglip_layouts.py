@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from experiments.lib.peers.archives import same
 from jaxclip import convert
-from jaxclip.convert.layouts import open_clip, timm_trunk
+from jaxclip.convert.layouts import open_clip_config, timm_trunk
 from jaxclip.convert.layouts.compare import config_faults
 from tests.support import foreign
 from tests.support.foreign_siglip import (
@@ -196,7 +196,7 @@ def test_siglip_without_its_config_is_refused(tmp_path):
     message = message_of(put(tmp_path / "a", hugging_face()))
     assert "towers of SigLIP" in message and "config.json" in message
     message = message_of(put(tmp_path / "b", open_clip_timm(hugging_face())))
-    assert "timm" in message and open_clip.CONFIG_NAME in message
+    assert "timm" in message and open_clip_config.CONFIG_NAME in message
 
 
 @pytest.mark.parametrize(

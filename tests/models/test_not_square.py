@@ -24,7 +24,7 @@ from jaxclip.config import (
     differences,
     read_config,
 )
-from jaxclip.convert.layouts import huggingface_config, open_clip, openai
+from jaxclip.convert.layouts import huggingface_config, open_clip_config_writing, openai
 from jaxclip.evaluation.attention import attention_map
 from jaxclip.evaluation.relevance import attention_rollout, relevance_map, split_tower
 from jaxclip.models import clip, parameters
@@ -223,7 +223,7 @@ def test_layouts_of_squares_refuse_them() -> None:
     """timm's trunk has the size of its name; transformers and the released code have one side."""
     siglip = tower(VARIANTS["SigLIP"], image_size=(20, 15))
     with pytest.raises(ValueError, match=r"timm, which has none .* pictures of 20 x 15"):
-        open_clip.to_json(siglip)
+        open_clip_config_writing.to_json(siglip)
     alone = TowerConfig(siglip.vision, 24)  # type: ignore[arg-type]
     for config in (siglip, TALL, alone):
         with pytest.raises(ValueError, match="expected square pictures and patches"):

@@ -17,7 +17,7 @@ from experiments.lib.peers.model_peers import (
     reduce_open_clip,
 )
 from jaxclip.config import name_sides
-from jaxclip.convert.layouts import open_clip, refusals
+from jaxclip.convert.layouts import open_clip_config, refusals
 
 
 class Case(NamedTuple):
@@ -39,7 +39,7 @@ def loadable() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     loads, refused = {}, {}
     for name, settings in open_clip_settings().items():
         try:
-            open_clip.from_json({"model_cfg": settings})
+            open_clip_config.from_json({"model_cfg": settings})
             loads[name] = settings
         except ValueError as error:
             refused[name] = str(error)

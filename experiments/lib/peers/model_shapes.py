@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.lib.peers.model_peers import open_clip_class, without_decoder
 from experiments.lib.peers.parity_support import torchvision_transforms
-from jaxclip.convert.layouts import open_clip
+from jaxclip.convert.layouts import open_clip, open_clip_config
 from jaxclip.convert.layouts.table import entries
 
 
@@ -23,7 +23,7 @@ def theirs(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def ours(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """{their name: shape} that our layout expects of such a file."""
-    config = open_clip.from_json({"model_cfg": settings})
+    config = open_clip_config.from_json({"model_cfg": settings})
     layout = open_clip.LAYOUT
     if open_clip.has_trunk(config):
         layout = open_clip.TRUNK
