@@ -18,6 +18,8 @@ from .layouts import (
     clip_words,
     huggingface,
     huggingface_config,
+    huggingface_config_writing,
+    huggingface_families,
     open_clip,
     open_clip_config,
     open_clip_config_writing,
@@ -103,7 +105,7 @@ def _settings(loaded: Loaded, layout: str) -> dict[str, Any]:
     if layout == "huggingface":
         formats = {array.dtype.name for array in loaded.flat.values()}
         dtype = formats.pop() if len(formats) == 1 else "float32"
-        return huggingface_config.to_json(config, dtype)
+        return huggingface_config_writing.to_json(config, dtype)
     return {}
 
 
@@ -133,7 +135,7 @@ def _companions(config: Config) -> dict[str, bytes]:
     """{name: content} of what transformers reads beside weights and config."""
     found: dict[str, bytes] = {}
     if config.vision is not None:
-        kind = huggingface_config.processor_of(config)
+        kind = huggingface_families.processor_of(config)
         side = config.vision.image_sides[0]  # square: the config was written before
         said = pictures.to_hugging_face(config.pictures, side, kind)
         found[pictures.PREPROCESSOR_NAME] = (json.dumps(said, indent=2) + "\n").encode()

@@ -1,6 +1,7 @@
 """The layouts of Hugging Face's CLIP, MetaCLIP 2 and SigLIP: their keys and split projections.
 
-It has no ResNets. `huggingface_config` reads and writes the config.json beside them.
+It has no ResNets. `huggingface_config` reads the config.json beside them,
+`huggingface_config_writing` writes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxclip.config import ClipConfig
 
-from .huggingface_config import SIGLIP, family_of
+from .huggingface_families import SIGLIP, family_of
 from .table import Config, Extras, Layout
 
 WEIGHTS_NAME = "model.safetensors"

@@ -24,7 +24,11 @@ from jaxclip.config import (
     differences,
     read_config,
 )
-from jaxclip.convert.layouts import huggingface_config, open_clip_config_writing, openai
+from jaxclip.convert.layouts import (
+    huggingface_config_writing,
+    open_clip_config_writing,
+    openai,
+)
 from jaxclip.evaluation.attention import attention_map
 from jaxclip.evaluation.relevance import attention_rollout, relevance_map, split_tower
 from jaxclip.models import clip, parameters
@@ -227,7 +231,7 @@ def test_layouts_of_squares_refuse_them() -> None:
     alone = TowerConfig(siglip.vision, 24)  # type: ignore[arg-type]
     for config in (siglip, TALL, alone):
         with pytest.raises(ValueError, match="expected square pictures and patches"):
-            huggingface_config.to_json(config, "float32")
+            huggingface_config_writing.to_json(config, "float32")
     wide_heads = {"width": 64, "heads": 1}
     official = variants.config({**wide_heads, "image_size": (20, 15)}, wide_heads)
     with pytest.raises(ValueError, match="expected square pictures and patches"):
