@@ -5,8 +5,9 @@ Import it as `jaxclip.convert`: setup.cfg maps this folder there.
 
 from .conversion import convert
 from .files import read
+from .given import Given, require_agreement
 from .layouts.positions import at_size
-from .loading import CONVERTER, Given, Loaded, load, require_agreement
+from .loading import CONVERTER, Loaded, load
 
 __all__ = [
     "CONVERTER",

@@ -14,6 +14,7 @@ from jaxclip.model_tokenizer import FILE_NAME, LARGEST, RULES_NAME, copy_beside,
 
 from .archive import torch_archive
 from .archive.inert import refuse, short_repr
+from .given import Given
 from .layouts import (
     clip_words,
     huggingface,
@@ -29,7 +30,7 @@ from .layouts import (
 from .layouts.infer import Heads
 from .layouts.positions import at_size
 from .layouts.table import Config, Layout, to_theirs
-from .loading import Given, Loaded, load_with_files
+from .loading import Loaded, load_with_files
 
 LayoutName = Literal["jaxclip", "openai", "open_clip", "huggingface"]
 # Of a Hugging Face folder, beside weights and config.

@@ -41,7 +41,8 @@ def interpolate(
         raise UsageError(f"{out} is there already; add --force or another --out")
     require_writable(out)
     from jaxclip import checkpoint
-    from jaxclip.convert.loading import Given, load_with_files
+    from jaxclip.convert.given import Given
+    from jaxclip.convert.loading import load_with_files
     from jaxclip.hub.find import find
 
     given = Given(None, None)
