@@ -8,24 +8,19 @@ place of some of them from protocol 4 on, build tuples, lists, dicts and the des
 and every step takes memory in proportion to the bytes it was read from.
 """
 
-import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .inert import (
-    LISTS,
-    ORDERED_DICT,
-    REBUILD_PARAMETER,
-    REBUILD_TENSOR,
-    STORAGES,
     Global,
     Object,
     Storage,
+    check_name,
+    describe_call,
+    describe_storage,
     is_int,
-    rebuild_parameter,
-    rebuild_tensor,
     refuse,
     short_repr,
 )
@@ -42,8 +37,6 @@ class Pickle(NamedTuple):
     storages: dict[str, Storage]  # all that the pickle mentions, by key
     end: int  # position after the last byte
 
-
-_CALLABLE = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER}
 
 _CONSTANTS: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False}
 _EMPTY: dict[int, Callable[[], Any]] = {ord("}"): dict, ord("]"): list, ord(")"): tuple}
@@ -186,34 +179,13 @@ class _Machine:
         self.push_name(Global(*parts))
 
     def push_name(self, found: Global) -> None:
-        """Push a name that PyTorch's files may mention; it is never looked up."""
-        # With the dot: `__torch__os` is no class of an archive.
-        is_class = found.module == "__torch__" or found.module.startswith("__torch__.")
-        if self.is_archive and (is_class or found in LISTS):
-            pass
-        elif found not in _CALLABLE and found not in STORAGES:
-            raise ValueError(
-                "expected a pickle of tensors and plain containers, got the name "
-                f"{short_repr(f'{found.module}.{found.name}')} in it; nothing was executed; if you "
-                "trust the file, load it with torch and save model.state_dict()"
-            )
+        check_name(found, self.is_archive)
         self.stack.append(found)
 
     def reduce(self) -> None:
-        """Replace the few calls that PyTorch writes by descriptions; nothing is called."""
+        """Replace a call by a description; nothing is called."""
         function, arguments = self.pop(2)
-        if type(function) is not Global or type(arguments) is not tuple:
-            refuse(f"a pickle calls {short_repr(function)}")
-        if function == ORDERED_DICT and arguments == ():
-            self.stack.append(OrderedDict())
-        elif function == REBUILD_TENSOR:
-            self.stack.append(rebuild_tensor(arguments))
-        elif function == REBUILD_PARAMETER:
-            self.stack.append(rebuild_parameter(arguments))
-        elif function in LISTS:
-            self.stack.append(None)
-        else:
-            refuse(f"a pickle calls {short_repr(function.name)} with {len(arguments)} arguments")
+        self.stack.append(describe_call(function, arguments))
 
     def new_object(self) -> None:
         kind, arguments = self.pop(2)
@@ -235,20 +207,9 @@ class _Machine:
     def storage(self) -> None:
         """A reference to numbers elsewhere in the file, the same for every use of its key."""
         [reference] = self.pop(1)
-        if type(reference) is not tuple or len(reference) not in (5, 6):
-            refuse(f"expected a reference to a storage, got {short_repr(reference)}")
-        what, kind, key, device, size = reference[:5]
-        if what != "storage" or type(kind) is not Global or kind not in STORAGES:
-            refuse("a pickle refers to something that is not a storage of numbers")
-        if type(key) is not str or re.fullmatch(r"[0-9]{1,20}", key) is None:
-            refuse(f"expected at most 20 digits as name of a storage, got {short_repr(key)}")
-        if type(device) is not str or not is_int(size) or size < 0:
-            refuse(f"storage {key} has {short_repr(size)} numbers")
-        if reference[5:] not in ((), (None,)):
-            refuse(f"storage {key} is a view of another one")
-        found = Storage(STORAGES[kind], key, size)
-        if self.storages.setdefault(key, found) != found:
-            refuse(f"storage {key} is described in two ways")
+        found = describe_storage(reference)
+        if self.storages.setdefault(found.key, found) != found:
+            refuse(f"storage {found.key} is described in two ways")
         self.stack.append(found)
 
     def step(self, code: int) -> None:
