@@ -60,6 +60,12 @@ def logits_held(text: str, batch: int, devices: int) -> set[tuple[int, ...]]:
     return {s for s in shapes if s.count(batch) > 1 or (batch in s and own in s and own > 1)}
 
 
+def allocated(report: str) -> int | None:
+    """Bytes of a device's memory in XLA's own memory-usage report; None in another text."""
+    found = re.search(r"^Memory Space: default .*\nTotal bytes: (\d+)", report, re.M)
+    return int(found[1]) if found else None
+
+
 def largest_buffers(report: str, most: int) -> list[dict[str, object]]:
     """The largest buffers of XLA's own memory-usage report, with the arrays that share them."""
     line = r"^\s*[\d.]+\w+\(\s*\d+%\);\s*([\d.]+)(B|KiB|MiB|GiB);\s*\d+;\s*\d+; (.*)$"

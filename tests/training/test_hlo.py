@@ -139,6 +139,7 @@ def test_the_kernels_of_a_program_of_this_jax_are_found():
 
 def test_the_largest_buffers_are_read_from_the_report():
     report = """Memory Space: default (color=0)
+Total bytes: 1619001344 (1.51GiB)
   cumulative_size;       size;       offset; used_by_n_values; shapes_list
     6.00MiB( 41%);    6.00MiB;      5603328;                2; bf16[256,16,768], f32[]
    10.12MiB( 70%);    1.50GiB;       409600;                3; bf16[2,256,33,128]
@@ -149,6 +150,9 @@ def test_the_largest_buffers_are_read_from_the_report():
         {"MiB": 1536.0, "arrays": "bf16[2,256,33,128]"},
     ]
     assert hlo.largest_buffers("another text", 2) == []
+    of_another_memory = "Memory Space: vmem (color=1)\nTotal bytes: 7 (7B)\n"
+    assert hlo.allocated(of_another_memory + report) == 1619001344
+    assert hlo.allocated(of_another_memory) is None
 
 
 def program(loss) -> str:

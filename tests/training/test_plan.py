@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -81,6 +82,27 @@ def test_alternatives_change_nothing_that_cannot_help():
     assert list(plan.alternatives(done, 8)) == []
     large = Job(Recipe(batch_size=32768, remat="full"), Execution("dense"))
     assert plan.changed_flags(next(plan.alternatives(large, 1)), large) == ["--loss chunked"]
+
+
+def test_what_a_tpu_holds_is_what_its_compiler_allocates():
+    gib = plan.GIB
+    memory = SimpleNamespace(
+        argument_size_in_bytes=4.8 * gib,
+        temp_size_in_bytes=6.6 * gib,  # of ViT-L/14 on a v5e, which holds 9.2 in all
+        output_size_in_bytes=4.8 * gib,
+        alias_size_in_bytes=4.8 * gib,
+    )
+    usage = f"Memory Space: default (color=0)\nTotal bytes: {int(9.2 * gib)} (9.20GiB)\n"
+    tpu, gpu = (targets.Target("", [], size) for size in (None, 80 * gib))
+    assert not tpu.is_gpu and gpu.is_gpu
+    sizes = ("GiB a device", "of them state and batch", "temporaries GiB")
+    for target, text, expected in (
+        (tpu, usage, (9.2, 4.8, 4.4)),
+        (gpu, usage, (11.4, 4.8, 6.6)),
+        (tpu, "", (11.4, 4.8, 6.6)),  # no report: at most so much
+    ):
+        facts = plan._memory_facts(memory, text, target)
+        assert tuple(facts[size] for size in sizes) == expected
 
 
 def pretended(limit: float, needs: dict[str, float], asked: list[Job]):
