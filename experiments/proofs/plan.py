@@ -205,12 +205,15 @@ def gpu_table(record: dict[str, Any]) -> str:
 
 
 def _temporaries(rows: list[dict[str, Any]], remat: str) -> str:
-    """Of the row with that policy; in brackets where it is more than the chip has."""
+    """Of the row with that policy; in brackets where it is more than the chip has.
+
+    "at most" where it is `temp_size_in_bytes` of a TPU's program (`training.plan`).
+    """
     row = next((row for row in rows if row["remat"] == remat), None)
     if row is None:
         return "-"
     if row["fits"]:
-        return str(row["temporaries GiB"])
+        return f"{'at most ' if row.get('at most') else ''}{row['temporaries GiB']}"
     words = row["because"].split()
     return f"({words[1]})" if words[0] == "needs" else "(too much)"
 

@@ -142,6 +142,7 @@ def _memory_facts(memory: Any, usage: str, target: targets.Target) -> Facts:
     that holds 30.3 in all, and fits into 31.25.
     """
     arguments, used = memory.argument_size_in_bytes, hlo.allocated(usage)
+    at_most = not target.is_gpu and used is None
     if target.is_gpu or used is None:
         used = arguments + memory.temp_size_in_bytes
         used += memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -151,6 +152,7 @@ def _memory_facts(memory: Any, usage: str, target: targets.Target) -> Facts:
         "GiB a device": round(used / GIB, 2),
         "of them state and batch": round(arguments / GIB, 2),
         "temporaries GiB": round((used - arguments) / GIB, 2),
+        **({"at most": True} if at_most else {}),
         **({} if limit is None else {"usable GiB": round(limit / GIB, 2)}),
     }
 

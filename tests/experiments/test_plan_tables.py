@@ -109,14 +109,18 @@ def test_the_tpus_table_has_a_line_for_each_chip_and_a_column_for_each_policy():
     rows += [planned(products, fits=False, because="RESOURCE_EXHAUSTED")]
     record = {"rows": rows, "before": {"temporaries GiB": {"ViT-L/14 on v5e:16x16": 9.08}}}
     other, cut = dataclasses.replace(full, model="RN50"), dataclasses.replace(full, fsdp=8)
-    rows = [planned(cut), planned(other), *rows]  # the table has an order of its own
+    rows = [
+        planned(cut, **{"at most": True}),
+        planned(other),
+        *rows,
+    ]  # the table has an order of its own
     own, of_other, with_fsdp = plan.tpu_table({**record, "rows": rows}).splitlines()[2:]
     assert own == (
         "| ViT-L/14 | v5e:16x16, 1, 1 | 4.8 | (41.97) | - | (too much) | 18.2 | 9.08 "
         "| 0, 0.0 MiB | 8, 1.0 MiB | 0, 0.0 MiB |"
     )
     assert of_other.startswith("| RN50 | v5e:16x16, 1, 1 | 4.8 | - | - | - | 18.2 | - |")
-    assert with_fsdp.startswith("| ViT-L/14 | v5e:16x16, 1, 8 | 4.8 | - | - | - | 18.2 | - |")
+    assert with_fsdp.startswith("| ViT-L/14 | v5e:16x16, 1, 8 | 4.8 | - | - | - | at most 18.2 |")
 
 
 def test_the_largest_buffers_are_of_the_row_that_the_page_names():

@@ -99,10 +99,11 @@ def test_what_a_tpu_holds_is_what_its_compiler_allocates():
     for target, text, expected in (
         (tpu, usage, (9.2, 4.8, 4.4)),
         (gpu, usage, (11.4, 4.8, 6.6)),
-        (tpu, "", (11.4, 4.8, 6.6)),  # no report: at most so much
+        (tpu, "", (11.4, 4.8, 6.6)),  # no report
     ):
         facts = plan._memory_facts(memory, text, target)
         assert tuple(facts[size] for size in sizes) == expected
+        assert facts.get("at most", False) == (text == "" and target is tpu)
 
 
 def pretended(limit: float, needs: dict[str, float], asked: list[Job]):
