@@ -99,7 +99,7 @@ class RunInputs(NamedTuple):
 
 
 def with_listings(inputs: RunInputs, found: tuple[str, ...]) -> RunInputs:
-    """The inputs with those of their data; of a resumed run, a warning where one has changed."""
+    """The inputs with the listings of their data; a warning for each that was another before."""
     for data, before, now in zip(inputs.data, inputs.listings, found, strict=False):
         if now != before and jax.process_index() == 0:
             logger.warning(
